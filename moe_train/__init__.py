@@ -1,0 +1,3 @@
+"""Distributed training of Mixture-of-Experts language models."""
+
+__version__ = "0.1.0"

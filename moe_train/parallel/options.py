@@ -1,0 +1,18 @@
+"""Options of the process layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ParallelOptions:
+    """Layout (TP, EP, DP): data parallelism is what is left of the number of processes."""
+
+    expert: int = 1
+    """Ranks over which the experts of one layer are spread (EP)."""
+    tensor: int = 1
+    pipeline: int = 1
+    context: int = 1
+    timeout_seconds: float = 600.0
+    """Time after which a collective that does not finish ends the run; every group carries it."""

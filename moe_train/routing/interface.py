@@ -1,0 +1,159 @@
+"""The one interface between a router variant and the rest of the system.
+
+Dimension suffixes used in this package: T tokens of a micro-batch (flattened from [S, B], so token t = s * B + b),
+H hidden, E experts, K chosen experts per token, S sequence length, B sequences.
+
+This room imports torch and the standard library only, so that one gate can be taken into another project.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from moe_train.routing.noise import counter_normal
+
+POOLS = ("token", "sequence", "micro_batch")
+UNITS = ("token", "sequence", "micro_batch")
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """What a gate may know about a micro-batch besides the hidden states.
+
+    ``sample_T`` is the global sample index, ``position_T`` the offset inside the sample (never reset at a document
+    boundary) and ``padding_T`` is True for PADDING: such a token is never selected, counted or dropped.
+    """
+
+    ids_T: Tensor
+    sample_T: Tensor
+    position_T: Tensor
+    padding_T: Tensor
+    sequence_length: int
+    batch_size: int
+    seed: int = 0
+    step: int = 0
+    window_sum: Callable[[str, int, Tensor], Tensor] | None = None
+    """``window_sum(name, layer, x)``: x summed (detached) over the data-parallel ranks and over the micro-batches of
+    this optimizer step seen so far. None means one process and one micro-batch: x itself."""
+
+    def noise(self, name: str, layer: int, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal noise [T, *shape], a pure function of (seed, step, layer, name, sample, position), so it is
+        the same under every layout and in recomputation."""
+        return counter_normal(name, (self.seed, self.step, layer), self.sample_T, self.position_T, shape)
+
+    def sum_over_window(self, name: str, layer: int, x: Tensor) -> Tensor:
+        """``window_sum`` or, without one, x itself; always detached."""
+        return x.detach() if self.window_sum is None else self.window_sum(name, layer, x.detach())
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One auxiliary loss of one layer and one micro-batch as a (sum, count) pair.
+
+    The loss of the optimizer step is ``coefficient * (sum of sums) / (sum of counts)`` over all ranks and
+    micro-batches, so that averages are exact under every split. ``unit`` says what is counted: non-padding tokens,
+    sequences that hold one, or micro-batches that hold one; the trainer knows these totals before the step starts.
+    """
+
+    sum: Tensor
+    count: Tensor
+    unit: str
+    coefficient: float
+
+    def __post_init__(self) -> None:
+        if self.unit not in UNITS:
+            raise ValueError(f"unit of a loss term is {self.unit!r}; it must be one of {', '.join(UNITS)}")
+
+
+@dataclass
+class Routing:
+    """The decision of a gate for T tokens and E experts."""
+
+    logits_TE: Tensor
+    """float32 scores before any normalisation."""
+    probs_TE: Tensor
+    """float32 probabilities over all experts (what balancing losses average)."""
+    weights_TE: Tensor
+    """float32 combine weights, zero where not selected."""
+    selected_TE: Tensor
+    """bool, before capacity; any number per row, also none."""
+    kept_TE: Tensor
+    """bool, after capacity."""
+    losses: dict[str, LossTerm] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """Additive statistics of this micro-batch: ``load`` (exact int64 [E], pre-drop, padding excluded), ``tokens``
+    (int64 scalar) and whatever ``after_step`` needs. Summed over micro-batches and ranks once per step."""
+    expert_input_shift_TH: Tensor | None = None
+    """Added to the routed experts' input only (LPR)."""
+    experts_TK: Tensor | None = None
+    """int64 chosen experts, E in an unused slot; given by gates whose ``max_k`` is not None, for the path with fixed
+    shapes. Must say the same as ``kept_TE``."""
+
+
+class Gate(nn.Module):
+    """Scores and selects experts. ``forward`` is pure: no buffer writes, no ``.item()``, no collective except through
+    ``TokenBatch.sum_over_window``."""
+
+    causal: bool = True
+    """False when an output depends on a later token."""
+    pool: str = "token"
+    """The tokens that compete with each other: token, sequence or micro_batch."""
+    max_k: int | None = None
+    """Static bound on experts per token (fixed shapes, fast path); None means free."""
+    takes_bias: bool = False
+    """Whether a selection bias makes sense for this gate."""
+    takes_switch_loss: bool = True
+    """Whether the switch loss makes sense for this gate (probs_TE is a distribution)."""
+
+    def __init__(self, hidden_size: int, num_experts: int) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.num_experts = num_experts
+        self.layer = 0
+        """Index of the layer, from 0; set by the owner, used for noise and window sums."""
+
+    def forward(
+        self,
+        tokens_TH: Tensor,
+        batch: TokenBatch,
+        *,
+        bias_E: Tensor | None = None,
+        replay_TE: Tensor | None = None,
+    ) -> Routing:
+        """``bias_E`` is added to the scores for selection only, never to the combine weights. ``replay_TE`` is the
+        selection of the first pass, to be used as it is when activations are recomputed."""
+        raise NotImplementedError
+
+    def after_step(self, sums: dict[str, Tensor]) -> None:
+        """Move state that follows a rule; called once per optimizer step that was taken, never in evaluation, with
+        the sums over all ranks and micro-batches."""
+
+    def initial(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
+        """Initial value (float32, CPU, drawn from ``generator``) of the gate's parameter ``name``, or None for the
+        model's rule: normal(0, init.std) for matrices, ones for norm weights, zeros for biases."""
+        return None
+
+    def no_decay_parameters(self) -> set[str]:
+        """Names (within this gate) of parameters that get no weight decay besides norms and biases."""
+        return set()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gate:
+        # State that moves by rule stays float32 when the engine casts the module to bfloat16.
+        return keep_buffers_float32(self, lambda: super(Gate, self)._apply(fn, recurse))
+
+
+def keep_buffers_float32(module: nn.Module, apply: Callable[[], nn.Module]) -> nn.Module:
+    """Runs ``apply`` (a Module._apply) and gives the module's own float32 buffers their values back at full
+    precision, on the device that they were moved to."""
+    before = {n: b for n, b in module._buffers.items() if b is not None and b.dtype == torch.float32}
+    result = apply()
+    for name, old in before.items():
+        new = module._buffers[name]
+        assert new is not None
+        if new.dtype != torch.float32:
+            module._buffers[name] = old.to(new.device)
+    return result

@@ -1,0 +1,83 @@
+"""Options of the training loop; composed with those of the other rooms in run_config.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    steps: int = 100
+    global_batch_size: int = 8
+    """Sequences per optimizer step, over all ranks and micro-batches."""
+    micro_batch_size: int = 4
+    """Sequences per rank and micro-batch; accumulation = global / (micro * DP)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    zero_stage: Literal[1, 2, 3] = 1
+    gradient_clipping: float = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+    recompute: bool = False
+    """Recompute each layer's activations in the backward pass."""
+    deterministic: bool = False
+    """Deterministic kernels on CUDA (CPU always is)."""
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    """Not applied to norms, biases, prototypes and gate state."""
+    gate_lr_factor: float = 1.0
+    """Learning rate of gate parameters relative to the others."""
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    kind: Literal["wsd", "cosine", "constant"] = "wsd"
+    warmup_steps: int = 0
+    decay_fraction: float = 0.2
+    """Share of the steps that wsd spends decaying at the end."""
+    final_lr_fraction: float = 0.1
+    """Learning rate at the last step relative to the peak."""
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    every: int = 0
+    """Validate every this many steps; 0 for never."""
+    steps: int = 20
+    """Global batches of validation data per validation."""
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    every_steps: int = 0
+    """Save every this many steps; 0: only at the end (and on SIGTERM or Ctrl-C)."""
+    every_minutes: float = 0.0
+    keep: int = 2
+    """Complete checkpoints that stay on disk, the newest first."""
+
+
+@dataclass(frozen=True)
+class LoggingOptions:
+    every: int = 10
+    """Steps between two console lines and two records in metrics.jsonl."""
+    tensorboard: bool = True
+    wandb: bool = False
+    csv: bool = False
+    per_layer: bool = True
+    """Also write balance/layer_i/* tags."""
+
+
+@dataclass(frozen=True)
+class ProfileOptions:
+    """torch profiler window and CUDA memory snapshot, written to <run>/profile/."""
+
+    start_step: int = 0
+    """First profiled step; 0 switches profiling off."""
+    steps: int = 3
+    memory: bool = False
