@@ -1,0 +1,1 @@
+"""Loading, composition and strict validation of configurations; knows no option of any room."""

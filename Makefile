@@ -1,0 +1,45 @@
+# One environment in .venv, then: make demo, make test, make test-all, make lint, make clean.
+#
+#   make demo FRESH=1           a new run folder instead of the finished run
+#   make test TORCH=torch==2.11 another torch; also a path to a wheel
+#   make test CONSTRAINTS=FILE  another set of pinned versions (empty: none)
+#   make test PYTHON=python3.12 another interpreter (3.11 or 3.12)
+
+VENV ?= .venv
+CONSTRAINTS ?= constraints/cpu.txt
+TORCH ?= torch
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(shell \
+	$(p) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13)' 2>/dev/null && echo $(p))))
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP_FLAGS := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+
+.PHONY: demo test test-all lint install clean
+
+demo: $(STAMP)
+	$(BIN)/python tools/demo.py $(if $(FRESH),--fresh)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+install: $(STAMP)
+
+# torch first and alone: what needs it later finds it, and the wanted build is not replaced. The stamp is made last, so
+# an install that failed is tried again, and one that succeeded is not repeated (the next call needs no network).
+$(STAMP): pyproject.toml setup.py $(CONSTRAINTS)
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; say which with make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --editable '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find moe_train tests tools launcher benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,166 @@
+"""What no single section can know: whether the sections of a configuration fit each other and the processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from moe_train.config.errors import Problem
+from moe_train.training.deepspeed_keys import clashes
+
+if TYPE_CHECKING:
+    from moe_train.training.run_config import RunConfig
+
+
+def problems(config: RunConfig, world_size: int | None = None) -> list[Problem]:
+    """Everything wrong with a configuration; without ``world_size`` what holds for any number of processes."""
+    found = [*_values(config), *_model(config), *_routing(config), *_unsupported(config), *clashes(config.deepspeed)]
+    found += _layout(config)
+    if world_size is not None and not found:
+        found += _processes(config, world_size)
+    return found
+
+
+def _values(config: RunConfig) -> Iterator[Problem]:
+    """Ranges of single values that the types do not express."""
+    train, optimizer, schedule = config.train, config.optimizer, config.schedule
+    positive = {
+        "train.steps": train.steps,
+        "train.global_batch_size": train.global_batch_size,
+        "train.micro_batch_size": train.micro_batch_size,
+        "data.sequence_length": config.data.sequence_length,
+        "optimizer.eps": optimizer.eps,
+        "logging.every": config.logging.every,
+        "checkpoint.keep": config.checkpoint.keep,
+        "parallel.timeout_seconds": config.parallel.timeout_seconds,
+    }
+    for parallel in ("expert", "tensor", "pipeline", "context"):
+        positive[f"parallel.{parallel}"] = getattr(config.parallel, parallel)
+    if config.eval.every:
+        positive["eval.steps"] = config.eval.steps
+    if config.profile.start_step:
+        positive["profile.steps"] = config.profile.steps
+    for path, value in positive.items():
+        if value <= 0:
+            yield Problem(path, f"must be greater than 0, got {value}")
+    not_negative = {
+        "seed": config.seed,
+        "train.gradient_clipping": train.gradient_clipping,
+        "optimizer.lr": optimizer.lr,
+        "optimizer.weight_decay": optimizer.weight_decay,
+        "optimizer.gate_lr_factor": optimizer.gate_lr_factor,
+        "schedule.warmup_steps": schedule.warmup_steps,
+        "eval.every": config.eval.every,
+        "checkpoint.every_steps": config.checkpoint.every_steps,
+        "checkpoint.every_minutes": config.checkpoint.every_minutes,
+        "profile.start_step": config.profile.start_step,
+    }
+    for path, value in not_negative.items():
+        if value < 0:
+            yield Problem(path, f"must not be negative, got {value}")
+    for path, fraction in (
+        ("schedule.decay_fraction", schedule.decay_fraction),
+        ("schedule.final_lr_fraction", schedule.final_lr_fraction),
+    ):
+        if not 0 <= fraction <= 1:
+            yield Problem(path, f"must lie between 0 and 1, got {fraction}")
+    for index, beta in enumerate(optimizer.betas):
+        if not 0 <= beta < 1:
+            yield Problem(f"optimizer.betas.{index}", f"must be at least 0 and below 1, got {beta}")
+    if schedule.warmup_steps > train.steps:
+        yield Problem("schedule.warmup_steps", f"{schedule.warmup_steps} is more than train.steps ({train.steps})")
+    if not config.name or config.name != config.name.strip() or any(c in config.name for c in "/\\\0"):
+        yield Problem("name", f"{config.name!r} cannot name a folder")
+
+
+def _model(config: RunConfig) -> Iterator[Problem]:
+    model, moe = config.model, config.model.moe
+    sizes = {
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.num_key_value_heads,
+        "vocab_size": model.vocab_size,
+        "vocab_multiple": model.vocab_multiple,
+        "moe.num_experts": moe.num_experts,
+        "moe.expert_hidden_size": moe.expert_hidden_size,
+    }
+    optional = {
+        "head_dim": model.head_dim,
+        "moe.shared_expert_hidden_size": moe.shared_expert_hidden_size,
+        "loss_chunk_tokens": model.loss_chunk_tokens,
+    }
+    sizes.update({key: value for key, value in optional.items() if value is not None})
+    bad = [key for key, value in sizes.items() if value <= 0]
+    for key in bad:
+        hint = "; write null for none" if key in optional else ""
+        yield Problem(f"model.{key}", f"must be greater than 0, got {sizes[key]}{hint}")
+    if bad:
+        return
+    heads, kv = model.num_attention_heads, model.num_key_value_heads
+    if heads % kv:
+        yield Problem("model.num_key_value_heads", f"{heads} attention heads are not divisible by {kv}")
+    if model.head_dim is None and model.hidden_size % heads:
+        yield Problem(
+            "model.hidden_size", f"{model.hidden_size} is not divisible by {heads} attention heads; set model.head_dim"
+        )
+    elif (model.head_dim or model.hidden_size // heads) % 2:
+        yield Problem("model.head_dim", "must be even for rotary position embedding")
+
+
+def _routing(config: RunConfig) -> Iterator[Problem]:
+    from moe_train.routing import check_options, gate_class
+
+    router, experts = config.router, config.model.moe.num_experts
+    top_k = router.options.get("top_k")
+    if isinstance(top_k, int) and not 1 <= top_k <= experts:
+        yield Problem("router.options.top_k", f"{top_k} must lie between 1 and model.moe.num_experts ({experts})")
+        return
+    try:
+        check_options(router, experts)
+    except ValueError as error:
+        yield Problem("router", str(error))
+        return
+    if not gate_class(router.gate).causal and router.gate not in config.causal_exceptions:
+        yield Problem(
+            "router.gate",
+            f"{router.gate} lets a token's routing depend on later tokens, which a language model cannot do when it "
+            f"generates; to accept that, say causal_exceptions=[{router.gate}]",
+        )
+
+
+def _unsupported(config: RunConfig) -> Iterator[Problem]:
+    for name in ("tensor", "pipeline", "context"):
+        size = getattr(config.parallel, name)
+        if size > 1:
+            yield Problem(
+                f"parallel.{name}", f"{name} parallelism is not supported yet, got {size}; use parallel.expert and ZeRO"
+            )
+
+
+def _layout(config: RunConfig) -> Iterator[Problem]:
+    experts, ep = config.model.moe.num_experts, config.parallel.expert
+    if ep > 0 and experts % ep:
+        yield Problem("parallel.expert", f"{experts} experts (model.moe.num_experts) cannot be spread over {ep} ranks")
+    train = config.train
+    if train.micro_batch_size > 0 and train.global_batch_size % train.micro_batch_size:
+        yield Problem(
+            "train.global_batch_size", f"{train.global_batch_size} is not divisible by "
+            f"train.micro_batch_size ({train.micro_batch_size})"
+        )
+
+
+def _processes(config: RunConfig, world_size: int) -> Iterator[Problem]:
+    size = config.layout_size
+    if world_size < 1 or world_size % size:
+        yield Problem(
+            "parallel.expert", f"{world_size} process{'es' if world_size != 1 else ''} cannot hold this layout: "
+            f"the number must be a multiple of expert x tensor = {size}; use --processes {size}"
+        )
+        return
+    train, dp = config.train, config.data_parallel_size(world_size)
+    if train.global_batch_size % (train.micro_batch_size * dp):
+        yield Problem(
+            "train.global_batch_size", f"{train.global_batch_size} is not divisible by train.micro_batch_size "
+            f"({train.micro_batch_size}) x data-parallel ranks ({dp}) = {train.micro_batch_size * dp}"
+        )
