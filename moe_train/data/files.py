@@ -1,0 +1,53 @@
+"""Files that appear under their final names only when they are complete."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+PARTIAL_SUFFIX = ".partial"
+
+
+def partial_path(path: Path) -> Path:
+    """The temporary name, in the same folder, that `path` is written under."""
+    return path.with_name(path.name + PARTIAL_SUFFIX)
+
+
+def publish(paths: Iterable[Path]) -> None:
+    """Gives complete temporary files their final names, in the order given.
+
+    Every file is on the disk before the first one is renamed, so a crash leaves either a prefix of the
+    final files (all of them whole) or none. Put the file whose presence means "finished" last.
+    """
+    final = list(paths)
+    for path in final:
+        _fsync(partial_path(path))
+    for path in final:
+        os.replace(partial_path(path), path)
+    for folder in {path.parent for path in final}:
+        _fsync(folder)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a small file: readers see the old content or the new one, never a part."""
+    partial_path(path).write_bytes(content)
+    publish([path])
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces.
+
+    Errors: OSError if it cannot be read.
+    """
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
