@@ -1,0 +1,65 @@
+"""What `prepare` writes next to the tokens of a prefix, and how to read it back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_train.data.tokenizers import IdArray, Tokenizer, load_tokenizer
+
+
+def manifest_path(prefix: str | Path) -> Path:
+    return Path(f"{prefix}.manifest.json")
+
+
+def token_bytes_path(prefix: str | Path) -> Path:
+    return Path(f"{prefix}.token_bytes.npy")
+
+
+def read_manifest(prefix: str | Path) -> dict[str, Any]:
+    """The manifest of a prefix (docs/data.md lists its keys).
+
+    Errors: FileNotFoundError for data that `prepare` did not write, ValueError for a damaged file.
+    """
+    path = manifest_path(prefix)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; it is written by prepare")
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{path} is damaged: it holds no object")
+    return manifest
+
+
+def read_token_bytes(prefix: str | Path) -> IdArray:
+    """[V] int32: bytes of text per token id, V the tokenizer's vocabulary; 0 for special tokens.
+
+    Errors: FileNotFoundError, ValueError for a damaged file.
+    """
+    path = token_bytes_path(prefix)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; it is written by prepare, and bits per byte need it")
+    try:
+        table = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if table.ndim != 1 or table.dtype != np.int32:
+        raise ValueError(f"{path} is damaged: expected one row of int32, found {table.dtype} of shape {table.shape}")
+    return table
+
+
+def tokenizer_of(prefix: str | Path) -> Tokenizer:
+    """The tokenizer that a prefix was written with, from the copy in its folder.
+
+    Errors: FileNotFoundError where the copy is gone, ValueError where it is another one.
+    """
+    recorded = read_manifest(prefix)["tokenizer"]
+    tokenizer = load_tokenizer(Path(prefix).parent / recorded["file"])
+    if tokenizer.checksum != recorded["checksum"]:
+        raise ValueError(f"{tokenizer.path} is not the tokenizer that {prefix} was written with")
+    return tokenizer
