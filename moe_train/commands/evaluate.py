@@ -1,0 +1,86 @@
+"""``moe-train evaluate RUN``: loss and expert load of a trained model on a data set."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+HELP = "measure loss, perplexity, bits per byte and expert balance of a trained model"
+EXAMPLE = "moe-train evaluate runs/demo --data data/mine-validation"
+WORKER = "moe_train.training.evaluate"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, for example runs/demo")
+    parser.add_argument("--data", metavar="PREFIX", help="prepared data (default: the run's validation set)")
+    parser.add_argument(
+        "--checkpoint", default="latest", metavar="latest|STEP|PATH", help="which checkpoint (default: latest)"
+    )
+    parser.add_argument(
+        "--processes", type=positive, metavar="N", help="processes to start (default: as the run was trained)"
+    )
+    parser.add_argument("--limit-batches", type=positive, metavar="N", help="stop after N batches per process")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE (- for the screen)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from moe_train.evaluation.result import evaluation_path, read_evaluation, write_evaluation
+    from moe_train.evaluation.table import print_table
+
+    data = arguments.data or validation_prefix(arguments.run)
+    result_file = evaluation_path(arguments.run, data, arguments.checkpoint)
+    unfinished = result_file.with_suffix(".json.unfinished")
+    unfinished.unlink(missing_ok=True)
+    code = launch(WORKER, worker_arguments(arguments, data, unfinished), arguments.run, arguments.processes)
+    if code == 0 and not unfinished.is_file():
+        print(f"the evaluation ended without writing {unfinished}", file=sys.stderr)
+        code = 1
+    if code != 0:
+        print("evaluation failed; the messages above say why", file=sys.stderr)
+        return code
+    evaluation = read_evaluation(unfinished)
+    os.replace(unfinished, result_file)  # An earlier result stays until there is a new one.
+    if str(arguments.json) == "-":
+        print(result_file.read_text(encoding="utf-8"), end="")
+        return 0
+    if arguments.json is not None:
+        write_evaluation(arguments.json, evaluation)
+    print_table(evaluation)
+    print(f"result: {result_file}")
+    return 0
+
+
+def worker_arguments(arguments: argparse.Namespace, data: str, output: Path) -> list[str]:
+    """The command line of the worker, which writes its result to ``--output`` on rank 0."""
+    command = ["--run-dir", str(arguments.run), "--data", data, "--checkpoint", str(arguments.checkpoint)]
+    if arguments.limit_batches is not None:
+        command += ["--limit-batches", str(arguments.limit_batches)]
+    return [*command, "--output", str(output)]
+
+
+def validation_prefix(run_dir: Path) -> str:
+    """The validation set of the run's configuration; ValueError when the folder is no run or the run has none."""
+    import yaml
+
+    config_file = run_dir / "config.yaml"
+    if not config_file.is_file():
+        raise ValueError(f"{run_dir} is not a run folder: it has no config.yaml")
+    config = yaml.safe_load(config_file.read_text(encoding="utf-8")) or {}
+    prefix = (config.get("data") or {}).get("validation")
+    if not prefix:
+        raise ValueError(f"the run {run_dir} has no validation set (data.validation is empty); give one with --data")
+    return str(prefix)
+
+
+def launch(module: str, worker: list[str], run_dir: Path, processes: int | None) -> int:
+    """Runs ``python -m module *worker`` on the processes of the run and returns the exit status."""
+    raise NotImplementedError("connected to moe_train.launch by the training loop's author")
+
+
+def positive(text: str) -> int:
+    value = int(text) if text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return value

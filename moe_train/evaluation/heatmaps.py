@@ -1,0 +1,136 @@
+"""Heat maps of expert load. Colour is an expert's share relative to perfect balance on a log2 scale.
+
+Suffixes: N records, L MoE layers, E experts, D domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moe_train.evaluation.plots import figure, to_png, to_svg
+from moe_train.evaluation.series import thin
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STOPS = ("#1f4e79", "#82aad0", "#f7f7f5", "#f0a860", "#b35806")
+UNUSED = "#2d2d2d"
+MAX_LAYERS = 16
+COLUMNS = 2
+
+
+def relative_load(counts: Any) -> np.ndarray:
+    """float64, last axis E: share of each expert times E. 1 is perfect balance; 0 without any load."""
+    counts = np.asarray(counts, dtype=np.float64)
+    total = counts.sum(axis=-1, keepdims=True)
+    return np.divide(counts * counts.shape[-1], total, out=np.zeros_like(counts), where=total > 0)
+
+
+def load_over_time(records: Sequence[Mapping[str, Any]]) -> tuple[bytes, list[int]]:
+    """PNG with one panel per layer, experts by step, and the layers that are shown (evenly chosen above 16)."""
+    load_NLE = relative_load([record["load"] for record in records])
+    steps = [record["step"] for record in records]
+    layers = thin(range(load_NLE.shape[1]), MAX_LAYERS)
+    rows = -(-len(layers) // COLUMNS)
+    with figure(11.0, 0.5 + 2.35 * rows) as fig:
+        grid = fig.subplots(rows, COLUMNS, squeeze=False, sharex=True, sharey=True)
+        image = None
+        for panel, layer in zip(grid.flat, layers, strict=False):
+            image = _image(panel, load_NLE[:, layer].T, extent=_step_extent(steps, load_NLE.shape[2]))
+            panel.set_title(f"layer {layer}")
+        for panel in grid.flat[len(layers) :]:
+            panel.set_visible(False)
+        for panel in grid[:, 0]:
+            panel.set_ylabel("expert")
+        for panel in grid.flat[max(0, len(layers) - COLUMNS) : len(layers)]:
+            panel.set_xlabel("step")
+            panel.xaxis.set_tick_params(labelbottom=True)
+            if len(set(steps)) == 1:
+                panel.set_xticks(steps[:1])
+        _colour_bar(fig, image, list(grid.flat), "load / balanced load")
+        return to_png(fig), layers
+
+
+def load_matrix(load_LE: Sequence[Sequence[int]]) -> bytes:
+    """SVG: layers by experts."""
+    relative_LE = relative_load(load_LE)
+    layers, experts = relative_LE.shape
+    with figure(11.0, min(6.0, 1.15 + 0.34 * layers)) as fig:
+        axes = fig.add_subplot()
+        image = _image(axes, relative_LE, extent=(-0.5, experts - 0.5, layers - 0.5, -0.5))
+        axes.set_xlabel("expert")
+        axes.set_ylabel("layer")
+        axes.set_yticks(thin(range(layers), 12))
+        axes.set_xticks(thin(range(experts), 17) if experts > 32 else range(experts))
+        if layers * experts <= 2048:
+            _cell_borders(axes, layers, experts)
+        _colour_bar(fig, image, [axes], "load / balanced load")
+        return to_svg(fig)
+
+
+def domain_matrix(domains: Mapping[str, Mapping[str, Any]]) -> tuple[bytes, list[int]]:
+    """PNG with one panel per layer, domains by experts, and the layers shown. Colour: the expert's share of the
+    domain's slots relative to its share of all slots, so that 1 means no specialisation."""
+    names = list(domains)
+    load_DLE = np.asarray([domains[name]["load"] for name in names], dtype=np.float64)
+    share_DLE = relative_load(load_DLE)
+    share_LE = relative_load(load_DLE.sum(axis=0))
+    ratio_DLE = np.divide(share_DLE, share_LE[None], out=np.ones_like(share_DLE), where=share_LE[None] > 0)
+    layers = thin(range(load_DLE.shape[1]), MAX_LAYERS)
+    rows = -(-len(layers) // COLUMNS)
+    with figure(11.0, 0.6 + rows * (0.75 + 0.24 * len(names))) as fig:
+        grid = fig.subplots(rows, COLUMNS, squeeze=False, sharex=True, sharey=True)
+        image = None
+        experts = load_DLE.shape[2]
+        for panel, layer in zip(grid.flat, layers, strict=False):
+            image = _image(panel, ratio_DLE[:, layer], extent=(-0.5, experts - 0.5, len(names) - 0.5, -0.5))
+            panel.set_title(f"layer {layer}")
+            panel.set_yticks(range(len(names)), [shorten(name) for name in names])
+        for panel in grid.flat[len(layers) :]:
+            panel.set_visible(False)
+        for panel in grid.flat[max(0, len(layers) - COLUMNS) : len(layers)]:
+            panel.set_xlabel("expert")
+            panel.xaxis.set_tick_params(labelbottom=True)
+        _colour_bar(fig, image, list(grid.flat), "share in domain / share overall")
+        return to_png(fig), layers
+
+
+def shorten(name: str, most: int = 24) -> str:
+    """Text for an axis. A dollar sign would start matplotlib's formula mode."""
+    name = name if len(name) <= most else name[: most - 1] + "…"
+    return name.replace("$", r"\$")
+
+
+def _image(axes: Axes, relative: np.ndarray, extent: tuple[float, float, float, float]) -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colours = LinearSegmentedColormap.from_list("load", STOPS)
+    colours.set_bad(UNUSED)
+    level = np.ma.log2(np.ma.masked_equal(relative, 0.0))
+    axes.grid(False)
+    return axes.imshow(
+        level, cmap=colours, vmin=-2, vmax=2, aspect="auto", interpolation="nearest", extent=extent, origin="upper"
+    )
+
+
+def _step_extent(steps: Sequence[int], experts: int) -> tuple[float, float, float, float]:
+    half = (steps[-1] - steps[0]) / max(len(steps) - 1, 1) / 2 or 0.5
+    return steps[0] - half, steps[-1] + half, experts - 0.5, -0.5
+
+
+def _cell_borders(axes: Axes, layers: int, experts: int) -> None:
+    axes.set_xticks(np.arange(-0.5, experts), minor=True)
+    axes.set_yticks(np.arange(-0.5, layers), minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.0)
+    axes.tick_params(which="minor", length=0)
+
+
+def _colour_bar(fig: Figure, image: Any, axes: list[Axes], label: str) -> None:
+    bar = fig.colorbar(image, ax=axes, ticks=[-2, -1, 0, 1, 2], extend="both", shrink=0.95, aspect=30, pad=0.015)
+    bar.ax.set_yticklabels(["¼", "½", "1", "2", "4"])
+    bar.set_label(label)
+    bar.outline.set_visible(False)

@@ -1,0 +1,134 @@
+"""The result of an evaluation and its JSON form (docs/evaluation.md), which is stable."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """Expert load of one MoE layer, numbered from 0 among the MoE layers."""
+
+    layer: int
+    statistics: dict[str, float]
+    """moe_train.routing.statistics.balance_statistics."""
+    gini_floor: float
+    """Gini that perfectly even random routing of as many slots would show."""
+    load: list[int]
+    """Exact slots per expert before capacity, padding excluded."""
+    kept: list[int]
+    """The same after capacity."""
+
+
+@dataclass(frozen=True)
+class DomainResult:
+    loss: float | None
+    """Nats per target token; None for a domain without one."""
+    tokens: int
+    bytes: int | None
+    bits_per_byte: float | None
+    load: list[list[int]]
+    """Per MoE layer, slots per expert."""
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    loss: float
+    """Nats per target token, without any auxiliary term."""
+    tokens: int
+    """Target tokens."""
+    bytes: int | None
+    bits_per_byte: float | None
+    routed_tokens: int
+    """Non-padding input tokens."""
+    layers: list[LayerResult]
+    domains: dict[str, DomainResult] = field(default_factory=dict)
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    def mean(self) -> dict[str, float]:
+        """Each balance statistic and the Gini floor, averaged over the layers."""
+        rows = [{**layer.statistics, "gini_floor": layer.gini_floor} for layer in self.layers]
+        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
+
+    def to_json(
+        self, *, step: int | None = None, data: str | None = None, unigram_entropy: float | None = None
+    ) -> dict[str, Any]:
+        """``unigram_entropy`` in nats per token, of the same tokens (the manifest of the data knows it)."""
+        return {
+            "step": step,
+            "data": data,
+            "loss": self.loss,
+            "perplexity": self.perplexity,
+            "bits_per_byte": self.bits_per_byte,
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+            "routed_tokens": self.routed_tokens,
+            "unigram_entropy": unigram_entropy,
+            "layers": [
+                {
+                    "layer": layer.layer,
+                    **layer.statistics,
+                    "gini_floor": layer.gini_floor,
+                    "load": layer.load,
+                    "kept": layer.kept,
+                }
+                for layer in self.layers
+            ],
+            "mean": self.mean(),
+            "domains": {
+                name: {
+                    "loss": domain.loss,
+                    "tokens": domain.tokens,
+                    "bytes": domain.bytes,
+                    "bits_per_byte": domain.bits_per_byte,
+                    "load": domain.load,
+                }
+                for name, domain in self.domains.items()
+            },
+        }
+
+
+def evaluation_path(run_dir: Path, data: str, checkpoint: str = "latest") -> Path:
+    """Where the result for a data prefix goes: <run>/evaluation/<name of the data>[-<checkpoint>].json."""
+    name = Path(data).name or "validation"
+    if checkpoint != "latest":
+        name += "-" + (f"step_{int(checkpoint):08d}" if checkpoint.isdigit() else Path(checkpoint).name)
+    return run_dir / "evaluation" / f"{name}.json"
+
+
+def write_evaluation(path: Path, evaluation: Mapping[str, Any]) -> None:
+    """Writes the JSON object so that a reader sees the old file or the whole new one. NaN and infinity become null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(_finite(evaluation), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """ValueError when the file is no evaluation."""
+    try:
+        evaluation = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from None
+    if not isinstance(evaluation, dict) or "loss" not in evaluation or "layers" not in evaluation:
+        raise ValueError(f"{path} is not the result of an evaluation: it has no loss or no layers")
+    return evaluation
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,88 @@
+"""Series over the steps of a run, taken from its records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from moe_train.routing.statistics import balance_statistics, gini_floor
+
+Item = TypeVar("Item")
+MAX_POINTS = 600
+
+
+@dataclass(frozen=True)
+class Series:
+    label: str
+    steps: list[int]
+    values: list[float]
+
+    def __bool__(self) -> bool:
+        return bool(self.steps)
+
+
+def series(records: Sequence[dict[str, Any]], key: str, label: str = "", scale: float = 1.0) -> Series:
+    """The numbers under ``key``; records without one (or with null, which stands for NaN) are left out."""
+    points = [(record["step"], record[key] * scale) for record in records if isinstance(record.get(key), (int, float))]
+    points = thin(points, MAX_POINTS)
+    return Series(label or key, [step for step, _ in points], [float(value) for _, value in points])
+
+
+def thin(items: Sequence[Item], most: int) -> list[Item]:
+    """At most ``most`` items, evenly spaced, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    if most == 1:
+        return [items[-1]]
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+def auxiliary_names(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of the auxiliary losses, in order of appearance."""
+    names = dict.fromkeys(key.removeprefix("aux/") for record in records for key in record if key.startswith("aux/"))
+    return list(names)
+
+
+def load_records(records: Sequence[dict[str, Any]], most: int = 240) -> list[dict[str, Any]]:
+    """Records that hold expert loads of the same shape as the last one's, thinned."""
+    found = [record for record in records if record.get("load")]
+    if not found:
+        return []
+    shape = _shape(found[-1]["load"])
+    return thin([record for record in found if _shape(record["load"]) == shape], most)
+
+
+def balance_by_layer(records: Sequence[dict[str, Any]], statistic: str) -> list[Series]:
+    """One series per MoE layer of ``statistic`` (gini, min_max or another that depends on the load only): what was
+    recorded, or computed from the recorded loads."""
+    records = load_records(records)
+    if not records:
+        return []
+    steps = [record["step"] for record in records]
+    layers = range(len(records[-1]["load"]))
+    return [Series(f"layer {i}", steps, [_statistic(record, i, statistic) for record in records]) for i in layers]
+
+
+def floor_over_time(records: Sequence[dict[str, Any]]) -> Series:
+    """Gini floor of the slots behind each record (the mean over layers)."""
+    records = load_records(records)
+    floors = [
+        sum(float(gini_floor(sum(load), len(load))) for load in record["load"]) / len(record["load"])
+        for record in records
+    ]
+    return Series("finite-sample floor", [record["step"] for record in records], floors)
+
+
+def _statistic(record: dict[str, Any], layer: int, statistic: str) -> float:
+    value = record.get(f"balance/layer_{layer}/{statistic}")
+    if value is not None:
+        return float(value)
+    load_E = torch.tensor(record["load"][layer], dtype=torch.int64)
+    return float(balance_statistics(load_E, load_E, int(load_E.sum()))[statistic])
+
+
+def _shape(load: list[list[int]]) -> tuple[int, int]:
+    return len(load), len(load[0])

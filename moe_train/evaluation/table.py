@@ -1,0 +1,102 @@
+"""The table that ``moe-train evaluate`` prints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+COLUMNS = {
+    "gini": "Gini",
+    "gini_floor": "floor",
+    "min_max": "min-max",
+    "cv": "CV",
+    "entropy": "entropy",
+    "max_violation": "max violation",
+    "dead_experts": "dead",
+    "drop_rate": "dropped",
+    "mean_k": "mean k",
+}
+
+
+def print_table(evaluation: Mapping[str, Any], file: TextIO | None = None) -> None:
+    """Loss, perplexity, bits per byte and the balance of each layer; plain text when the output is no terminal.
+
+    ``evaluation`` is the JSON object of docs/evaluation.md.
+    """
+    stream = file or sys.stdout
+    if stream.isatty():
+        _print_rich(evaluation, stream)
+    else:
+        print(plain_table(evaluation), file=stream, flush=True)
+
+
+def plain_table(evaluation: Mapping[str, Any]) -> str:
+    """The table as text, without colour or box characters."""
+    lines = [f"{name:<24} {value}" for name, value in summary_rows(evaluation)]
+    header, *rows = balance_rows(evaluation)
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    lines.append("")
+    for row in (header, *rows):
+        lines.append("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return "\n".join(lines)
+
+
+def summary_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and value of what describes the whole evaluation; what is not known is left out."""
+    rows: list[tuple[str, str]] = []
+    if evaluation.get("data"):
+        rows.append(("data", str(evaluation["data"])))
+    if evaluation.get("step") is not None:
+        rows.append(("step", f"{evaluation['step']:,}"))
+    rows.append(("tokens", f"{evaluation['tokens']:,}"))
+    rows.append(("loss (nats per token)", number(evaluation["loss"])))
+    rows.append(("perplexity", number(evaluation.get("perplexity"))))
+    if evaluation.get("bits_per_byte") is not None:
+        rows.append(("bits per byte", number(evaluation["bits_per_byte"])))
+    entropy = evaluation.get("unigram_entropy")
+    if entropy is not None and evaluation["loss"] is not None:
+        rows.append(("unigram entropy", number(entropy)))
+        rows.append(("nats below unigram", number(entropy - evaluation["loss"])))
+    return rows
+
+
+def balance_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
+    """Header, one row per MoE layer, and the mean; only columns that the evaluation has."""
+    layers = evaluation.get("layers", [])
+    mean = evaluation.get("mean", {})
+    columns = [key for key in COLUMNS if any(key in row for row in (*layers, mean))]
+    rows = [["layer", *(COLUMNS[key] for key in columns)]]
+    for index, layer in enumerate(layers):
+        rows.append([str(layer.get("layer", index)), *(number(layer.get(key)) for key in columns)])
+    if mean:
+        rows.append(["mean", *(number(mean.get(key)) for key in columns)])
+    return rows
+
+
+def number(value: float | int | None) -> str:
+    """Four digits after the point, whole numbers without; a dash for what does not exist."""
+    if value is None:
+        return "-"
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{value:,.0f}"
+    return f"{value:,.4f}" if abs(value) >= 1e-4 else f"{value:.2e}"
+
+
+def _print_rich(evaluation: Mapping[str, Any], stream: TextIO) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(file=stream)
+    summary = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in summary_rows(evaluation):
+        summary.add_row(escape(name), f"[bold]{escape(value)}[/]")
+    console.print(summary)
+    header, *rows = balance_rows(evaluation)
+    balance = Table(title="expert load per layer", title_justify="left")
+    for column in header:
+        balance.add_column(escape(column), justify="right")
+    for row in rows:
+        balance.add_row(*map(escape, row), style="bold" if row[0] == "mean" else None)
+    console.print(balance)

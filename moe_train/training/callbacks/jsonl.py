@@ -1,0 +1,84 @@
+"""metrics.jsonl: one JSON object per line, on disk as soon as it is recorded."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from moe_train.training.callbacks.base import Callback, Record, RunInfo, Status, write_error
+
+
+class JsonlWriter(Callback):
+    """Appends each record to ``path``. On resume at step k, records of later steps and a line cut short by a crash are
+    removed first, so that no step appears twice."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: FileIO | None = None
+        self._kept: set[tuple[str, int]] = set()
+
+    def on_start(self, run: RunInfo) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            kept = _records_until(self.path, run.start_step)
+            self._kept = {(record["kind"], record["step"]) for _, record in kept}
+            if self.path.is_file():
+                _replace(self.path, b"".join(line for line, _ in kept))
+            self._file = open(self.path, "ab", buffering=0)
+        except OSError as error:
+            raise write_error(self.path, error) from None
+
+    def on_record(self, record: Record) -> None:
+        assert self._file is not None, "on_start comes first"
+        if (record["kind"], record["step"]) in self._kept:
+            return  # A run that resumes exactly at a recorded step may validate there once more.
+        line = memoryview((json.dumps(jsonable(record), allow_nan=False) + "\n").encode())
+        try:
+            while line:
+                line = line[self._file.write(line) or 0 :]
+        except OSError as error:
+            raise write_error(self.path, error) from None
+
+    def on_end(self, status: Status) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def jsonable(value: Any) -> Any:
+    """``value`` with NaN and infinities replaced by None: they are no JSON, and other readers refuse the line."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    return value
+
+
+def _records_until(path: Path, step: int) -> list[tuple[bytes, Record]]:
+    kept: list[tuple[bytes, Record]] = []
+    if not path.is_file():
+        return kept
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if line.endswith(b"\n") and isinstance(record, dict) and record.get("step", step + 1) <= step:
+            kept.append((line, {"kind": record.get("kind", ""), "step": record["step"]}))
+    return kept
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Atomic: a crash leaves the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,33 @@
+"""From a record to the tags that dashboards show: train/*, eval/*, perf/*, balance/*, balance/layer_i/*."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moe_train.training.callbacks.base import Record
+
+_TRAIN = ("loss", "lr", "grad_norm", "tokens")
+_PERFORMANCE = ("tokens_per_second", "step_seconds", "memory_bytes", "mfu")
+
+
+def scalar_tags(record: Record) -> dict[str, float]:
+    """The numbers of a record by tag. Balance in an evaluation record becomes eval/balance/*."""
+    tags: dict[str, float] = {}
+    for key, value in record.items():
+        if key == "balance" and isinstance(value, dict):
+            tags |= {f"eval/balance/{name}": number for name, number in value.items() if _is_number(number)}
+        elif not _is_number(value) or key == "step":
+            continue
+        elif key in _TRAIN:
+            tags[f"train/{key}"] = value
+        elif key in _PERFORMANCE:
+            tags[f"perf/{key}"] = value
+        elif key.startswith("aux/"):
+            tags[f"train/{key}"] = value
+        else:
+            tags[key] = value
+    return tags
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
