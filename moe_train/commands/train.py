@@ -1,0 +1,82 @@
+"""Train a model. CONFIG is a YAML file or the name of a shipped experiment; key=value changes single options.
+
+The run's folder (runs/<name> unless --run-dir says otherwise) is never overwritten: go on with --resume auto, or choose
+another one. Ctrl-C or SIGTERM saves a checkpoint and stops (exit code 130 or 143); a second one kills.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moe_train.launch.plan import LaunchOptions
+    from moe_train.training.run_config import RunConfig
+
+INTERMIXED = True
+"""Overrides may stand between options."""
+
+
+def register(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="path of a YAML file, or name of a shipped experiment")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="such as train.steps=200 or parts.router=lpr")
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/<name>")
+    parser.add_argument(
+        "--resume", metavar="auto|PATH", help="go on from the run's latest checkpoint, or from the checkpoint at PATH"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, with its size; start nothing")
+    launch = parser.add_argument_group("launch")
+    launch.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="worker processes on each node (default: one per accelerator; without any, what the layout needs)",
+    )
+    launch.add_argument("--launcher", choices=("deepspeed", "torchrun", "none"), default="deepspeed")
+    launch.add_argument("--hostfile", type=Path, help="hosts for DeepSpeed's launcher, lines `host slots=N`")
+    launch.add_argument("--no-ssh", action="store_true", help="several nodes: run this command on each of them")
+    launch.add_argument("--num-nodes", type=int, default=1, metavar="N")
+    launch.add_argument("--node-rank", type=int, default=0, metavar="K", help="this node, from 0")
+    launch.add_argument("--master-addr", metavar="A", help="address of node 0")
+    launch.add_argument("--master-port", type=int, metavar="P", help="default: a free port; 29500 with several nodes")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from moe_train.launch.devices import accelerator_count
+    from moe_train.launch.plan import LaunchOptions
+    from moe_train.launch.run import check_launch, default_processes, launch_run
+    from moe_train.training.run_config import load_run_config
+    from moe_train.training.run_folder import default_run_dir
+
+    config = load_run_config(arguments.config, arguments.overrides)
+    accelerators = accelerator_count(os.environ)
+    processes = arguments.processes
+    if processes is None:
+        one = arguments.launcher == "none"
+        processes = 1 if one else default_processes(config, accelerators, max(1, arguments.num_nodes))
+    options = LaunchOptions(
+        launcher=arguments.launcher,
+        processes=processes,
+        hostfile=arguments.hostfile,
+        no_ssh=arguments.no_ssh,
+        nodes=arguments.num_nodes,
+        node_rank=arguments.node_rank,
+        master_addr=arguments.master_addr,
+        master_port=arguments.master_port,
+    )
+    run_dir = arguments.run_dir or default_run_dir(config)
+    if arguments.dry_run:
+        check_launch(config, options, accelerators)
+        print(describe(config, options, run_dir, "cuda" if accelerators else "cpu"))
+        return 0
+    return launch_run(config, run_dir, arguments.resume, options, accelerators=accelerators)
+
+
+def describe(config: RunConfig, options: LaunchOptions, run_dir: Path, device: str) -> str:
+    """The text of --dry-run."""
+    from moe_train.training.run_config import to_yaml
+    from moe_train.training.summary import summary
+
+    return "\n".join([to_yaml(config).rstrip(), "", summary(config, options.world_size, run_dir, device)])

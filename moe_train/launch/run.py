@@ -1,0 +1,76 @@
+"""From a checked configuration to a finished launch."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from moe_train.launch.plan import LaunchOptions, command, worker_environment
+from moe_train.launch.supervise import Limits, supervise
+from moe_train.training.run_config import RunConfig, check, to_yaml
+from moe_train.training.run_folder import CONFIG, prepare
+
+
+def default_processes(config: RunConfig, accelerators: int, nodes: int = 1) -> int:
+    """Per node: all accelerators; without any, as many processes as the layout needs at least."""
+    return accelerators or max(1, config.layout_size // nodes)
+
+
+def check_launch(config: RunConfig, options: LaunchOptions, accelerators: int) -> None:
+    """Raises ConfigError or ValueError where configuration, number of processes and machine do not fit."""
+    check(config, options.world_size)
+    if accelerators and (options.local_processes or 0) > accelerators:
+        raise ValueError(
+            f"--processes {options.local_processes}, but this machine has {accelerators} accelerator(s); "
+            "set DS_ACCELERATOR=cpu to train on the processor"
+        )
+
+
+def launch_run(
+    config: RunConfig,
+    run_dir: Path,
+    resume: str | None,
+    options: LaunchOptions,
+    *,
+    accelerators: int,
+    limits: Limits | None = None,
+    base_environment: Mapping[str, str] | None = None,
+) -> int:
+    """Makes the run folder, starts the workers and waits for them; returns the exit code of the run."""
+    check_launch(config, options, accelerators)
+    environment = worker_environment(options, base_environment or os.environ, cpu=not accelerators)
+    if options.node_rank == 0:
+        prepare(run_dir, config, resume)
+        config_path = run_dir / CONFIG
+    else:
+        # Node 0 owns the run's folder, which may or may not be on a disk that both see.
+        config_path = run_dir / "nodes" / f"config.node_{options.node_rank}.yaml"
+        config_path.parent.mkdir(parents=True, exist_ok=True)
+        config_path.write_text(to_yaml(config), encoding="utf-8")
+    arguments = ["--run-dir", str(run_dir), "--resume", resume or "none"]
+    if options.launcher == "none":
+        return _in_process(arguments, environment)
+    launch = uuid.uuid4().hex[:12]
+    arguments += ["--config", str(config_path), "--launch", launch]
+    return supervise(
+        command(options, arguments, scratch=run_dir / "nodes", environment=environment),
+        run_dir=run_dir,
+        launch=launch,
+        environment=environment,
+        local_processes=options.local_processes,
+        limits=limits or Limits(),
+    )
+
+
+def _in_process(arguments: list[str], environment: Mapping[str, str]) -> int:
+    from moe_train.training.stop import StopRequest
+    from moe_train.training.worker import main
+
+    os.environ.update(environment)
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
+        os.environ[name] = value
+    stop = StopRequest()
+    code = main(arguments, stop=stop)
+    return code or (128 + stop.signal if stop.signal else 0)

@@ -1,0 +1,70 @@
+"""Memory of one rank by arithmetic: what ZeRO leaves of parameters, gradients and optimizer, and an estimate of
+activations. Fragmentation, communication buffers and the libraries themselves come on top."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from moe_train.training.account import gate_facts, head_width, parameters
+from moe_train.training.run_config import RunConfig
+
+FLOAT32 = 4
+LOGITS_BYTES = {"cpu": 2**22, "cuda": 2**29}
+"""What the head holds of float32 logits at a time where model.loss_chunk_tokens is null."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    """Moments, and the float32 masters that the optimizer steps."""
+    activations: int
+    """An estimate for one micro-batch with balanced experts."""
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, f.name) for f in fields(self))
+
+
+def memory_per_rank(config: RunConfig, world_size: int, device: str = "cpu") -> Memory:
+    """Bytes per rank. Experts are sharded by ZeRO over world / EP ranks, everything else over all data-parallel ones."""
+    counted, ep, stage = parameters(config), config.parallel.expert, config.train.zero_stage
+    dp = config.data_parallel_size(world_size)
+    local_experts = counted.experts // ep
+    whole = counted.dense + local_experts
+    shard = counted.dense / dp + local_experts / max(1, dp // ep)
+    weight_bytes = FLOAT32 if config.train.precision == "float32" else 2
+    moments = 2 * FLOAT32 if config.optimizer.name == "adamw" else 0
+    return Memory(
+        parameters=int(weight_bytes * (shard if stage == 3 else whole)),
+        # Accumulated in float32 whatever the precision.
+        gradients=int(FLOAT32 * (whole if stage == 1 else shard)),
+        optimizer=int((FLOAT32 + moments) * shard),
+        activations=_activations(config, weight_bytes, device),
+    )
+
+
+def _activations(config: RunConfig, item: int, device: str) -> int:
+    model, moe = config.model, config.model.moe
+    tokens = config.train.micro_batch_size * config.data.sequence_length
+    hidden = model.hidden_size
+    query = model.num_attention_heads * head_width(model)
+    key_value = model.num_key_value_heads * head_width(model)
+    # Residual and norm twice; query and key before and after norm and rotation, value, output of attention.
+    attention = 4 * hidden + 3 * query + 3 * key_value + key_value + query
+    # Input and output of an expert, and its gate, up projection and their product; three float32 rows of the gate.
+    expert = gate_facts(config).experts_per_token * (2 * hidden + 3 * moe.expert_hidden_size)
+    expert += 3 * (moe.shared_expert_hidden_size or 0)
+    layer = tokens * (item * (attention + expert) + 3 * FLOAT32 * moe.num_experts)
+    if config.train.recompute:
+        layers = layer + model.num_layers * tokens * item * hidden
+    else:
+        layers = model.num_layers * layer
+    chunk = model.loss_chunk_tokens
+    logits = LOGITS_BYTES.get(device, LOGITS_BYTES["cpu"]) if chunk is None else chunk * model.vocab_size * FLOAT32
+    # The head keeps the gradients of its input and its weight from the forward pass.
+    head = tokens * hidden * item + model.vocab_size * hidden * FLOAT32 + logits
+    return int(layers + head)

@@ -1,0 +1,70 @@
+"""runs/<name>/: where a run keeps everything. Never overwritten silently."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from moe_train.training.run_config import RunConfig, load_run_config, to_yaml
+
+CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
+
+
+def default_run_dir(config: RunConfig) -> Path:
+    return Path("runs") / config.name
+
+
+def holds_run(run_dir: Path) -> bool:
+    """Whether a run was started in this folder."""
+    return any((run_dir / name).exists() for name in (CONFIG, "metrics.jsonl", CHECKPOINTS))
+
+
+def prepare(run_dir: Path, config: RunConfig, resume: str | None) -> None:
+    """Makes the folder and writes the resolved configuration.
+
+    ``resume``: None for a new run, "auto" to go on where the folder's run stopped (or to start it), or the path of a
+    checkpoint. A run that is there already is refused unless it is the one to go on with; the configuration that it was
+    started with is kept beside the new one where they differ.
+    """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ValueError(f"{run_dir} is a file; choose another folder with --run-dir")
+    if resume is not None and resume != "auto" and not Path(resume).is_dir():
+        raise ValueError(f"--resume {resume}: there is no such checkpoint folder; use --resume auto for the latest")
+    if holds_run(run_dir) and not _goes_on(run_dir, resume):
+        raise ValueError(
+            f"{run_dir} holds a run already: go on with it by --resume auto, or choose another folder with --run-dir"
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path = run_dir / CONFIG
+    text = to_yaml(config)
+    if path.exists() and (before := path.read_text(encoding="utf-8")) != text:
+        _write(_unused(run_dir), before)
+    _write(path, text)
+
+
+def load(run_dir: Path) -> RunConfig:
+    """The configuration of the run in this folder."""
+    path = run_dir / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{run_dir} holds no run: there is no {path}")
+    return load_run_config(path)
+
+
+def _goes_on(run_dir: Path, resume: str | None) -> bool:
+    if resume is None:
+        return False
+    return resume == "auto" or Path(resume).resolve().is_relative_to(run_dir.resolve())
+
+
+def _unused(run_dir: Path) -> Path:
+    number = 1
+    while (path := run_dir / f"config.before_{number}.yaml").exists():
+        number += 1
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,103 @@
+"""One worker process of a run, as launchers start it: ``python -m moe_train.training --run-dir DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moe_train.training.stop import StopRequest
+from moe_train.training.worker_status import StatusFile
+
+if TYPE_CHECKING:
+    from moe_train.training.run_config import RunConfig
+
+Train = Callable[["RunConfig", Path, "str | None", StopRequest], None]
+"""(configuration, run folder, None | "auto" | path of a checkpoint, stop request). Returns when the run is finished or
+has stopped on request, everything saved; raises otherwise."""
+
+WRONG_INPUT = 2
+FAILED = 1
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m moe_train.training", description=__doc__)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to --config")
+    parser.add_argument("--config", help="configuration by path or name (default: <run-dir>/config.yaml)")
+    parser.add_argument("--run-dir", type=Path, help="the run's folder (default with --config: runs/<name>)")
+    parser.add_argument("--resume", default="none", metavar="auto|none|PATH", help="checkpoint to start from")
+    parser.add_argument("--launch", default="", help="name of the launch, for the file that says how this process ended")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help="given by launchers; the environment says it too")
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: Sequence[str] | None = None, train: Train | None = None, stop: StopRequest | None = None) -> int:
+    """Runs this process's share of the training; returns its exit code.
+
+    A clean stop on request is 0 as well: a worker that ended with another code would make launchers kill the ranks that
+    are still saving.
+    """
+    stop = (stop or StopRequest()).install()
+    rank = int(os.environ.get("RANK", "0"))
+    arguments = parse(argv)
+    if arguments.local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
+    status = None
+    error: str | None = None
+    code = 0
+    try:
+        # Before anything slow is imported: the launching process must know whom to tell to stop.
+        if arguments.run_dir is not None:
+            status = StatusFile(arguments.run_dir, arguments.launch, rank)
+            status.start()
+        _train(arguments, rank, stop, train)
+    except KeyboardInterrupt:
+        code, error = 130, "interrupted"
+    except (ValueError, OSError) as problem:
+        code, error = WRONG_INPUT, str(problem)
+        if os.environ.get("MOE_TRAIN_DEBUG"):
+            traceback.print_exc()
+    except Exception as problem:
+        code, error = FAILED, f"{type(problem).__name__}: {problem}"
+        traceback.print_exc()
+    if error is not None:
+        print(f"moe-train: rank {rank}: error: {error}", file=sys.stderr, flush=True)
+    if status is not None:
+        status.finish(code, error and error.splitlines()[0])
+    return code
+
+
+def _train(arguments: argparse.Namespace, rank: int, stop: StopRequest, train: Train | None) -> None:
+    from moe_train.training.run_config import check, load_run_config
+    from moe_train.training.run_folder import CONFIG, default_run_dir, prepare
+
+    resume = None if arguments.resume == "none" else arguments.resume
+    if arguments.config is None:
+        if arguments.run_dir is None:
+            raise ValueError("say --run-dir (a folder with config.yaml) or --config")
+        config = load_run_config(arguments.run_dir / CONFIG, arguments.overrides)
+    else:
+        config = load_run_config(arguments.config, arguments.overrides)
+    run_dir = arguments.run_dir or default_run_dir(config)
+    check(config, int(os.environ.get("WORLD_SIZE", "1")))
+    if arguments.config is not None and not arguments.launch and rank == 0:
+        # Started by hand, without the command line that prepares the folder otherwise.
+        prepare(run_dir, config, resume)
+    if train is None:
+        from moe_train.training.trainer import train as real_train
+
+        train = real_train
+    train(config, run_dir, resume, stop)
+
+
+def exit_now(code: int) -> None:
+    """Ends the process. After a failure without the interpreter's clean-up, which may wait for ranks that are gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:
+        os._exit(code)
+    raise SystemExit(0)

@@ -1,0 +1,103 @@
+"""<run>/processes/<launch>.rank_<r>.json: who a worker process is and how it ended.
+
+Launchers kill the workers when they are told to stop. So the one who launched speaks to the workers directly, and needs
+to know them; and a launcher that was killed itself reports success, so each worker says itself how it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import psutil
+
+FOLDER = "processes"
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    rank: int
+    pid: int
+    host: str
+    created: float
+    """Start time of the process: a process id may be given to another process later."""
+    exit_code: int | None = None
+    """None while it runs, or when it died without a word."""
+    error: str | None = None
+    """One line on why it failed."""
+    ended: float | None = None
+    """Seconds since the epoch."""
+
+    @property
+    def is_local(self) -> bool:
+        return self.host == socket.gethostname()
+
+    def process(self) -> psutil.Process | None:
+        """The live process, or None if it has ended or runs on another machine."""
+        if not self.is_local:
+            return None
+        try:
+            process = psutil.Process(self.pid)
+            if abs(process.create_time() - self.created) > 1.0 or process.status() == psutil.STATUS_ZOMBIE:
+                return None
+            return process
+        except psutil.Error:
+            return None
+
+    @property
+    def died(self) -> bool:
+        """True for a worker of this machine that has gone without saying how it ended."""
+        return self.exit_code is None and self.is_local and self.process() is None
+
+
+class StatusFile:
+    """The file of this process; with an empty launch name nobody asked for one, and nothing is written."""
+
+    def __init__(self, run_dir: Path, launch: str, rank: int) -> None:
+        self.path = run_dir / FOLDER / f"{launch}.rank_{rank}.json" if launch else None
+        created = psutil.Process().create_time()
+        self.status = WorkerStatus(rank, os.getpid(), socket.gethostname(), created)
+
+    def start(self) -> None:
+        self._write()
+
+    def finish(self, exit_code: int, error: str | None = None) -> None:
+        self.status = replace(self.status, exit_code=exit_code, error=error, ended=time.time())
+        try:
+            self._write()
+        except OSError:
+            # A full disk may be why we end; the exit code of the process says the same.
+            pass
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(self.status)), encoding="utf-8")
+        temporary.replace(self.path)
+
+
+def read_statuses(run_dir: Path, launch: str) -> list[WorkerStatus]:
+    """The workers of one launch that have started, by rank."""
+    found = []
+    for path in (run_dir / FOLDER).glob(f"{launch}.rank_*.json"):
+        try:
+            found.append(WorkerStatus(**json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError):
+            continue  # not readable yet; the next look will see it
+    return sorted(found, key=lambda status: status.rank)
+
+
+def forget(run_dir: Path, launch: str) -> None:
+    """Removes the files of a launch that has ended."""
+    for path in (run_dir / FOLDER).glob(f"{launch}.rank_*"):
+        path.unlink(missing_ok=True)
+    try:
+        (run_dir / FOLDER).rmdir()
+    except OSError:
+        pass  # another launch of the same run still uses it, or it never existed
