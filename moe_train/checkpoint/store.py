@@ -1,0 +1,141 @@
+"""Checkpoints on disk: <run>/checkpoints/step_00000100/ and the pointer `latest`.
+
+A checkpoint is written under a temporary name, renamed when every rank has finished, and only then named by
+`latest`; a save that is cut off at any instant leaves the previous one as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+from moe_train.checkpoint.planners import SliceLoadPlanner, SliceSavePlanner, check_geometry
+from moe_train.checkpoint.slices import OwnedSlice
+
+FORMAT = 1
+_STATE = "state.json"
+_TEMPORARY = ".saving"
+
+
+class CheckpointError(OSError):
+    """A checkpoint could not be written; what was there before is untouched."""
+
+
+def save(root: Path, step: int, slices: list[OwnedSlice], state: dict[str, Any], *, keep: int) -> Path:
+    """Writes one checkpoint together with all ranks and keeps the newest ``keep``; collective.
+
+    Raises CheckpointError on every rank when any rank fails.
+    """
+    final = root / f"step_{step:08d}"
+    temporary = final.with_name(final.name + _TEMPORARY)
+
+    def prepare() -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        for stale in root.glob(f"*{_TEMPORARY}"):
+            shutil.rmtree(stale)
+        temporary.mkdir()
+
+    def publish() -> None:
+        _write_text(temporary / _STATE, json.dumps({"format": FORMAT, "step": step, **state}, indent=1))
+        if final.exists():
+            shutil.rmtree(final)
+        os.rename(temporary, final)
+        _sync_directory(root)
+        _write_text(root / "latest", final.name)
+        _sync_directory(root)
+        for old in sorted(root.glob("step_????????"))[:-keep]:
+            if old != final:
+                shutil.rmtree(old)
+
+    _together(prepare if dist.get_rank() == 0 else None, final)
+    try:
+        dcp.save(
+            {}, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True), planner=SliceSavePlanner(slices)
+        )
+    except Exception as error:  # DCP wraps what happened on any rank into one exception on all
+        raise CheckpointError(_failure(final, error)) from error
+    _together(publish if dist.get_rank() == 0 else None, final)
+    return final
+
+
+def load(directory: Path, slices: list[OwnedSlice], expected: dict[str, tuple[int, ...]]) -> None:
+    """Fills the slices of this rank from a checkpoint that any layout wrote; collective.
+
+    ``expected``: global name -> shape of everything that all ranks together want; it must equal what is stored.
+    """
+    reader = dcp.FileSystemReader(directory)
+    try:
+        metadata = reader.read_metadata()
+    except Exception as error:
+        raise ValueError(f"checkpoint {directory} cannot be read ({error}); choose another with --resume PATH") from error
+    check_geometry(metadata, expected, str(directory))
+    dcp.load({}, storage_reader=reader, planner=SliceLoadPlanner(slices))
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """The non-tensor state of a checkpoint. Raises ValueError when it is not one of ours or of another format."""
+    try:
+        state = json.loads((directory / _STATE).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{directory} is not a checkpoint of moe_train ({error})") from error
+    if state.get("format") != FORMAT:
+        raise ValueError(f"{directory} has checkpoint format {state.get('format')}; this version reads {FORMAT}")
+    return dict(state)
+
+
+def latest(root: Path) -> Path | None:
+    """The checkpoint that `latest` names, or None when nothing was saved yet."""
+    pointer = root / "latest"
+    if not pointer.exists():
+        return None
+    directory = root / pointer.read_text().strip()
+    if not directory.is_dir():
+        raise ValueError(f"{pointer} names {directory.name}, which does not exist; choose another with --resume PATH")
+    return directory
+
+
+def _together(action: Callable[[], None] | None, final: Path) -> None:
+    """Runs an action on one rank; if it fails, every rank raises."""
+    message: list[str | None] = [None]
+    if action is not None:
+        try:
+            action()
+        except OSError as error:
+            message = [_failure(final, error)]
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(message, src=0)
+    if message[0] is not None:
+        raise CheckpointError(message[0])
+
+
+def _failure(final: Path, error: BaseException) -> str:
+    reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    return (
+        f"checkpoint {final} could not be saved: {reason}. Earlier checkpoints are untouched; free space or choose "
+        "another --run-dir, then go on with --resume auto"
+    )
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Replaces a file atomically and durably."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,110 @@
+"""Permutes tokens into rows sorted by expert and back, on one rank (EP = 1), without a host synchronisation where the
+gate has a static bound on experts per token.
+
+Suffixes: T tokens, H hidden, E experts, K slots per token, R rows = T * K, sorted by expert. A slot without an expert
+sorts to the end, beyond the rows that any expert owns; such a row is never read back, because the grouped kernel
+leaves garbage in it, forward and backward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moe_train.routing.interface import Routing
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """Which row belongs to which slot."""
+
+    token_R: Tensor
+    """Token of each row."""
+    row_TK: Tensor
+    """Row of each slot."""
+    used_TK: Tensor
+    """Whether the slot holds an expert."""
+    order_R: Tensor
+    """Flat slot (t * K + k) of each row."""
+    expert_TK: Tensor
+    """Expert of each slot, 0 in an unused one."""
+    counts_E: Tensor
+    """Rows of each expert."""
+
+
+def make_permutation(routing: Routing) -> Permutation:
+    """From the kept choices of a gate."""
+    num_experts = routing.kept_TE.shape[1]
+    experts_TK = routing.experts_TK if routing.experts_TK is not None else _slots(routing.kept_TE)
+    slots = experts_TK.shape[1]
+    used_TK = experts_TK < num_experts
+    order_R = experts_TK.flatten().argsort(stable=True)
+    row_TK = torch.empty_like(order_R)
+    row_TK[order_R] = torch.arange(order_R.numel(), device=order_R.device)
+    return Permutation(
+        token_R=order_R.div(slots, rounding_mode="floor"),
+        row_TK=row_TK.view_as(experts_TK),
+        used_TK=used_TK,
+        order_R=order_R,
+        expert_TK=experts_TK.masked_fill(~used_TK, 0),
+        counts_E=routing.kept_TE.sum(0),
+    )
+
+
+def _slots(kept_TE: Tensor) -> Tensor:
+    """Chosen experts in ascending order, as many slots as the busiest token needs (reads that number from the device)."""
+    num_experts = kept_TE.shape[1]
+    slots = max(1, int(kept_TE.sum(1).max())) if kept_TE.numel() else 1
+    index_E = torch.arange(num_experts, device=kept_TE.device)
+    return torch.where(kept_TE, index_E, num_experts).sort(dim=1).values[:, :slots]
+
+
+def _sum_slots(rows_RH: Tensor, permutation: Permutation) -> Tensor:
+    """sum over the used slots of each token's rows, [T, H], in slot order (deterministic on every device)."""
+    owned = permutation.used_TK.sum()
+    index_R = torch.arange(rows_RH.shape[0], device=rows_RH.device)
+    # The rows past the owned ones hold garbage, possibly NaN, and 0 * NaN is NaN: they are overwritten, not scaled.
+    rows_RH = rows_RH.masked_fill((index_R >= owned)[:, None], 0.0)
+    return F.embedding_bag(permutation.row_TK, rows_RH, mode="sum")
+
+
+class _Permute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TH: Tensor, weights_TE: Tensor, permutation: Permutation) -> tuple[Tensor, Tensor]:
+        ctx.permutation = permutation
+        ctx.num_experts = weights_TE.shape[1]
+        weights_TK = weights_TE.gather(1, permutation.expert_TK)
+        return x_TH.index_select(0, permutation.token_R), weights_TK.flatten().index_select(0, permutation.order_R)
+
+    @staticmethod
+    def backward(ctx: Any, dx_RH: Tensor, dweights_R: Tensor) -> tuple[Tensor, Tensor, None]:
+        p: Permutation = ctx.permutation
+        dweights_TK = dweights_R[p.row_TK].masked_fill(~p.used_TK, 0.0)
+        # Unused slots add zero to expert 0; the used ones of a token are distinct experts.
+        dweights_TE = dweights_R.new_zeros(p.row_TK.shape[0], ctx.num_experts)
+        return _sum_slots(dx_RH, p), dweights_TE.scatter_add_(1, p.expert_TK, dweights_TK), None
+
+
+class _Combine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y_RH: Tensor, permutation: Permutation) -> Tensor:
+        ctx.permutation = permutation
+        return _sum_slots(y_RH, permutation)
+
+    @staticmethod
+    def backward(ctx: Any, dy_TH: Tensor) -> tuple[Tensor, None]:
+        return dy_TH.index_select(0, ctx.permutation.token_R), None
+
+
+def permute(x_TH: Tensor, weights_TE: Tensor, permutation: Permutation) -> tuple[Tensor, Tensor]:
+    """Rows [R, H] sorted by expert, and the combine weight of each row [R]."""
+    return _Permute.apply(x_TH, weights_TE, permutation)
+
+
+def combine(y_RH: Tensor, permutation: Permutation) -> Tensor:
+    """Sum of each token's rows, [T, H]; zero for a token without experts."""
+    return _Combine.apply(y_RH, permutation)

@@ -1,0 +1,42 @@
+"""Dispatch to experts on other ranks (EP > 1) through megatron-core's all-to-all token dispatcher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+from torch import Tensor
+
+from moe_train.model.experts.module import Experts
+
+
+class HostAlltoAllDispatcher(MoEAlltoAllTokenDispatcher):
+    """Upstream's dispatcher without CUDA streams; gloo wants the split sizes on the host."""
+
+    def _maybe_dtoh_and_synchronize(self, point: str, tokens_per_expert: Tensor | None = None) -> Any:
+        if point == "before_permutation_1":
+            for name in ("input_splits", "output_splits", "output_splits_tp"):
+                value = getattr(self, name)
+                if torch.is_tensor(value):
+                    setattr(self, name, value.numpy())
+        return tokens_per_expert
+
+
+class AllToAll:
+    """Sends each kept (token, expert) pair to the rank of the expert and brings the result back."""
+
+    def __init__(self, config: Any, pg_collection: Any, first: int, num_local: int) -> None:
+        dispatcher = MoEAlltoAllTokenDispatcher if torch.cuda.is_available() else HostAlltoAllDispatcher
+        self.dispatcher = dispatcher(num_local, list(range(first, first + num_local)), config, pg_collection)
+
+    def __call__(self, x_TH: Tensor, weights_TE: Tensor, kept_TE: Tensor, experts: Experts) -> Tensor:
+        """Weighted sum of the chosen experts' outputs, [T, H]."""
+        d = self.dispatcher
+        x, weights = d.dispatch_preprocess(x_TH, kept_TE, weights_TE)
+        x, weights = d.token_dispatch(x, weights)
+        x, counts, weights = d.dispatch_postprocess(x, weights)
+        y = experts(x, counts, weights)
+        y = d.combine_preprocess(y)
+        y = d.token_combine(y)
+        return d.combine_postprocess(y)

@@ -1,0 +1,63 @@
+"""Initial weights: a function of (seed, global name, global expert index) only, never of the layout."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+from moe_train.model.experts.module import Experts
+from moe_train.model.options import ModelOptions
+from moe_train.routing.interface import Gate
+
+_INTO_RESIDUAL = ("self_attention.linear_proj.weight", "experts.weight2")
+
+
+def initialize_weights(model: nn.Module, options: ModelOptions, seed: int) -> None:
+    """Overwrites every parameter: normal(0, std) for matrices, ones for norm weights, zeros for biases; a gate may
+    choose its own. Matrices that write into the residual stream use std / sqrt(2 * layers) when so configured."""
+    modules = dict(model.named_modules())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            owner = modules[name.rpartition(".")[0]]
+            std = options.init.std
+            if options.init.scaled_residual and name.endswith(_INTO_RESIDUAL):
+                std /= math.sqrt(2 * options.num_layers)
+            if isinstance(owner, Experts):
+                for local in range(owner.num_local):
+                    generator = _generator(seed, name, owner.first + local)
+                    parameter[local].copy_(torch.randn(parameter.shape[1:], generator=generator) * std)
+                continue
+            parameter.copy_(_initial(name, parameter, modules, std, _generator(seed, name)))
+
+
+def _initial(
+    name: str, parameter: Tensor, modules: dict[str, nn.Module], std: float, generator: torch.Generator
+) -> Tensor:
+    shape = tuple(parameter.shape)
+    prefix, gate = _gate_of(name, modules)
+    if gate is not None:
+        own = gate.initial(name.removeprefix(prefix + "."), shape, generator)
+        if own is not None:
+            return own
+    if parameter.dim() >= 2:
+        return torch.randn(shape, generator=generator) * std
+    return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+
+
+def _gate_of(name: str, modules: dict[str, nn.Module]) -> tuple[str, Gate | None]:
+    """The gate that holds the parameter, at any depth, and its name."""
+    prefix = name
+    while prefix:
+        prefix = prefix.rpartition(".")[0]
+        module = modules.get(prefix)
+        if isinstance(module, Gate):
+            return prefix, module
+    return "", None
+
+
+def _generator(seed: int, name: str, expert: int | None = None) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}/{name}/{expert}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))

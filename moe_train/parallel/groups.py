@@ -1,0 +1,114 @@
+"""Process groups of a run: megatron-core makes them, everybody else gets them from here."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from moe_train.parallel.megatron import import_megatron
+from moe_train.parallel.options import ParallelOptions
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The layout as one rank sees it. TP, PP and CP are 1 (refused otherwise), so data parallelism spans all ranks."""
+
+    rank: int
+    world_size: int
+    data: Any
+    """Ranks that hold a replica of the dense parameters and read different samples."""
+    expert: Any
+    """Ranks over which the experts of one layer are spread."""
+    expert_data: Any
+    """Ranks that hold a replica of the same experts."""
+    device: torch.device
+
+    @property
+    def data_rank(self) -> int:
+        return dist.get_rank(self.data)
+
+    @property
+    def data_size(self) -> int:
+        return dist.get_world_size(self.data)
+
+    @property
+    def expert_rank(self) -> int:
+        return dist.get_rank(self.expert)
+
+    @property
+    def expert_size(self) -> int:
+        return dist.get_world_size(self.expert)
+
+    @property
+    def expert_data_rank(self) -> int:
+        return dist.get_rank(self.expert_data)
+
+    def sum_over_data(self, x: Tensor) -> Tensor:
+        """x summed over the data-parallel ranks (a new tensor)."""
+        x = x.clone()
+        if self.data_size > 1:
+            dist.all_reduce(x, group=self.data)
+        return x
+
+
+def local_device() -> torch.device:
+    """The accelerator of this local rank, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def initialize(options: ParallelOptions) -> Groups:
+    """Starts torch.distributed (unless it runs) and makes the groups of the layout.
+
+    Raises ValueError when the number of processes does not fit the layout.
+    """
+    device = local_device()
+    timeout = datetime.timedelta(seconds=options.timeout_seconds)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+            os.environ.setdefault(name, value)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        if int(os.environ["WORLD_SIZE"]) == 1 and "MASTER_ADDR" not in os.environ:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        else:
+            dist.init_process_group(backend, timeout=timeout)
+    return make_groups(options, device)
+
+
+def make_groups(options: ParallelOptions, device: torch.device) -> Groups:
+    """The groups of the layout inside a running torch.distributed; replaces those of an earlier layout."""
+    import_megatron()
+    from megatron.core import parallel_state
+
+    world_size = dist.get_world_size()
+    if world_size % options.expert:
+        raise ValueError(f"parallel.expert = {options.expert} does not divide the {world_size} processes of this run")
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        options.tensor,
+        options.pipeline,
+        context_parallel_size=options.context,
+        expert_model_parallel_size=options.expert,
+        expert_tensor_parallel_size=1,
+        create_gloo_process_groups=False,
+        distributed_timeout_minutes=max(1, math.ceil(options.timeout_seconds / 60)),
+    )
+    return Groups(
+        rank=dist.get_rank(),
+        world_size=world_size,
+        data=parallel_state.get_data_parallel_group(),
+        expert=parallel_state.get_expert_model_parallel_group(),
+        expert_data=parallel_state.get_expert_data_parallel_group(),
+        device=device,
+    )

@@ -1,0 +1,46 @@
+"""Imports megatron-core and applies the few differences between a machine with an accelerator and one without.
+
+Every other module gets megatron-core through ``import_megatron()`` having run once, so that the differences live here.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+
+@functools.cache
+def import_megatron() -> None:
+    """Imports megatron-core once; on a machine without an accelerator also redirects what it calls on CUDA."""
+    original_compile = torch.compile
+    # megatron-core decorates functions with torch.compile while it is imported, which loads the whole compiler
+    # (seconds per rank) for kernels that this project does not call.
+    torch.compile = _identity_decorator  # type: ignore[assignment]
+    try:
+        import megatron.core.models.gpt  # noqa: F401
+        import megatron.core.parallel_state  # noqa: F401
+        from megatron.core.transformer import multi_latent_attention
+    finally:
+        torch.compile = original_compile
+    # 0.16.1 sets this to True even where Transformer Engine is absent; we use none of it.
+    multi_latent_attention.HAVE_TE = False
+    if not torch.cuda.is_available():
+        _redirect_to_cpu()
+
+
+def _identity_decorator(function: Any = None, **_: Any) -> Any:
+    return function if function is not None else _identity_decorator
+
+
+def _redirect_to_cpu() -> None:
+    from megatron.core.tensor_parallel.random import initialize_rng_tracker
+    from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+
+    # Called by rotary embedding, mappings and the vocabulary-parallel embedding to find "the" device.
+    torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
+    # A CUDA stream is built only while this is None.
+    MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = "host"
+    # A tracker whose fork() does nothing: there is no CUDA generator to fork.
+    initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)

@@ -1,0 +1,274 @@
+"""All contact with DeepSpeed (0.19.8, private API included): the engine that owns gradients and optimizer state."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from moe_train.checkpoint.slices import OwnedSlice
+from moe_train.model.language_model import LanguageModel
+from moe_train.model.moe_layer import MoELayer, moe_layers
+from moe_train.parallel.groups import Groups
+from moe_train.training.optimizer import build_optimizer, parameter_groups
+from moe_train.training.options import OptimizerOptions, TrainOptions
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, quiet and without compiling its shared-memory kernel (a minute, and for inference only)."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    import deepspeed
+    import deepspeed.ops
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    deepspeed.ops.__compatible_ops__ = {}
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(
+            dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False, dist_init_required=False
+        )
+    return deepspeed
+
+
+class Engine:
+    """A DeepSpeed engine around the language model, for ZeRO 1, 2 and 3 with experts over EP x expert-DP.
+
+    ``loss_factor`` is what one micro-batch's contribution to the mean of the whole step must be multiplied with
+    before ``backward``: the engine divides by the accumulation and averages over the data-parallel ranks.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        groups: Groups,
+        train: TrainOptions,
+        optimizer: OptimizerOptions,
+        passthrough: dict[str, Any] | None = None,
+    ) -> None:
+        import_deepspeed()
+        self.groups = groups
+        self.train = train
+        self.accumulation = train.global_batch_size // (train.micro_batch_size * groups.data_size)
+        self.loss_factor = float(self.accumulation * groups.data_size)
+        self.names = {id(p): n for n, p in model.named_parameters()}
+        _mark_experts(model, groups, train.zero_stage)
+        param_groups = parameter_groups(model, optimizer)
+        self.deepspeed = _build(
+            model,
+            build_optimizer(param_groups, optimizer),
+            _deepspeed_config(train, groups, self.accumulation, passthrough or {}),
+        )
+        self.module: LanguageModel = self.deepspeed.module
+
+    @property
+    def zero(self) -> Any:
+        """DeepSpeed's ZeRO optimizer."""
+        return self.deepspeed.optimizer
+
+    def __call__(self, *args: Any) -> Any:
+        return self.deepspeed(*args)
+
+    def backward(self, loss: Tensor) -> None:
+        self.deepspeed.backward(loss)
+
+    def step(self) -> None:
+        """To be called after each micro-batch; the optimizer moves after the last one of the step."""
+        self.deepspeed.step()
+
+    def set_lr(self, lr: float) -> None:
+        for group in self.zero.param_groups:
+            group["lr"] = lr * group.get("lr_factor", 1.0)
+
+    def gradient_norm(self) -> float:
+        """Global norm over all parameters, before clipping, of the last step."""
+        return float(self.deepspeed.get_global_grad_norm() or 0.0)
+
+    @contextlib.contextmanager
+    def whole_parameters(self) -> Iterator[None]:
+        """Inside, every parameter of this rank's module is whole (ZeRO-3 gathers them)."""
+        if self.train.zero_stage < 3:
+            yield
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(self.module.parameters())):
+            yield
+
+    def close(self) -> None:
+        self.deepspeed.destroy()
+
+    # --- state, for the checkpoint room -------------------------------------------------------------------------
+
+    def optimizer_steps(self) -> int:
+        """Steps that the optimizer's own bias correction has seen."""
+        for state in self.zero.optimizer.state.values():
+            if "step" in state:
+                return int(state["step"])
+        return 0
+
+    def owned_slices(self, *, create_moments: bool = False) -> list[OwnedSlice]:
+        """What this rank owns: float32 masters and optimizer moments, as flat slices of named global tensors.
+
+        The tensors are views: writing into them (loading) changes the optimizer. ``create_moments`` makes the
+        moments that a fresh optimizer does not have yet.
+        """
+        slices: list[OwnedSlice] = []
+        for parameter, master, start, state in self._fragments(create_moments):
+            name = self.names[id(parameter)]
+            shape, first = self._global_shape(parameter)
+            offset = first * (_numel(shape) // shape[0]) if shape else 0
+            slices.append(OwnedSlice(f"model.{name}", shape, offset + start, master))
+            slices += [
+                OwnedSlice(f"{key}.{name}", shape, offset + start, state[key]) for key in _MOMENTS if key in state
+            ]
+        return slices
+
+    def refresh_parameters(self, optimizer_steps: int) -> None:
+        """After masters and moments were loaded: sets the optimizer's step and copies the masters into the module."""
+        for state in self.zero.optimizer.state.values():
+            if "step" in state:
+                state["step"].fill_(float(optimizer_steps))
+        if self.train.zero_stage < 3:
+            self.zero.update_lp_params()
+            return
+        for master, flat, params in zip(
+            self.zero.fp32_partitioned_groups_flat,
+            self.zero.fp16_partitioned_groups_flat,
+            self.zero.fp16_partitioned_groups,
+            strict=True,
+        ):
+            if master.numel():
+                flat.data.copy_(master.data)
+            for param, part in zip(params, self.zero.unflatten(flat, params), strict=True):
+                param.data = part.data
+        if self.zero.persistent_parameters:
+            self.zero.persistent_parameters[0].all_gather(self.zero.persistent_parameters)
+
+    def _fragments(self, create: bool) -> Iterator[tuple[nn.Parameter, Tensor, int, dict[str, Tensor]]]:
+        """(parameter, this rank's part of its master, where it starts in the flat local parameter, its moments)."""
+        zero, state_of = self.zero, self.zero.optimizer.state
+        if self.train.zero_stage == 3:
+            for parameter in self.module.parameters():
+                group, start_in_flat, length = zero.grad_position[zero.get_param_id(parameter)]
+                flat = zero.fp32_partitioned_groups_flat[group]
+                start = dist.get_rank(parameter.ds_process_group) * parameter.ds_tensor.ds_numel
+                # The last partition is padded.
+                length = max(0, min(length, parameter.ds_numel - start))
+                moments = self._moments(state_of, flat, create)
+                if length:
+                    part = slice(start_in_flat, start_in_flat + length)
+                    yield parameter, flat.data[part], start, {k: v[part] for k, v in moments.items()}
+            return
+        for index, flat in enumerate(zero.single_partition_of_fp32_groups):
+            moments = self._moments(state_of, flat, create)
+            for parameter in zero.bit16_groups[index]:
+                mapping = parameter._hp_mapping
+                if mapping is None:
+                    continue
+                where = mapping.hp_fragment_address
+                part = slice(where.start, where.start + where.numel)
+                start = mapping.lp_fragment_address.start
+                yield parameter, flat.data[part], start, {k: v[part] for k, v in moments.items()}
+
+    def _moments(self, state_of: Any, flat: Tensor, create: bool) -> dict[str, Tensor]:
+        if create and isinstance(self.zero.optimizer, torch.optim.AdamW) and not state_of[flat]:
+            step = torch.zeros((), dtype=torch.float32, device=flat.device)
+            state_of[flat] = {"step": step, **{key: torch.zeros_like(flat.data) for key in _MOMENTS}}
+        return {key: state_of[flat][key] for key in _MOMENTS if flat in state_of and key in state_of[flat]}
+
+    def _global_shape(self, parameter: nn.Parameter) -> tuple[tuple[int, ...], int]:
+        """Shape of the named global tensor and this rank's first index along its first dimension."""
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        if getattr(parameter, "allreduce", True):
+            return shape, 0
+        return (shape[0] * self.groups.expert_size, *shape[1:]), shape[0] * self.groups.expert_rank
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+def _mark_experts(model: nn.Module, groups: Groups, stage: int) -> None:
+    """Tells DeepSpeed which group holds replicas of an expert, before the engine exists."""
+    from deepspeed.utils import groups as ds_groups
+
+    name = f"ep_size_{groups.expert_size}"
+    ds_groups._EXPERT_PARALLEL_GROUP[name] = groups.expert
+    ds_groups._EXPERT_PARALLEL_GROUP_RANKS[name] = dist.get_process_group_ranks(groups.expert)
+    ds_groups._EXPERT_DATA_PARALLEL_GROUP[name] = groups.expert_data
+    ds_groups._EXPERT_DATA_PARALLEL_GROUP_RANKS[name] = dist.get_process_group_ranks(groups.expert_data)
+    for parameter in model.parameters():
+        if not getattr(parameter, "allreduce", True):
+            parameter.group_name = name  # type: ignore[attr-defined]
+            if stage == 3:
+                parameter.ds_zero_placement_family = "autoep_expert"  # type: ignore[attr-defined]
+                parameter.ds_zero_partition_group_name = name  # type: ignore[attr-defined]
+
+
+def _deepspeed_config(
+    train: TrainOptions, groups: Groups, accumulation: int, passthrough: dict[str, Any]
+) -> dict[str, Any]:
+    zero = {
+        "stage": train.zero_stage,
+        # On CPU and small models there is nothing to overlap; the section `deepspeed:` may switch it on.
+        "overlap_comm": False,
+        # True would replace torch.nn.functional.linear for the whole process, with other rounding in bfloat16.
+        "memory_efficient_linear": False,
+        **passthrough.get("zero_optimization", {}),
+    }
+    return {
+        **passthrough,
+        "train_batch_size": train.global_batch_size,
+        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": train.gradient_clipping,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": train.precision == "bfloat16"},
+        # Both are needed: gradients are reduced and accumulated in float32.
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": 10**9,
+    }
+
+
+def _build(model: LanguageModel, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
+    from deepspeed.moe.utils import is_moe_param
+    from deepspeed.runtime.config import DeepSpeedConfig
+    from deepspeed.runtime.engine import DeepSpeedEngine
+    from deepspeed.utils import set_z3_leaf_modules
+
+    num_experts = [layer.experts.num_local for layer in moe_layers(model)]
+
+    class ExpertEngine(DeepSpeedEngine):  # type: ignore[misc]
+        """Upstream looks for its own MoE classes only; ours are known by their parameters."""
+
+        def _configure_distributed_model(self, module: nn.Module) -> None:
+            super()._configure_distributed_model(module)
+            self.has_moe_layers = bool(num_experts)
+            self.num_experts = num_experts[:1]
+
+        def _validate_zero3_moe_compatibility(self) -> None:
+            for name, parameter in self.module.named_parameters():
+                if is_moe_param(parameter):
+                    family = getattr(parameter, "ds_zero_placement_family", None)
+                    assert family == "autoep_expert", f"{name} is an expert that ZeRO-3 would average over all ranks"
+
+    if config["zero_optimization"]["stage"] == 3 and num_experts:
+        set_z3_leaf_modules(model, [MoELayer])
+    return ExpertEngine(
+        args=None,
+        model=model,
+        optimizer=optimizer,
+        model_parameters=None,
+        config=config,
+        config_class=DeepSpeedConfig(config),
+    )

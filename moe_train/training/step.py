@@ -1,0 +1,173 @@
+"""One optimizer step: micro-batches forward and backward, exact normalisation, statistics, gate state.
+
+Suffixes: S sequence, B batch, T = S * B tokens, L MoE layers, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_train.data.batches import Batch
+from moe_train.model.micro_batch import MicroBatch, as_root, use
+from moe_train.model.moe_layer import moe_layers
+from moe_train.parallel.groups import Groups
+from moe_train.routing.interface import TokenBatch
+from moe_train.training.engine import Engine
+
+_COUNTS = ("target", "token", "sequence", "micro_batch")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Sums of one optimizer step over all ranks and micro-batches."""
+
+    loss_sum: float
+    loss_count: int
+    tokens: int
+    load_LE: Tensor
+    kept_LE: Tensor
+    losses: list[dict[str, tuple[float, float]]]
+    """Per layer: name of the auxiliary loss -> (sum, count), without coefficient."""
+    stop: bool
+    """Whether some rank asked to stop."""
+
+
+def token_batch(
+    batch: Batch, device: torch.device, *, seed: int = 0, step: int = 0, window_sum: Any = None
+) -> TokenBatch:
+    """The micro-batch as gates see it: tokens flattened [S, B] -> T."""
+    batch_size, sequence_length = batch.ids_BS.shape
+    position_S = torch.arange(sequence_length)
+    return TokenBatch(
+        ids_T=batch.ids_BS.t().reshape(-1).to(device),
+        sample_T=batch.sample_B.expand(sequence_length, batch_size).reshape(-1).to(device),
+        position_T=position_S[:, None].expand(sequence_length, batch_size).reshape(-1).to(device),
+        padding_T=batch.padding_BS.t().reshape(-1).to(device),
+        sequence_length=sequence_length,
+        batch_size=batch_size,
+        seed=seed,
+        step=step,
+        window_sum=window_sum,
+    )
+
+
+class Window:
+    """Sums over the data-parallel ranks and the micro-batches of one step so far, for losses at global scope."""
+
+    def __init__(self, groups: Groups) -> None:
+        self.groups = groups
+        self.running: dict[tuple[str, int], Tensor] = {}
+
+    def for_micro_batch(self) -> Callable[[str, int, Tensor], Tensor]:
+        """The ``window_sum`` of one micro-batch; asked again in recomputation it answers from memory."""
+        answers: dict[tuple[str, int], Tensor] = {}
+
+        def window_sum(name: str, layer: int, x: Tensor) -> Tensor:
+            key = (name, layer)
+            if key not in answers:
+                total = self.groups.sum_over_data(x)
+                if key in self.running:
+                    total = total + self.running[key]
+                self.running[key] = answers[key] = total
+            return answers[key]
+
+        return window_sum
+
+
+def counts(batches: list[Batch]) -> Tensor:
+    """float64 [target tokens, tokens, sequences and micro-batches that hold a token] of this rank."""
+    values = torch.zeros(len(_COUNTS), dtype=torch.float64)
+    for batch in batches:
+        real_BS = ~batch.padding_BS
+        sequences = real_BS.any(dim=1).sum()
+        values += torch.stack([batch.target_BS.sum(), real_BS.sum(), sequences, (sequences > 0).long()])
+    return values
+
+
+def train_step(
+    engine: Engine, batches: list[Batch], *, lr: float, seed: int, step: int, stop: bool = False
+) -> StepResult:
+    """Runs the micro-batches of this rank and moves the optimizer once.
+
+    The language loss is the sum over all target tokens of the step divided by their number, over all ranks and
+    micro-batches; auxiliary losses likewise from their (sum, count) pairs, in the same backward pass.
+    """
+    groups, device = engine.groups, engine.groups.device
+    assert len(batches) == engine.accumulation
+    flag = torch.tensor([float(stop)], dtype=torch.float64)
+    total = groups.sum_over_data(torch.cat([counts(batches), flag]).to(device))
+    totals = {name: total[i].clamp(min=1).float() for i, name in enumerate(_COUNTS)}
+    engine.set_lr(lr)
+    engine.deepspeed.train()
+    window = Window(groups)
+    collected = _Collector(len(moe_layers(engine.module)))
+    for batch in batches:
+        tokens = token_batch(batch, device, seed=seed, step=step, window_sum=window.for_micro_batch())
+        micro_batch = MicroBatch(tokens=tokens, totals=totals)
+        with use(micro_batch):
+            nll_sum, _ = engine(batch.ids_BS.to(device), batch.labels_BS.to(device), batch.target_BS.to(device))
+        loss = as_root(nll_sum / totals["target"], micro_batch)
+        engine.backward(loss * engine.loss_factor)
+        engine.step()
+        collected.add(nll_sum.detach(), micro_batch)
+    sums, losses, loss_sum = collected.reduce(groups)
+    for layer, layer_sums in zip(moe_layers(engine.module), sums, strict=True):
+        layer.router.after_step(layer_sums)
+    empty = torch.zeros(0, 0, dtype=torch.int64)
+    return StepResult(
+        loss_sum=loss_sum,
+        loss_count=int(total[0]),
+        tokens=int(total[1]),
+        load_LE=torch.stack([s["load"] for s in sums]).cpu() if sums else empty,
+        kept_LE=torch.stack([s["kept"] for s in sums]).cpu() if sums else empty,
+        losses=losses,
+        stop=bool(total[len(_COUNTS)] > 0),
+    )
+
+
+class _Collector:
+    """Adds up the statistics of the micro-batches of a step; one all-reduce carries those of all layers."""
+
+    def __init__(self, layers: int) -> None:
+        self.layers = layers
+        self.nll_sum: Tensor | float = 0.0
+        self.sums: list[dict[str, Tensor]] = [{} for _ in range(layers)]
+        self.losses: list[dict[str, Tensor]] = [{} for _ in range(layers)]
+
+    def add(self, nll_sum: Tensor, micro_batch: MicroBatch) -> None:
+        self.nll_sum = self.nll_sum + nll_sum.double()
+        for layer in range(self.layers):
+            for name, value in micro_batch.sums[layer].items():
+                _add(self.sums[layer], name, value)
+            for name, term in micro_batch.losses[layer].items():
+                _add(self.losses[layer], name, torch.stack([term.sum.double(), term.count.double()]))
+
+    def reduce(self, groups: Groups) -> tuple[list[dict[str, Tensor]], list[dict[str, tuple[float, float]]], float]:
+        """Over the data-parallel ranks. Integers travel as float64, which is exact up to 2^53."""
+        tensors = [torch.as_tensor(self.nll_sum, device=groups.device)]
+        tensors += [self.sums[i][name] for i in range(self.layers) for name in sorted(self.sums[i])]
+        tensors += [self.losses[i][name] for i in range(self.layers) for name in sorted(self.losses[i])]
+        flat = groups.sum_over_data(torch.cat([t.reshape(-1).double() for t in tensors]))
+        parts = iter(flat.split([t.numel() for t in tensors]))
+        loss_sum = float(next(parts))
+        sums = [{name: _like(next(parts), self.sums[i][name]) for name in sorted(self.sums[i])} for i in range(self.layers)]
+        losses: list[dict[str, tuple[float, float]]] = []
+        for i in range(self.layers):
+            pairs = {name: next(parts).tolist() for name in sorted(self.losses[i])}
+            losses.append({name: (pair[0], pair[1]) for name, pair in pairs.items()})
+        return sums, losses, loss_sum
+
+
+def _add(into: dict[str, Tensor], name: str, value: Tensor) -> None:
+    into[name] = into[name] + value if name in into else value
+
+
+def _like(flat: Tensor, original: Tensor) -> Tensor:
+    if not original.dtype.is_floating_point:
+        flat = flat.round()
+    return flat.to(original.dtype).view(original.shape)
