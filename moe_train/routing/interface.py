@@ -143,7 +143,8 @@ class Gate(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gate:
         # State that moves by rule stays float32 when the engine casts the module to bfloat16.
-        return keep_buffers_float32(self, lambda: super(Gate, self)._apply(fn, recurse))
+        keep_buffers_float32(self, lambda: super(Gate, self)._apply(fn, recurse))
+        return self
 
 
 def keep_buffers_float32(module: nn.Module, apply: Callable[[], nn.Module]) -> nn.Module:

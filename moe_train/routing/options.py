@@ -10,7 +10,7 @@ Scope = Literal["micro_batch", "sequence", "global_batch"]
 
 @dataclass(frozen=True)
 class SwitchLossOptions:
-    """E * sum_e f_e P_e, exactly 1 at perfect balance for every k (Fedus et al. 2021, eq. 4, with f normalised by k)."""
+    """E * sum_e f_e P_e, exactly 1 at perfect balance for every k (Fedus et al. 2021, eq. 4, f normalised by k)."""
 
     coefficient: float = 0.0
     scope: Scope = "sequence"

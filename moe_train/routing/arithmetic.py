@@ -1,0 +1,35 @@
+"""What all gates compute with: float32 arithmetic and softmax over a selection.
+
+Suffixes: T tokens, E experts, K chosen.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gate_dtype(*tensors: Tensor) -> torch.dtype:
+    """float32 whatever comes in, except that float64 stays float64."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """Context in which autocast does not turn the gate's products into bfloat16."""
+    return torch.autocast(device_type=x.device.type, enabled=False)
+
+
+def softmax_over(logits_TE: Tensor, selected_TE: Tensor) -> Tensor:
+    """Softmax of the selected logits of each row, zero elsewhere and in rows without a selection.
+
+    Equals renormalised probabilities p_e / sum of selected p, without their underflow. Finite forward and backward.
+    """
+    lowest = torch.finfo(logits_TE.dtype).min
+    weights_TE = torch.softmax(logits_TE.masked_fill(~selected_TE, lowest), dim=-1)
+    return weights_TE.masked_fill(~selected_TE, 0.0)
+
+
+def slots(experts_TK: Tensor, selected_TE: Tensor) -> Tensor:
+    """``experts_TK`` with E in the slots of experts that are not selected."""
+    unused_TK = ~torch.gather(selected_TE, 1, experts_TK)
+    return experts_TK.masked_fill(unused_TK, selected_TE.shape[1])

@@ -1,0 +1,96 @@
+"""A gate together with its balancing: what an MoE layer owns.
+
+Suffixes: T tokens, H hidden, E experts, S sequence, B sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from moe_train.routing.balancing import move_bias, switch_loss, z_loss
+from moe_train.routing.interface import Routing, TokenBatch, keep_buffers_float32
+from moe_train.routing.options import RouterOptions
+from moe_train.routing.registry import build_gate, check_options
+
+
+class BalancedGate(nn.Module):
+    """The gate of ``options``, plus switch loss, z-loss, selection bias and the exact counts of the micro-batch.
+
+    ``gate`` is the gate; ``bias_E`` a float32 buffer, None where the bias is off. The routing that comes back has the
+    gate's own losses and ``switch``, ``z``, and the sums ``load`` and ``kept`` (int64 [E], before and after capacity)
+    and ``tokens`` (int64 scalar), padding excluded.
+    """
+
+    bias_E: Tensor | None
+
+    def __init__(self, options: RouterOptions, hidden_size: int, num_experts: int) -> None:
+        super().__init__()
+        check_options(options, num_experts)
+        self.options = options
+        self.num_experts = num_experts
+        self.gate = build_gate(options.gate, options.options, hidden_size, num_experts)
+        bias = torch.zeros(num_experts, dtype=torch.float32) if options.balancing.bias.rate > 0 else None
+        self.register_buffer("bias_E", bias)
+
+    @property
+    def layer(self) -> int:
+        """Index of the layer, from 0."""
+        return self.gate.layer
+
+    @layer.setter
+    def layer(self, layer: int) -> None:
+        self.gate.layer = layer
+
+    def forward(self, tokens_TH: Tensor, batch: TokenBatch, *, replay_TE: Tensor | None = None) -> Routing:
+        """Routes T tokens [T, H]. Pure: the bias moves in ``after_step`` only.
+
+        ``replay_TE`` is the selection of the first pass, for recomputation. ``batch.window_sum`` is asked again there
+        and must answer what it answered in the first pass.
+        """
+        if self.options.forced_balance and replay_TE is None:
+            assert self.gate.max_k is not None
+            replay_TE = round_robin(batch, self.gate.max_k, self.num_experts)
+        routing = self.gate(tokens_TH, batch, bias_E=self.bias_E, replay_TE=replay_TE)
+        load_BE = self._count(routing, batch)
+        balancing = self.options.balancing
+        if balancing.switch_loss.coefficient > 0:
+            routing.losses["switch"] = switch_loss(
+                routing.probs_TE, load_BE, batch, self.layer, balancing.switch_loss
+            )
+        if balancing.z_loss > 0:
+            routing.losses["z"] = z_loss(routing.logits_TE, batch, balancing.z_loss)
+        return routing
+
+    def _count(self, routing: Routing, batch: TokenBatch) -> Tensor:
+        """Adds the counts to ``routing.sums``; returns the load per sequence, int64 [B, E]."""
+        shape = (batch.sequence_length, batch.batch_size, self.num_experts)
+        load_BE = routing.selected_TE.view(shape).sum(0, dtype=torch.int64)
+        load_E = load_BE.sum(0)
+        routing.sums["load"] = load_E
+        same = routing.kept_TE is routing.selected_TE
+        routing.sums["kept"] = load_E if same else routing.kept_TE.sum(0, dtype=torch.int64)
+        routing.sums["tokens"] = (~batch.padding_T).sum()
+        return load_BE
+
+    def after_step(self, sums: dict[str, Tensor]) -> None:
+        """Moves the bias and the gate's own state; once per optimizer step that was taken, with the sums of the whole
+        step over all ranks and micro-batches."""
+        if self.bias_E is not None:
+            move_bias(self.bias_E, sums["load"], self.options.balancing.bias)
+        self.gate.after_step(sums)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BalancedGate:
+        keep_buffers_float32(self, lambda: super(BalancedGate, self)._apply(fn, recurse))
+        return self
+
+
+def round_robin(batch: TokenBatch, k: int, num_experts: int) -> Tensor:
+    """Selection bool [T, E] of k neighbouring experts per token that walks through the experts with the position, so
+    that a sequence of length S is exactly balanced where E divides S * k. The same under every layout."""
+    expert_E = torch.arange(num_experts, device=batch.position_T.device)
+    start_T = batch.position_T * k + batch.sample_T
+    offset_TE = torch.remainder(expert_E - start_T[:, None], num_experts)
+    return (offset_TE < k) & ~batch.padding_T[:, None]

@@ -1,0 +1,57 @@
+"""Balancing that goes with any gate: switch loss, z-loss and the selection bias without a loss.
+
+Suffixes: T tokens, E experts, S sequence, B sequences, G token sets.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_train.routing.interface import LossTerm, TokenBatch
+from moe_train.routing.options import BiasOptions, SwitchLossOptions
+from moe_train.routing.scopes import TokenSets
+
+
+def switch_loss(
+    probs_TE: Tensor, load_BE: Tensor, batch: TokenBatch, layer: int, options: SwitchLossOptions
+) -> LossTerm:
+    """E * sum_e f_e P_e with f_e the expert's share of all selected slots and P_e its mean probability.
+
+    Exactly 1 at perfect balance for every k. Gradient through P only, finite everywhere. f and P are taken over one
+    sequence, one micro-batch, or the global batch: there f is summed over ranks and over the window so far, and
+    the unit is the token, so that E * sum_e f_e * (sum of p over the step's tokens) / (tokens of the step) comes out.
+    Source: Fedus et al. 2021, eq. 4 to 6, with f divided by k; global batch: Qiu et al. 2025 (arXiv 2501.11873).
+    """
+    experts = probs_TE.shape[1]
+    sets = TokenSets(batch, options.scope)
+    probs_GE = sets.sums(probs_TE)
+    load_GE = load_BE if options.scope == "sequence" else load_BE.sum(0, keepdim=True)
+    if options.scope == "global_batch":
+        load_GE = batch.sum_over_window("switch_load", layer, load_GE)
+    share_GE = load_GE.to(probs_GE.dtype) / load_GE.sum(1, keepdim=True).clamp(min=1)
+    total_G = experts * (share_GE * probs_GE).sum(1)
+    return sets.term_of_means(total_G, options.coefficient)
+
+
+def z_loss(logits_TE: Tensor, batch: TokenBatch, coefficient: float) -> LossTerm:
+    """logsumexp(logits)^2, mean over tokens. Source: Zoph et al. 2022 (ST-MoE), eq. 5."""
+    z_T = torch.logsumexp(logits_TE, dim=-1).square().masked_fill(batch.padding_T, 0.0)
+    return LossTerm(z_T.sum(), (~batch.padding_T).sum(), "token", coefficient)
+
+
+@torch.no_grad()
+def move_bias(bias_E: Tensor, load_E: Tensor, options: BiasOptions) -> None:
+    """Moves the bias in place towards equal load and centres it; ``load_E`` are the exact counts of the whole step.
+
+    sign: rate * sign(mean load - load) (Wang et al. 2024, algorithm 1); proportional: rate * (mean load - load) / mean
+    load. The comparison is made in integers. A step without tokens moves nothing.
+    """
+    total = load_E.sum()
+    lack_E = total - load_E * load_E.numel()
+    if options.rule == "sign":
+        direction_E = torch.sign(lack_E).to(bias_E.dtype)
+    else:
+        direction_E = (lack_E.double() / total.clamp(min=1)).to(bias_E.dtype)
+    bias_E.add_(direction_E, alpha=options.rate)
+    bias_E.sub_(bias_E.mean())

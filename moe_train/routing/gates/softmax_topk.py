@@ -1,0 +1,92 @@
+"""The plain gate: one linear map, softmax, the k largest.
+
+Suffixes: T tokens, H hidden, E experts, K chosen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe_train.routing.arithmetic import full_precision, gate_dtype, slots, softmax_over
+from moe_train.routing.interface import Gate, Routing, TokenBatch
+from moe_train.routing.registry import register_gate
+from moe_train.routing.topk import mask_of, top_k
+
+
+@dataclass(frozen=True)
+class SoftmaxTopKOptions:
+    top_k: int = 2
+    softmax: Literal["before", "after"] = "before"
+    """before: over all experts, then select; after: over the selected experts only."""
+    renormalize: bool = True
+    """Divide the selected probabilities by their sum; only asked where softmax is ``before``."""
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}; it must be at least 1")
+        if self.top_k == 1 and self.sums_to_one:
+            raise ValueError(
+                "top_k 1 with weights that sum to one gives every weight the value 1 and the gate no gradient:"
+                " set softmax: before and renormalize: false, or a larger top_k"
+            )
+
+    @property
+    def sums_to_one(self) -> bool:
+        return self.renormalize or self.softmax == "after"
+
+
+@register_gate("softmax_topk", SoftmaxTopKOptions)
+class SoftmaxTopKGate(Gate):
+    """l = W x; the k experts with the largest l + bias; weights p_e = softmax(l)_e of the selected, or p_e / sum of the
+    selected p (which is the softmax over the selected logits: ``after``, and ``before`` with ``renormalize``).
+
+    Shapes: x [T, H], ``weight`` [E, H], logits, probabilities and weights [T, E]. Time O(T E H), memory O(T E).
+    Sources: Shazeer et al. 2017 (softmax after selection); Fedus et al. 2021, Lepikhin et al. 2020 (before);
+    Jiang et al. 2024 (Mixtral: after); Qwen3-MoE (before, renormalised). Bias in logit space, for selection only.
+    """
+
+    takes_bias = True
+
+    def __init__(self, hidden_size: int, num_experts: int, options: SoftmaxTopKOptions | None = None) -> None:
+        super().__init__(hidden_size, num_experts)
+        self.options = options or SoftmaxTopKOptions()
+        if self.options.top_k > num_experts:
+            raise ValueError(f"top_k is {self.options.top_k}, but there are only {num_experts} experts")
+        self.max_k = self.options.top_k
+        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(
+        self,
+        tokens_TH: Tensor,
+        batch: TokenBatch,
+        *,
+        bias_E: Tensor | None = None,
+        replay_TE: Tensor | None = None,
+    ) -> Routing:
+        dtype = gate_dtype(tokens_TH, self.weight)
+        with full_precision(tokens_TH):
+            logits_TE = F.linear(tokens_TH.to(dtype), self.weight.to(dtype))
+        scores_TE = logits_TE if bias_E is None else logits_TE + bias_E
+        experts_TK = top_k(scores_TE, self.options.top_k, among_TE=replay_TE)
+        selected_TE = replay_TE
+        if selected_TE is None:
+            selected_TE = mask_of(experts_TK, self.num_experts) & ~batch.padding_T[:, None]
+        probs_TE = torch.softmax(logits_TE, dim=-1)
+        if self.options.sums_to_one:
+            weights_TE = softmax_over(logits_TE, selected_TE)
+        else:
+            weights_TE = probs_TE.masked_fill(~selected_TE, 0.0)
+        return Routing(
+            logits_TE=logits_TE,
+            probs_TE=probs_TE,
+            weights_TE=weights_TE,
+            selected_TE=selected_TE,
+            kept_TE=selected_TE,
+            experts_TK=slots(experts_TK, selected_TE),
+        )

@@ -1,0 +1,84 @@
+"""Gates by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from moe_train.routing.interface import Gate
+from moe_train.routing.options import RouterOptions
+from moe_train.routing.strict import listing, parse_options
+
+G = TypeVar("G", bound=type[Gate])
+_GATES: dict[str, tuple[type[Gate], type]] = {}
+
+
+def register_gate(name: str, options: type) -> Callable[[G], G]:
+    """Class decorator. The gate is built as ``cls(hidden_size, num_experts, options)``; its options dataclass has a
+    default for every field and raises ValueError on values that make no sense, the gate on those that do not fit
+    ``num_experts``."""
+
+    def add(cls: G) -> G:
+        if name in _GATES:
+            raise ValueError(f"a gate named {name!r} is registered already: {_GATES[name][0].__qualname__}")
+        _GATES[name] = (cls, options)
+        return cls
+
+    return add
+
+
+def available_gates() -> list[str]:
+    """Names of all registered gates, sorted."""
+    return sorted(_GATES)
+
+
+def gate_class(name: str) -> type[Gate]:
+    """The class behind a name; ValueError for an unknown one."""
+    return _entry(name)[0]
+
+
+def gate_options(name: str) -> type:
+    """The options dataclass of a gate; ValueError for an unknown name."""
+    return _entry(name)[1]
+
+
+def build_gate(name: str, options: dict[str, Any], hidden_size: int, num_experts: int) -> Gate:
+    """A gate from its name and its options as they stand in a configuration file.
+
+    ValueError for an unknown name or option, a wrong type, or a value that does not fit ``num_experts``.
+    """
+    cls, kind = _entry(name)
+    build: Any = cls
+    return build(hidden_size, num_experts, parse_options(kind, options, f"gate {name!r}"))
+
+
+def check_options(router: RouterOptions, num_experts: int) -> None:
+    """ValueError on a router that cannot work, before anything is allocated."""
+    with torch.device("meta"):
+        gate = build_gate(router.gate, router.options, hidden_size=8, num_experts=num_experts)
+    balancing = router.balancing
+    figures = {
+        "balancing.switch_loss.coefficient": balancing.switch_loss.coefficient,
+        "balancing.z_loss": balancing.z_loss,
+        "balancing.bias.rate": balancing.bias.rate,
+    }
+    for name, value in figures.items():
+        if not value >= 0:
+            raise ValueError(f"router.{name} is {value}; it must not be negative")
+    if balancing.bias.rate > 0 and not gate.takes_bias:
+        raise ValueError(f"router.balancing.bias.rate is {balancing.bias.rate}, but gate {router.gate!r} takes no bias")
+    if balancing.switch_loss.coefficient > 0 and not gate.takes_switch_loss:
+        raise ValueError(f"router.balancing.switch_loss makes no sense for gate {router.gate!r}: set coefficient 0")
+    if router.forced_balance and gate.max_k is None:
+        raise ValueError(
+            f"router.forced_balance needs a fixed number of experts per token: give gate {router.gate!r} a bound"
+            " (max_k), or choose another gate"
+        )
+
+
+def _entry(name: str) -> tuple[type[Gate], type]:
+    if name not in _GATES:
+        raise ValueError(f"there is no gate {name!r}; {listing(name, _GATES, 'registered are')}")
+    return _GATES[name]

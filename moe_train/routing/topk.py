@@ -1,0 +1,50 @@
+"""Top-k whose ties go to the lower expert index (``torch.topk`` promises nothing about ties).
+
+Suffixes: T tokens, E experts, K chosen.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_LOWEST = -(2**63)
+
+
+def top_k(scores_TE: Tensor, k: int, among_TE: Tensor | None = None) -> Tensor:
+    """Indices of the k largest scores per row, int64 [T, K], by falling score and, among equals, rising index.
+
+    -0.0 equals 0.0; infinities are ordinary values; NaN counts as larger (or, negative, smaller) than everything.
+    ``among_TE`` (bool) puts every True before every False, whatever the scores. Deterministic on every device.
+    """
+    scores_TE = scores_TE.detach()
+    if scores_TE.dtype == torch.float32:
+        return _top_k_composite(scores_TE, k, among_TE)
+    return top_k_reference(scores_TE, k, among_TE)
+
+
+def _top_k_composite(scores_TE: Tensor, k: int, among_TE: Tensor | None) -> Tensor:
+    """All keys of a row differ, so torch.topk has no freedom: the score's order in the high half, the index below."""
+    experts = scores_TE.shape[1]
+    bits = (scores_TE + 0.0).contiguous().view(torch.int32)  # + 0.0 turns -0.0 into 0.0
+    order = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # the floats' order as signed integers
+    reversed_index_E = torch.arange(experts - 1, -1, -1, device=scores_TE.device)
+    key_TE = (order.to(torch.int64) << 32) | reversed_index_E
+    if among_TE is not None:
+        key_TE = torch.where(among_TE, key_TE, _LOWEST | reversed_index_E)
+    return experts - 1 - (torch.topk(key_TE, k, dim=-1).values & 0xFFFFFFFF)
+
+
+def top_k_reference(scores_TE: Tensor, k: int, among_TE: Tensor | None = None) -> Tensor:
+    """The same by stable sorting: slower, and right for every dtype."""
+    order_TE = torch.sort(scores_TE.detach(), dim=-1, descending=True, stable=True).indices
+    if among_TE is not None:
+        first_TE = torch.gather(among_TE, 1, order_TE)
+        order_TE = torch.gather(order_TE, 1, torch.sort(first_TE, dim=-1, descending=True, stable=True).indices)
+    return order_TE[:, :k]
+
+
+def mask_of(experts_TK: Tensor, num_experts: int) -> Tensor:
+    """bool [T, E], True at the indices of each row."""
+    empty_TE = torch.zeros(experts_TK.shape[0], num_experts, dtype=torch.bool, device=experts_TK.device)
+    return empty_TE.scatter(1, experts_TK, True)
