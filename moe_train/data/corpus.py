@@ -48,7 +48,8 @@ def write_stdlib_corpus(output: str | Path, max_bytes: int = 12_000_000) -> dict
     names = group_names(documents)
     chosen = _within(documents, names, max_bytes)
     if not chosen:
-        raise ValueError(f"no text of the standard library found in {sysconfig.get_path('stdlib')} below {max_bytes} bytes")
+        folder = sysconfig.get_path("stdlib")
+        raise ValueError(f"no text of the standard library found in {folder} that fits in {max_bytes} bytes")
     facts = _facts([documents[i] for i in chosen], max_bytes)
     parquet = Path(output) / CORPUS_FILE
     side = parquet.with_suffix(".json")

@@ -47,7 +47,7 @@ class IndexedDataset:
     """Documents of a prefix, and the stream of their tokens, without reading the files into memory.
 
     tokens: [N] uint16 or int32, all documents joined, read-only.
-    Errors on opening: FileNotFoundError where a file is missing, ValueError where one is truncated or not in the format.
+    Errors on opening: FileNotFoundError for a missing file, ValueError for one that is truncated or not in the format.
     Opening looks at headers and sizes only; `verify` reads all of the index.
     """
 
@@ -119,7 +119,7 @@ class IndexedDataset:
             starts = position + np.cumsum(lengths) - lengths
             wrong = np.flatnonzero((self._sequence_starts[begin : begin + _CHUNK] != starts) | (lengths < 0))
             if wrong.size:
-                raise ValueError(f"{path} is damaged: sequence {begin + int(wrong[0])} does not follow the one before it")
+                raise ValueError(f"{path} is damaged: sequence {begin + int(wrong[0])} does not follow its predecessor")
             position += int(lengths.sum())
         for begin in range(0, len(self), _CHUNK):
             wrong = np.flatnonzero(np.diff(self._document_marks[begin : begin + _CHUNK + 1]) < 0)
@@ -140,7 +140,7 @@ class IndexedDataset:
             expected = int(self._sequence_starts[-1]) + int(self.sequence_lengths[-1]) * self.dtype.itemsize
         found = data.stat().st_size
         if found != expected:
-            raise ValueError(f"{data} is damaged or truncated: {index} describes {expected} bytes, the file has {found}")
+            raise ValueError(f"{data} is damaged or truncated: {index} describes {expected} bytes, found {found}")
 
 
 class IndexedWriter:

@@ -129,15 +129,18 @@ def _tokenize(
             for i, ids in zip(kept, encoded, strict=True):
                 row = first_row + i
                 name = _value(values, options.id_column, i) or f"{file.name}:{row}"
-                side = "validation" if is_validation(_value(values, options.split_column, i) or name, options) else "train"
+                key = _value(values, options.split_column, i) or name
+                side = "validation" if is_validation(key, options) else "train"
                 domain = _value(values, options.domain_column, i)
                 writers[side].add(ids, texts[i], source=file.name, row=row, id=name, domain=domain)
             for writer in writers.values():
                 writer.flush()
             if progress is not None:
-                done = list(writers.values())
-                counts = [sum(getattr(w, name) for w in done) for name in ("documents", "text_bytes", "tokens")]
-                progress(Progress(number, len(files), *counts, seconds=time.monotonic() - begin))
+                documents, size, tokens = (
+                    sum(getattr(writer, name) for writer in writers.values())
+                    for name in ("documents", "text_bytes", "tokens")
+                )
+                progress(Progress(number, len(files), documents, size, tokens, time.monotonic() - begin))
     return skipped
 
 
@@ -158,7 +161,9 @@ def _check_options(options: PrepareOptions) -> None:
 
 def _empty_split(split: str, skipped: Counter[str]) -> str:
     left_out = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
-    return f"no document fell to {split} (skipped: {left_out}); use more text or another validation fraction or split seed"
+    return (
+        f"no document fell to {split} (skipped: {left_out}); use more text, another validation fraction or split seed"
+    )
 
 
 def _job(files: Sequence[SourceFile], tokenizer: Tokenizer, options: PrepareOptions) -> dict[str, Any]:
@@ -207,7 +212,8 @@ def _finished(output: Path, splits: list[str], job: dict[str, Any]) -> dict[str,
         if differences:
             raise ValueError(
                 f"{output / split} holds the result of a different job; choose another output or delete it. "
-                + "Different are " + "; ".join(differences)
+                + "Different are "
+                + "; ".join(differences)
             )
         manifests[split] = manifest
     complete = there == splits and all(_whole(output / split) for split in splits)
@@ -232,4 +238,3 @@ def _tokenizer_copy(output: Path, tokenizer: Tokenizer) -> Path | None:
     if sha256_of(path) != tokenizer.checksum:
         raise ValueError(f"{path} is another tokenizer than {tokenizer.path}; choose another output or delete it")
     return None
-

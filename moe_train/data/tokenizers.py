@@ -134,12 +134,13 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise FileNotFoundError(f"tokenizer {path} does not exist")
     if Path(path).suffix == ".model":
         return SentencePieceTokenizer(path)
-    raise ValueError(f"{path} is not a known kind of tokenizer; known are sentencepiece models, whose names end in .model")
+    raise ValueError(f"{path} is no known kind of tokenizer; known are sentencepiece models, whose names end in .model")
 
 
 def train_sentencepiece(texts: Iterable[str], output: str | Path, vocab_size: int) -> SentencePieceTokenizer:
-    """Trains a BPE model with byte fallback, identity normalisation and no dummy prefix; the same bytes for the same texts.
+    """Trains a BPE model with byte fallback, identity normalisation and no dummy prefix.
 
+    The same texts give the same bytes.
     vocab_size: V, of which 256 are bytes, one is unknown (never used), and one ends documents (id 1).
     Errors: ValueError where the texts are too few for so many pieces.
     """
@@ -148,7 +149,7 @@ def train_sentencepiece(texts: Iterable[str], output: str | Path, vocab_size: in
     import sentencepiece
 
     if vocab_size < 300:
-        raise ValueError(f"a vocabulary of {vocab_size} is too small: 256 bytes, 2 special tokens and the letters must fit")
+        raise ValueError(f"a vocabulary of {vocab_size} is too small: 256 bytes, 2 special tokens, letters")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

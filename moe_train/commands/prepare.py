@@ -1,0 +1,104 @@
+"""moe-train prepare: parquet files to token files, or the demo corpus to parquet."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+_EXAMPLE = """examples:
+  moe-train prepare --corpus stdlib --output data/demo/corpus
+  moe-train prepare data/demo/corpus --output data/demo --tokenizer data/demo/tokenizer.model
+
+Writes OUTPUT/train.* and OUTPUT/validation.*: Megatron .bin and .idx, provenance, token bytes and a manifest.
+Running a finished job again does nothing; changed inputs are refused with the difference."""
+
+
+def register(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Turn text in parquet files into token files for training and validation."
+    parser.epilog = _EXAMPLE
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("source", nargs="*", metavar="SOURCE", help="parquet files, folders with such, or globs")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument("--tokenizer", metavar="MODEL", help="sentencepiece .model file")
+    parser.add_argument("--corpus", choices=["stdlib"], help="write this corpus as parquet instead of reading sources")
+    parser.add_argument(
+        "--max-bytes", type=int, default=12_000_000, metavar="N", help="with --corpus: most text (default 12 MB)"
+    )
+    parser.add_argument("--text-column", default="text", metavar="NAME", help="column with the text (default: text)")
+    parser.add_argument("--id-column", default="id", metavar="NAME", help="column that names a document (default: id)")
+    parser.add_argument("--domain-column", default="dump", metavar="NAME", help="column with a label (default: dump)")
+    parser.add_argument(
+        "--split-column", default="url", metavar="NAME", help="rows equal here stay on one side (default: url)"
+    )
+    parser.add_argument(
+        "--validation-fraction", type=float, default=0.05, metavar="X", help="for validation, 0 for none (default 0.05)"
+    )
+    parser.add_argument("--split-seed", type=int, default=0, metavar="N", help="another seed gives another split")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.corpus is not None:
+        return _corpus(args)
+    if not args.source or args.tokenizer is None:
+        raise ValueError("prepare needs a SOURCE and --tokenizer MODEL, or --corpus stdlib; --help says more")
+    from moe_train.data.prepare import PrepareOptions, prepare
+    from moe_train.data.tokenizers import load_tokenizer
+
+    options = PrepareOptions(
+        text_column=args.text_column,
+        id_column=args.id_column,
+        domain_column=args.domain_column,
+        split_column=args.split_column,
+        validation_fraction=args.validation_fraction,
+        split_seed=args.split_seed,
+    )
+    manifests = prepare(args.source, args.output, load_tokenizer(args.tokenizer), options, _Reporter())
+    for split, manifest in manifests.items():
+        skipped = ", ".join(f"{count} {reason}" for reason, count in manifest["skipped"].items() if count)
+        print(
+            f"{args.output}/{split}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens, "
+            f"{manifest['text_bytes']:,} bytes of text, unigram entropy {manifest['unigram_entropy_nats']:.3f} nats"
+            + (f"; skipped in all: {skipped}" if skipped else "")
+        )
+        if manifest["inexact_documents"]:
+            print(
+                f"  note: in {manifest['inexact_documents']:,} documents the bytes of the tokens do not add up to the "
+                "text (the tokenizer normalises); bits per byte are approximate"
+            )
+    return 0
+
+
+def _corpus(args: argparse.Namespace) -> int:
+    if args.source or args.tokenizer is not None:
+        raise ValueError(
+            "--corpus writes parquet only: leave out SOURCE and --tokenizer, prepare that folder afterwards"
+        )
+    from moe_train.data.corpus import CORPUS_FILE, write_stdlib_corpus
+
+    facts = write_stdlib_corpus(args.output, args.max_bytes)
+    print(f"{args.output}/{CORPUS_FILE}: standard library of {facts['implementation']} {facts['python']}")
+    for domain, counts in facts["domains"].items():
+        print(f"  {domain}: {counts['documents']:,} documents, {counts['bytes']:,} bytes")
+    return 0
+
+
+class _Reporter:
+    """Prints a line to stderr every few seconds."""
+
+    def __init__(self, every_seconds: float = 2.0) -> None:
+        self._every = every_seconds
+        self._next = time.monotonic() + every_seconds
+
+    def __call__(self, progress) -> None:  # type: ignore[no-untyped-def]  # Progress; importing it here would be slow
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + self._every
+        seconds = max(progress.seconds, 1e-9)
+        print(
+            f"file {progress.files}/{progress.total_files}  {progress.documents:,} documents  "
+            f"{progress.tokens:,} tokens  "
+            f"{progress.text_bytes / 1e6 / seconds:.1f} MB/s  {progress.tokens / seconds:,.0f} tokens/s",
+            file=sys.stderr,
+            flush=True,
+        )
