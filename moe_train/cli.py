@@ -22,7 +22,9 @@ COMMANDS = {
     "train": Command("train a model", "moe-train train demo train.steps=200 --processes 2"),
     "evaluate": Command("loss, perplexity and balance of a run on held-out text", "moe-train evaluate runs/demo"),
     "report": Command("write a run's report as one HTML file", "moe-train report runs/demo"),
-    "prepare": Command("text to indexed tokens", "moe-train prepare books.parquet --output data/books --tokenizer m.model"),
+    "prepare": Command(
+        "text to indexed tokens", "moe-train prepare books.parquet --output data/books --tokenizer m.model"
+    ),
     "tokenizer": Command(
         "train or inspect a tokenizer", "moe-train tokenizer train data/text --output m.model --vocab-size 8192"
     ),

@@ -1,4 +1,7 @@
-"""Say what is installed, whether it works, and what to do about what is missing. Exit code 1 if training cannot work."""
+"""Say what is installed, whether it works, and what to do about what is missing.
+
+Exit code 1 if training cannot work.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """One YAML file per experiment, composed from parts, with dotted overrides. Knows no option of any room.
 
 An experiment names its parts, ``parts: {model: tiny, router: lpr}``. The files <configs>/<kind>/<name>.yaml are merged
-at the root in the order in which they are named, then the experiment's own keys, then the overrides (``train.steps=10``,
-``parts.router=lpr``). A part is looked for beside the experiment's folder first and among the shipped ones then.
+at the root in the order in which they are named, then the experiment's own keys, then the overrides
+(``train.steps=10``, ``parts.router=lpr``). A part is looked for beside the experiment's folder first, then among the
+shipped ones.
 """
 
 from __future__ import annotations
@@ -110,7 +111,8 @@ def _find_part(kind: str, name: Any, experiment: Path) -> Path:
             return candidate
     known = names(kind)
     if not known:
-        kinds = [folder.name for folder in shipped_configs().iterdir() if folder.is_dir() and folder.name != EXPERIMENTS]
+        folders = [folder.name for folder in shipped_configs().iterdir() if folder.is_dir()]
+        kinds = [folder for folder in folders if folder != EXPERIMENTS]
         guess, message = nearest(kind, kinds), f"no {name}.yaml and no kind {kind!r}; kinds: {listing(kinds)}"
     else:
         guess, message = nearest(name, known), f"no part {name!r}; there are {listing(known)}"

@@ -79,8 +79,9 @@ def _compiler() -> Iterable[Finding]:
         yield Finding("compiler", "ok", found)
     else:
         yield Finding(
-            "compiler", "note", "no C++ compiler", "only DeepSpeed's own kernels (CPU Adam, offload) need one: install g++"
-        )
+            "compiler", "note", "no C++ compiler",
+            "only DeepSpeed's own kernels (CPU Adam, offload) need one: install g++",
+        )  # fmt: skip
 
 
 def _accelerator() -> Iterable[Finding]:

@@ -34,13 +34,13 @@ class LaunchOptions:
         if self.processes < 1:
             raise ValueError(f"--processes must be at least 1, got {self.processes}")
         if not 0 <= self.node_rank < self.nodes:
-            raise ValueError(f"--node-rank must lie between 0 and --num-nodes - 1 = {self.nodes - 1}, got {self.node_rank}")
+            raise ValueError(f"--node-rank must lie between 0 and --num-nodes - 1 = {self.nodes - 1}")
         if self.launcher == "none" and (self.processes > 1 or self.nodes > 1 or self.hostfile):
             raise ValueError("--launcher none runs one process; use deepspeed or torchrun for more")
         if self.launcher == "torchrun" and self.hostfile:
-            raise ValueError("--hostfile needs --launcher deepspeed; torchrun is started on each node with --node-rank")
+            raise ValueError("--hostfile needs --launcher deepspeed; torchrun is started on each node")
         if self.nodes > 1 and not self.no_ssh and not self.hostfile:
-            raise ValueError("--num-nodes needs --no-ssh (one command on each node) or --hostfile (one command for all)")
+            raise ValueError("--num-nodes needs --no-ssh (a command on each) or --hostfile (one command for all)")
         if self.no_ssh and self.nodes > 1 and not self.master_addr:
             raise ValueError("--no-ssh needs --master-addr, the address of node 0, the same on every node")
         if self.hostfile is not None and not self.hostfile.is_file():

@@ -82,7 +82,7 @@ def gate_facts(config: RunConfig) -> GateFacts:
 
     experts = config.model.moe.num_experts
     with torch.device("meta"):
-        gate = build_gate(config.router, config.model.hidden_size, experts)
+        gate = build_gate(config.router.gate, config.router.options, config.model.hidden_size, experts)
     shapes = [tuple(p.shape) for p in gate.parameters()]
     return GateFacts(
         parameters=sum(math.prod(shape) for shape in shapes),

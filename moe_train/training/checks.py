@@ -112,14 +112,14 @@ def _routing(config: RunConfig) -> Iterator[Problem]:
     from moe_train.routing import check_options, gate_class
 
     router, experts = config.router, config.model.moe.num_experts
-    top_k = router.options.get("top_k")
-    if isinstance(top_k, int) and not 1 <= top_k <= experts:
-        yield Problem("router.options.top_k", f"{top_k} must lie between 1 and model.moe.num_experts ({experts})")
+    if experts < 1:
         return
     try:
         check_options(router, experts)
     except ValueError as error:
-        yield Problem("router", str(error))
+        message = str(error)
+        # A message about balancing names its own key already.
+        yield Problem("" if message.startswith("router.") else "router.options", message)
         return
     if not gate_class(router.gate).causal and router.gate not in config.causal_exceptions:
         yield Problem(

@@ -30,7 +30,7 @@ class Memory:
 
 
 def memory_per_rank(config: RunConfig, world_size: int, device: str = "cpu") -> Memory:
-    """Bytes per rank. Experts are sharded by ZeRO over world / EP ranks, everything else over all data-parallel ones."""
+    """Bytes per rank. ZeRO shards experts over DP / EP ranks and everything else over all DP ranks."""
     counted, ep, stage = parameters(config), config.parallel.expert, config.train.zero_stage
     dp = config.data_parallel_size(world_size)
     local_experts = counted.experts // ep

@@ -128,11 +128,12 @@ def _with_gate_options(router: RouterOptions, source: str) -> RouterOptions:
     try:
         options = build(cls, router.options, path="router.options", source=source)
     except ConfigError as error:
-        allowed = listing(f.name for f in dataclasses.fields(cls))
-        note = f"gate {router.gate!r} takes {allowed}; to change the gate with its options: parts.router=<name>"
-        raise ConfigError([*error.problems, Problem("router.options", note)], source) from None
-    except ValueError as error:
-        raise ConfigError([Problem("router.options", str(error))], source) from error
+        found = list(error.problems)
+        if any("unknown key" in problem.message for problem in found):
+            allowed = listing(f.name for f in dataclasses.fields(cls))
+            note = f"gate {router.gate!r} takes {allowed}; to change the gate with its options: parts.router=<name>"
+            found.append(Problem("router.options", note))
+        raise ConfigError(found, source) from None
     return dataclasses.replace(router, options=_plain(dataclasses.asdict(options)))
 
 

@@ -30,8 +30,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", help="configuration by path or name (default: <run-dir>/config.yaml)")
     parser.add_argument("--run-dir", type=Path, help="the run's folder (default with --config: runs/<name>)")
     parser.add_argument("--resume", default="none", metavar="auto|none|PATH", help="checkpoint to start from")
-    parser.add_argument("--launch", default="", help="name of the launch, for the file that says how this process ended")
-    parser.add_argument("--local_rank", "--local-rank", type=int, help="given by launchers; the environment says it too")
+    parser.add_argument("--launch", default="", help="name of the launch, for the file that says how it ended")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help="given by launchers, as in the environment")
     return parser.parse_intermixed_args(argv)
 
 

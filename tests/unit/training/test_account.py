@@ -1,0 +1,138 @@
+"""Parameters against a published model's, FLOPs against torch's own counter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from moe_train.training.account import active_parameters, flops_per_token, parameters
+from moe_train.training.memory import memory_per_rank
+from moe_train.training.run_config import RunConfig, load_run_config
+from moe_train.training.summary import summary
+
+QWEN3_30B_A3B = [
+    "model.hidden_size=2048",
+    "model.num_layers=48",
+    "model.num_attention_heads=32",
+    "model.num_key_value_heads=4",
+    "model.head_dim=128",
+    "model.vocab_size=151936",
+    "model.moe.num_experts=128",
+    "model.moe.expert_hidden_size=768",
+    "router.options.top_k=8",
+]
+SMALL = [
+    "model.hidden_size=32",
+    "model.num_layers=2",
+    "model.num_attention_heads=4",
+    "model.num_key_value_heads=2",
+    "model.vocab_size=96",
+    "model.moe.num_experts=4",
+    "model.moe.expert_hidden_size=16",
+    "data.sequence_length=16",
+]
+
+
+def transformers_model(config: RunConfig, device: str) -> torch.nn.Module:
+    transformers = pytest.importorskip("transformers")
+    model, moe = config.model, config.model.moe
+    with torch.device(device):
+        return transformers.Qwen3MoeForCausalLM(
+            transformers.Qwen3MoeConfig(
+                hidden_size=model.hidden_size,
+                num_hidden_layers=model.num_layers,
+                num_attention_heads=model.num_attention_heads,
+                num_key_value_heads=model.num_key_value_heads,
+                head_dim=model.head_dim or model.hidden_size // model.num_attention_heads,
+                vocab_size=model.vocab_size,
+                num_experts=moe.num_experts,
+                num_experts_per_tok=config.router.options["top_k"],
+                moe_intermediate_size=moe.expert_hidden_size,
+                tie_word_embeddings=model.tie_embeddings,
+                decoder_sparse_step=1,
+                mlp_only_layers=[],
+                attention_bias=False,
+                attn_implementation="eager",
+                experts_implementation="eager",
+            )
+        )
+
+
+def count(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_qwen3_30b_a3b_has_its_published_size() -> None:
+    """30.5 billion in total, 3.3 billion active; exactly what transformers builds from the published shapes."""
+    config = load_run_config("tiny", QWEN3_30B_A3B)
+    assert parameters(config).total == count(transformers_model(config, "meta"))
+    assert round(parameters(config).total / 1e9, 1) == 30.5
+    assert 3.3e9 < active_parameters(config) < 3.4e9
+
+
+@pytest.mark.parametrize("tied", ["true", "false"])
+def test_small_shapes_equal_transformers(tied: str) -> None:
+    config = load_run_config("tiny", [*SMALL, f"model.tie_embeddings={tied}"])
+    assert parameters(config).total == count(transformers_model(config, "meta"))
+
+
+@pytest.mark.parametrize(("tied", "matrices"), [("true", 1), ("false", 2)])
+def test_vocabulary_padding_is_counted_apart(tied: str, matrices: int) -> None:
+    sizes = ["model.vocab_size=8200", "model.vocab_multiple=128"]
+    config = load_run_config("tiny", [*sizes, f"model.tie_embeddings={tied}"])
+    counted = parameters(config)
+    assert counted.vocab_padding == (8320 - 8200) * 64 * matrices
+    assert counted.embedding == 8200 * 64
+    assert counted.dense == counted.total - counted.experts + counted.vocab_padding
+
+
+def test_shared_expert_is_always_active() -> None:
+    without = load_run_config("tiny")
+    config = load_run_config("tiny", ["model.moe.shared_expert_hidden_size=48"])
+    added = 2 * 3 * 64 * 48
+    assert parameters(config).total - parameters(without).total == added
+    assert active_parameters(config) - active_parameters(without) == added
+    assert flops_per_token(config).forward - flops_per_token(without).forward == 2 * added
+
+
+def test_flops_equal_torchs_counter() -> None:
+    """The counter sees the whole square of the scores (transformers masks it), we count the causal half."""
+    config = load_run_config("tiny", SMALL)
+    torch.manual_seed(0)
+    model = transformers_model(config, "cpu")
+    length = config.data.sequence_length
+    ids = torch.randint(config.model.vocab_size, (1, length))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(ids, use_cache=False)
+    ours = flops_per_token(config)
+    assert counter.get_total_flops() / length == ours.forward + ours.attention_scores
+    assert ours.total == 3 * ours.forward
+
+
+def test_memory_by_zero_stage() -> None:
+    """Two ranks, EP 2: experts have one replica each, so ZeRO shards the rest only."""
+    memory = {
+        stage: memory_per_rank(load_run_config("demo", [f"train.zero_stage={stage}"]), 2) for stage in (1, 2, 3)
+    }
+    counted = parameters(load_run_config("demo"))
+    whole, shard = counted.dense + counted.experts // 2, counted.dense // 2 + counted.experts // 2
+    assert [memory[stage].parameters for stage in (1, 2, 3)] == [4 * whole, 4 * whole, 4 * shard]
+    assert [memory[stage].gradients for stage in (1, 2, 3)] == [4 * whole, 4 * shard, 4 * shard]
+    assert {memory[stage].optimizer for stage in (1, 2, 3)} == {12 * shard}
+
+
+def test_recomputation_needs_less_memory() -> None:
+    plain, recomputed = (
+        memory_per_rank(load_run_config("demo", [f"train.recompute={flag}"]), 2) for flag in ("false", "true")
+    )
+    assert recomputed.activations < plain.activations
+    assert recomputed.parameters == plain.parameters
+
+
+def test_summary_says_the_figures() -> None:
+    text = summary(load_run_config("demo"), 2, Path("runs/demo"), "cpu")
+    for figure in ("17,467,904", "6,457,856", "EP 2", "16 experts each", "accumulation 2", "524,288 tokens"):
+        assert figure in text

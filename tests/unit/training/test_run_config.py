@@ -1,0 +1,153 @@
+"""The whole configuration: round trip, gate options, checks across sections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moe_train.config.compose import EXPERIMENTS, names
+from moe_train.config.errors import ConfigError
+from moe_train.training.run_config import check, load_run_config, to_dict, to_yaml
+
+
+def paths(*overrides: str, world_size: int | None = None) -> dict[str, str]:
+    """The problems of the tiny experiment with these overrides, by key."""
+    with pytest.raises(ConfigError) as caught:
+        check(load_run_config("tiny", overrides), world_size)
+    return {problem.path: problem.message for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize("name", names(EXPERIMENTS))
+def test_every_shipped_experiment_is_right(name: str) -> None:
+    config = load_run_config(name)
+    check(config, config.layout_size)
+
+
+@pytest.mark.parametrize("name", names("router"))
+def test_every_shipped_router_fits_the_demo(name: str) -> None:
+    config = load_run_config("demo", [f"parts.router={name}"])
+    check(config, config.layout_size)
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    config = load_run_config("demo", ["deepspeed.zero_optimization.overlap_comm=true", "optimizer.eps=1e-9"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    again = load_run_config(tmp_path / "config.yaml")
+    assert again == config
+    assert again.optimizer.eps == 1e-9 and again.optimizer.betas == (0.9, 0.95)
+
+
+def test_the_resolved_configuration_holds_the_gates_defaults() -> None:
+    assert to_dict(load_run_config("tiny"))["router"]["options"] == {
+        "top_k": 2,
+        "softmax": "before",
+        "renormalize": True,
+    }
+
+
+def test_sizes_of_the_layout() -> None:
+    config = load_run_config("demo", ["parallel.expert=4", "train.global_batch_size=32", "train.micro_batch_size=2"])
+    assert config.layout_size == 4
+    assert config.data_parallel_size(8) == 8
+    assert config.accumulation_steps(8) == 2
+
+
+def test_an_unknown_gate_lists_what_there_is() -> None:
+    assert "did you mean softmax_topk?" in paths("router.gate=softmax_tok")["router.gate"]
+
+
+def test_options_of_another_gate_name_the_allowed_ones() -> None:
+    found = paths("router.options.latent_size=3")
+    assert "unknown key" in found["router.options.latent_size"]
+    assert "top_k" in found["router.options"] and "parts.router" in found["router.options"]
+
+
+@pytest.mark.parametrize(
+    ("override", "path"),
+    [
+        ("router.options.top_k=9", "router.options"),
+        ("router.options.top_k=0", "router.options"),
+        ("router.balancing.bias.rate=-1.0", ""),
+        ("parallel.expert=3", "parallel.expert"),
+        ("parallel.expert=0", "parallel.expert"),
+        ("parallel.tensor=2", "parallel.tensor"),
+        ("parallel.pipeline=2", "parallel.pipeline"),
+        ("parallel.context=2", "parallel.context"),
+        ("train.zero_stage=0", "train.zero_stage"),
+        ("train.zero_stage=4", "train.zero_stage"),
+        ("train.global_batch_size=5", "train.global_batch_size"),
+        ("train.micro_batch_size=0", "train.micro_batch_size"),
+        ("train.steps=0", "train.steps"),
+        ("model.num_key_value_heads=3", "model.num_key_value_heads"),
+        ("model.hidden_size=66", "model.hidden_size"),
+        ("model.head_dim=15", "model.head_dim"),
+        ("model.moe.num_experts=0", "model.moe.num_experts"),
+        ("model.moe.shared_expert_hidden_size=0", "model.moe.shared_expert_hidden_size"),
+        ("schedule.decay_fraction=1.5", "schedule.decay_fraction"),
+        ("schedule.warmup_steps=11", "schedule.warmup_steps"),
+        ("optimizer.betas=[0.9,1.0]", "optimizer.betas.1"),
+        ("optimizer.lr=-1.0", "optimizer.lr"),
+        ("name=a/b", "name"),
+    ],
+)
+def test_impossible_values(override: str, path: str) -> None:
+    assert path in paths(override)
+
+
+def test_zero_0_says_use_stage_1() -> None:
+    assert "use stage 1" in paths("train.zero_stage=0")["train.zero_stage"]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "overrides", "path"),
+    [
+        (3, ["parallel.expert=2"], "parallel.expert"),
+        (1, ["parallel.expert=2"], "parallel.expert"),
+        (4, [], "train.global_batch_size"),
+        (0, [], "parallel.expert"),
+    ],
+)
+def test_the_number_of_processes(world_size: int, overrides: list[str], path: str) -> None:
+    assert path in paths(*overrides, world_size=world_size)
+
+
+def test_what_fits_passes() -> None:
+    check(load_run_config("tiny", ["parallel.expert=2"]), 2)
+    check(load_run_config("tiny", ["parallel.expert=4", "train.micro_batch_size=1"]), 4)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "advice"),
+    [
+        ("train_batch_size", "8", "train.global_batch_size"),
+        ("train_micro_batch_size_per_gpu", "8", "train.micro_batch_size"),
+        ("gradient_accumulation_steps", "8", "train.global_batch_size"),
+        ("zero_optimization.stage", "1", "train.zero_stage"),
+        ("zero_optimization.memory_efficient_linear", "true", "twice"),
+        ("bf16.enabled", "true", "train.precision"),
+        ("fp16.enabled", "true", "train.precision"),
+        ("gradient_clipping", "1.0", "train.gradient_clipping"),
+        ("optimizer.type", "Adam", "optimizer section"),
+        ("scheduler.type", "WarmupLR", "schedule section"),
+        ("communication_data_type", "bf16", "float32"),
+        ("data_types.grad_accum_dtype", "bf16", "float32"),
+    ],
+)
+def test_deepspeed_keys_that_are_ours_are_refused(key: str, value: str, advice: str) -> None:
+    (message,) = paths(f"deepspeed.{key}={value}").values()
+    assert advice in message
+
+
+def test_other_deepspeed_keys_pass_through() -> None:
+    config = load_run_config("tiny", ["deepspeed.zero_optimization.reduce_bucket_size=1000"])
+    assert config.deepspeed == {"zero_optimization": {"reduce_bucket_size": 1000}}
+
+
+def test_a_gate_that_looks_ahead_must_be_accepted_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from moe_train.routing import gate_class
+
+    monkeypatch.setattr(gate_class("softmax_topk"), "causal", False)
+    assert "causal_exceptions=[softmax_topk]" in paths()["router.gate"]
+    config = load_run_config("tiny", ["causal_exceptions=[softmax_topk]"])
+    assert config.causal_exceptions == ["softmax_topk"]

@@ -1,0 +1,97 @@
+"""A worker process: its arguments, its exit codes, and the file that says how it ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moe_train.training.run_config import load_run_config
+from moe_train.training.run_folder import prepare
+from moe_train.training.stop import StopRequest
+from moe_train.training.worker import main
+from moe_train.training.worker_status import read_statuses
+
+
+@pytest.fixture(autouse=True)
+def _signals_and_environment(monkeypatch: pytest.MonkeyPatch) -> Any:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    prepare(tmp_path / "run", load_run_config("tiny"), None)
+    return tmp_path / "run"
+
+
+def test_it_hands_over_what_it_was_told(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    arguments = ["--run-dir", str(run_dir), "--resume", "auto", "--launch", "x", "--local_rank=1"]
+    assert main(arguments, lambda *given: seen.append(given)) == 0
+    ((config, folder, resume, stop),) = seen
+    assert (config, folder, resume) == (load_run_config("tiny"), run_dir, "auto")
+    assert not stop.requested
+    (status,) = read_statuses(run_dir, "x")
+    assert (status.rank, status.pid, status.exit_code) == (1, os.getpid(), 0)
+
+
+def test_without_a_launch_no_file_is_written(run_dir: Path) -> None:
+    assert main(["--run-dir", str(run_dir)], lambda *_: None) == 0
+    assert not (run_dir / "processes").exists()
+
+
+@pytest.mark.parametrize(("error", "code"), [(ValueError("bad\ninput"), 2), (OSError("disk"), 2), (RuntimeError("x"), 1)])
+def test_failures_have_a_code_and_a_reason(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], error: Exception, code: int
+) -> None:
+    def train(*_: Any) -> None:
+        raise error
+
+    assert main(["--run-dir", str(run_dir), "--launch", "x"], train) == code
+    assert f"rank 0: error: {'RuntimeError: ' if code == 1 else ''}{error}" in capsys.readouterr().err
+    (status,) = read_statuses(run_dir, "x")
+    assert status.exit_code == code and "\n" not in (status.error or "")
+
+
+def test_a_world_that_does_not_fit_is_refused(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert main(["--run-dir", str(run_dir)], lambda *_: pytest.fail("started")) == 2
+
+
+def test_by_hand_it_prepares_the_folder(tmp_path: Path) -> None:
+    run = tmp_path / "byhand"
+    arguments = ["--config", "tiny", "--run-dir", str(run), "train.steps=3"]
+    assert main(arguments, lambda config, *_: None if config.train.steps == 3 else pytest.fail("override lost")) == 0
+    assert (run / "config.yaml").exists()
+    assert main(arguments, lambda *_: pytest.fail("overwrote a run")) == 2
+
+
+def test_neither_folder_nor_configuration() -> None:
+    assert main([], lambda *_: pytest.fail("started")) == 2
+
+
+def test_a_signal_becomes_a_request(run_dir: Path) -> None:
+    def train(_config: Any, _folder: Any, _resume: Any, stop: StopRequest) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested and stop.signal == signal.SIGTERM
+
+    assert main(["--run-dir", str(run_dir)], train) == 0
+
+
+def test_a_second_ctrl_c_interrupts(run_dir: Path) -> None:
+    def train(_config: Any, _folder: Any, _resume: Any, stop: StopRequest) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert main(["--run-dir", str(run_dir)], train) == 130
