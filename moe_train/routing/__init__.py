@@ -1,7 +1,9 @@
 """Gates, balancing and statistics. Needs torch alone: take one gate into another project with
-``from moe_train.routing import SoftmaxTopKGate``."""
+``from moe_train.routing import LatentPrototypeGate``."""
 
 from moe_train.routing.balanced_gate import BalancedGate
+from moe_train.routing.gates.dynamic_k import DynamicKGate, DynamicKOptions
+from moe_train.routing.gates.lpr import LatentPrototypeGate, LatentPrototypeOptions
 from moe_train.routing.gates.softmax_topk import SoftmaxTopKGate, SoftmaxTopKOptions
 from moe_train.routing.interface import Gate, LossTerm, Routing, TokenBatch
 from moe_train.routing.registry import (
@@ -12,19 +14,26 @@ from moe_train.routing.registry import (
     gate_options,
     register_gate,
 )
+from moe_train.routing.statistics import balance_statistics, gini_floor
 
 __all__ = [
     "BalancedGate",
+    "DynamicKGate",
+    "DynamicKOptions",
     "Gate",
+    "LatentPrototypeGate",
+    "LatentPrototypeOptions",
     "LossTerm",
     "Routing",
     "SoftmaxTopKGate",
     "SoftmaxTopKOptions",
     "TokenBatch",
     "available_gates",
+    "balance_statistics",
     "build_gate",
     "check_options",
     "gate_class",
     "gate_options",
+    "gini_floor",
     "register_gate",
 ]

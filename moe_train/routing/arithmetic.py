@@ -24,9 +24,8 @@ def softmax_over(logits_TE: Tensor, selected_TE: Tensor) -> Tensor:
 
     Equals renormalised probabilities p_e / sum of selected p, without their underflow. Finite forward and backward.
     """
-    lowest = torch.finfo(logits_TE.dtype).min
-    weights_TE = torch.softmax(logits_TE.masked_fill(~selected_TE, lowest), dim=-1)
-    return weights_TE.masked_fill(~selected_TE, 0.0)
+    lowest = torch.finfo(logits_TE.dtype).min  # not -inf: a row without a selection must not become NaN
+    return torch.softmax(torch.where(selected_TE, logits_TE, lowest), dim=-1) * selected_TE
 
 
 def slots(experts_TK: Tensor, selected_TE: Tensor) -> Tensor:

@@ -36,14 +36,14 @@ class TokenSets:
 
     def sums(self, x_TN: Tensor) -> Tensor:
         """[G, N]: sum of x over the tokens of each set."""
-        x_TN = x_TN.masked_fill(self.batch.padding_T[:, None], 0.0)
+        x_TN = x_TN * ~self.batch.padding_T[:, None]
         if self.scope == "sequence":
             return x_TN.view(self.batch.sequence_length, self.batch.batch_size, -1).sum(0)
         return x_TN.sum(0, keepdim=True)
 
     def products(self, x_TN: Tensor, y_TM: Tensor) -> Tensor:
         """[G, N, M]: sum over the tokens of each set of the outer product of x and y."""
-        x_TN = x_TN.masked_fill(self.batch.padding_T[:, None], 0.0)
+        x_TN = x_TN * ~self.batch.padding_T[:, None]
         if self.scope == "sequence":
             shape = (self.batch.sequence_length, self.batch.batch_size, -1)
             return torch.bmm(x_TN.view(shape).permute(1, 2, 0), y_TM.view(shape).transpose(0, 1))

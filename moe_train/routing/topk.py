@@ -32,7 +32,11 @@ def _top_k_composite(scores_TE: Tensor, k: int, among_TE: Tensor | None) -> Tens
     key_TE = (order.to(torch.int64) << 32) | reversed_index_E
     if among_TE is not None:
         key_TE = torch.where(among_TE, key_TE, _LOWEST | reversed_index_E)
-    return experts - 1 - (torch.topk(key_TE, k, dim=-1).values & 0xFFFFFFFF)
+    if 2 * k >= experts:  # where sorting everything costs less
+        best_TK = torch.sort(key_TE, dim=-1, descending=True).values[:, :k]
+    else:
+        best_TK = torch.topk(key_TE, k, dim=-1).values
+    return experts - 1 - (best_TK & 0xFFFFFFFF)
 
 
 def top_k_reference(scores_TE: Tensor, k: int, among_TE: Tensor | None = None) -> Tensor:

@@ -81,7 +81,7 @@ class SoftmaxTopKGate(Gate):
         if self.options.sums_to_one:
             weights_TE = softmax_over(logits_TE, selected_TE)
         else:
-            weights_TE = probs_TE.masked_fill(~selected_TE, 0.0)
+            weights_TE = probs_TE * selected_TE
         return Routing(
             logits_TE=logits_TE,
             probs_TE=probs_TE,

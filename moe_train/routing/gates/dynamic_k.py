@@ -1,0 +1,96 @@
+"""As many experts as it takes to gather a given probability.
+
+Suffixes: T tokens, H hidden, E experts, K slots (max_k, or E).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe_train.routing.arithmetic import full_precision, gate_dtype, slots, softmax_over
+from moe_train.routing.interface import Gate, Routing, TokenBatch
+from moe_train.routing.registry import register_gate
+from moe_train.routing.topk import top_k
+
+
+@dataclass(frozen=True)
+class DynamicKOptions:
+    threshold: float = 0.8
+    """Probability that the chosen experts must gather, in (0, 1]; 1 takes every expert."""
+    min_k: int = 1
+    max_k: int | None = None
+    """Bound on experts per token; null means all of them."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold is {self.threshold}; it must be above 0 and at most 1")
+        if self.min_k < 1:
+            raise ValueError(f"min_k is {self.min_k}; it must be at least 1")
+        if self.max_k is not None and self.max_k < self.min_k:
+            raise ValueError(f"max_k is {self.max_k}; it must not be below min_k, which is {self.min_k}")
+
+
+@register_gate("dynamic_k", DynamicKOptions)
+class DynamicKGate(Gate):
+    """p = softmax(W x); k = min{j : sum of the j largest p >= threshold}, then kept between min_k and max_k; weights
+    p_e / sum of the chosen p.
+
+    The rule is exact: expert j by falling p is chosen while the sum of those before it is below the threshold. Shapes:
+    x [T, H], ``weight`` [E, H] (normal, std 0.02), logits, probabilities and weights [T, E]. Time O(T E (H + log E)),
+    memory O(T E). Without ``max_k`` shapes downstream depend on the data. No bias: the choice is a sum of
+    probabilities, not a ranking. Source: Huang et al. 2024 (arXiv 2403.07652), top-p routing.
+    """
+
+    def __init__(self, hidden_size: int, num_experts: int, options: DynamicKOptions | None = None) -> None:
+        super().__init__(hidden_size, num_experts)
+        self.options = options or DynamicKOptions()
+        for name in ("min_k", "max_k"):
+            value = getattr(self.options, name)
+            if value is not None and value > num_experts:
+                raise ValueError(f"{name} is {value}, but there are only {num_experts} experts")
+        self.max_k = self.options.max_k
+        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(
+        self,
+        tokens_TH: Tensor,
+        batch: TokenBatch,
+        *,
+        bias_E: Tensor | None = None,
+        replay_TE: Tensor | None = None,
+    ) -> Routing:
+        assert bias_E is None, "dynamic_k takes no bias"
+        dtype = gate_dtype(tokens_TH, self.weight)
+        with full_precision(tokens_TH):
+            logits_TE = F.linear(tokens_TH.to(dtype), self.weight.to(dtype))
+        probs_TE = torch.softmax(logits_TE, dim=-1)
+        bound = self.num_experts if self.max_k is None else self.max_k
+        selected_TE, experts_TK = replay_TE, None
+        if replay_TE is None or self.max_k is not None:
+            experts_TK = top_k(logits_TE, bound, among_TE=replay_TE)
+        if selected_TE is None:
+            assert experts_TK is not None
+            selected_TE = self._select(probs_TE, experts_TK) & ~batch.padding_T[:, None]
+        return Routing(
+            logits_TE=logits_TE,
+            probs_TE=probs_TE,
+            weights_TE=softmax_over(logits_TE, selected_TE),
+            selected_TE=selected_TE,
+            kept_TE=selected_TE,
+            experts_TK=None if self.max_k is None or experts_TK is None else slots(experts_TK, selected_TE),
+        )
+
+    def _select(self, probs_TE: Tensor, experts_TK: Tensor) -> Tensor:
+        """bool [T, E] from the experts by falling probability."""
+        # In float64, so that the sum's own rounding does not decide.
+        probs_TK = torch.gather(probs_TE.detach(), 1, experts_TK).double()
+        before_TK = F.pad(probs_TK.cumsum(dim=1)[:, :-1], (1, 0))
+        # All of them by definition at 1, where rounded probabilities may already sum to more.
+        chosen_TK = before_TK < (self.options.threshold if self.options.threshold < 1 else float("inf"))
+        chosen_TK[:, : self.options.min_k] = True
+        return torch.zeros_like(probs_TE, dtype=torch.bool).scatter(1, experts_TK, chosen_TK)

@@ -1,0 +1,75 @@
+"""Balance of the load of one layer, from exact counts. Formulas hold for any number of experts E.
+
+With c the slots per expert (before capacity, padding excluded), C = sum c and f = c / C:
+gini            sum_i (2i - E - 1) c_(i) / (E C), c sorted ascending, i from 1: 0 even, 1 - 1/E all on one
+min_max         min c / max c
+cv              standard deviation / mean, over the E experts as a whole population (ddof 0)
+entropy         -sum f ln f / ln E: 1 even, 0 all on one
+max_violation   E max f - 1
+dead_experts    experts with c = 0
+drop_rate       1 - (sum kept) / C
+mean_k          C / tokens
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def balance_statistics(
+    load_E: Tensor | Sequence[int], kept_E: Tensor | Sequence[int], tokens: int | Tensor
+) -> dict[str, float]:
+    """Statistics of one layer from int64 counts [E]: slots before and after capacity, and non-padding tokens.
+
+    With no slot at all every expert is idle: gini, cv, max_violation, drop_rate and mean_k are 0, min_max and
+    entropy 0 too (nothing is spread), and dead_experts is E. Never NaN. Reads the counts from their device.
+    """
+    load, kept = _integers(load_E), _integers(kept_E)
+    experts, total = len(load), sum(load)
+    if experts == 0 or len(kept) != experts:
+        raise ValueError(f"load has {experts} experts and kept {len(kept)}; both need the same number, at least 1")
+    if min(load) < 0 or any(k > c or k < 0 for k, c in zip(kept, load, strict=True)):
+        raise ValueError("counts must be at least 0 and no expert may keep more than its load")
+    tokens = int(tokens)
+    if total == 0:
+        names = ("gini", "min_max", "cv", "entropy", "max_violation", "drop_rate", "mean_k")
+        return {**dict.fromkeys(names, 0.0), "dead_experts": float(experts)}
+    if tokens <= 0:
+        raise ValueError(f"{total} slots are taken by {tokens} tokens")
+    mean = total / experts
+    gini = sum((2 * i - experts - 1) * c for i, c in enumerate(sorted(load), start=1)) / (experts * total)
+    variance = sum((c - mean) ** 2 for c in load) / experts
+    entropy = sum(-(c / total) * math.log(c / total) for c in load if c > 0)
+    return {
+        "gini": gini,
+        "min_max": min(load) / max(load),
+        "cv": math.sqrt(variance) / mean,
+        "entropy": entropy / math.log(experts) if experts > 1 else 1.0,
+        "max_violation": max(load) * experts / total - 1,
+        "dead_experts": float(sum(c == 0 for c in load)),
+        "drop_rate": (total - sum(kept)) / total,
+        "mean_k": total / tokens,
+    }
+
+
+def gini_floor(slots: int, num_experts: int) -> float:
+    """Gini that perfectly even but independent random choices of ``slots`` slots show: sqrt((E - 1) / (pi * slots)).
+
+    The counts are binomial; for many slots per expert the Gini of normal counts is std / (mean * sqrt(pi)). At most
+    1 - 1/E, the value of one slot, where the approximation breaks down; 0 without slots.
+    """
+    if slots <= 0:
+        return 0.0
+    return min(math.sqrt((num_experts - 1) / (math.pi * slots)), 1 - 1 / num_experts)
+
+
+def _integers(counts: Any) -> list[int]:
+    values = torch.as_tensor(counts)
+    if values.is_floating_point() or values.dim() != 1:
+        raise ValueError(f"counts must be integers [E], not {values.dtype} {list(values.shape)}")
+    return [int(v) for v in values.tolist()]
