@@ -97,6 +97,7 @@ def _transformer_config(options: ModelOptions, expert_parallel_size: int) -> Tra
         num_moe_experts=options.moe.num_experts,
         moe_token_dispatcher_type="alltoall",
         moe_router_load_balancing_type="none",
+        moe_router_dtype="fp32",
         expert_model_parallel_size=expert_parallel_size,
         layernorm_epsilon=options.norm_eps,
         normalization="RMSNorm",
@@ -115,6 +116,7 @@ def _transformer_config(options: ModelOptions, expert_parallel_size: int) -> Tra
         gradient_accumulation_fusion=False,
         moe_permute_fusion=False,
         persist_layer_norm=False,
+        cuda_graph_scope=[],
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,8 @@ def initialize(options: ParallelOptions) -> Groups:
 
     Raises ValueError when the number of processes does not fit the layout.
     """
+    # torch 2.13 deprecates the names that DeepSpeed and megatron-core call: one line per rank and call site.
+    warnings.filterwarnings("ignore", message=".*torch.distributed.* is deprecated", category=FutureWarning)
     device = local_device()
     timeout = datetime.timedelta(seconds=options.timeout_seconds)
     if device.type == "cuda":

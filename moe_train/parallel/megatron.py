@@ -6,6 +6,8 @@ Every other module gets megatron-core through ``import_megatron()`` having run o
 from __future__ import annotations
 
 import functools
+import logging
+import warnings
 from typing import Any
 
 import torch
@@ -19,11 +21,16 @@ def import_megatron() -> None:
     # (seconds per rank) for kernels that this project does not call.
     torch.compile = _identity_decorator  # type: ignore[assignment]
     try:
-        import megatron.core.models.gpt  # noqa: F401
-        import megatron.core.parallel_state  # noqa: F401
-        from megatron.core.transformer import multi_latent_attention
+        with warnings.catch_warnings():
+            # A page of warnings per rank about Apex and Transformer Engine, which we do not use.
+            warnings.simplefilter("ignore")
+            import megatron.core.models.gpt  # noqa: F401
+            import megatron.core.parallel_state  # noqa: F401
+            from megatron.core.transformer import multi_latent_attention
     finally:
         torch.compile = original_compile
+    # It warns about every MoE layer that is not its own class.
+    logging.getLogger("megatron.core.transformer.transformer_layer").setLevel(logging.ERROR)
     # 0.16.1 sets this to True even where Transformer Engine is absent; we use none of it.
     multi_latent_attention.HAVE_TE = False
     if not torch.cuda.is_available():

@@ -16,7 +16,7 @@ from moe_train.training.engine import Engine
 
 
 def save_checkpoint(
-    engine: Engine, run_dir: Path, *, step: int, consumed: int, tokens: int, keep: int, config: dict[str, Any]
+    engine: Engine, root: Path, *, step: int, consumed: int, tokens: int, keep: int, config: dict[str, Any]
 ) -> Path:
     """Parameters and moments as float32 masters, gate state, generators, position. Collective."""
     slices = engine.owned_slices()
@@ -30,7 +30,7 @@ def save_checkpoint(
         "layout": _layout(engine),
         "config": config,
     }
-    return store.save(run_dir / "checkpoints", step, slices, state, keep=keep)
+    return store.save(root, step, slices, state, keep=keep)
 
 
 def load_checkpoint(engine: Engine, directory: Path) -> dict[str, Any]:

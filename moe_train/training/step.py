@@ -23,6 +23,14 @@ _COUNTS = ("target", "token", "sequence", "micro_batch")
 
 
 @dataclass(frozen=True)
+class Requests:
+    """What a rank wants to happen after this step; it happens when any rank wants it."""
+
+    stop: bool = False
+    save: bool = False
+
+
+@dataclass(frozen=True)
 class StepResult:
     """Sums of one optimizer step over all ranks and micro-batches."""
 
@@ -33,8 +41,8 @@ class StepResult:
     kept_LE: Tensor
     losses: list[dict[str, tuple[float, float]]]
     """Per layer: name of the auxiliary loss -> (sum, count), without coefficient."""
-    stop: bool
-    """Whether some rank asked to stop."""
+    requests: Requests
+    """Of all ranks together."""
 
 
 def token_batch(
@@ -90,7 +98,7 @@ def counts(batches: list[Batch]) -> Tensor:
 
 
 def train_step(
-    engine: Engine, batches: list[Batch], *, lr: float, seed: int, step: int, stop: bool = False
+    engine: Engine, batches: list[Batch], *, lr: float, seed: int, step: int, requests: Requests = Requests()
 ) -> StepResult:
     """Runs the micro-batches of this rank and moves the optimizer once.
 
@@ -99,8 +107,8 @@ def train_step(
     """
     groups, device = engine.groups, engine.groups.device
     assert len(batches) == engine.accumulation
-    flag = torch.tensor([float(stop)], dtype=torch.float64)
-    total = groups.sum_over_data(torch.cat([counts(batches), flag]).to(device))
+    wanted = torch.tensor([requests.stop, requests.save], dtype=torch.float64)
+    total = groups.sum_over_data(torch.cat([counts(batches), wanted]).to(device))
     totals = {name: total[i].clamp(min=1).float() for i, name in enumerate(_COUNTS)}
     engine.set_lr(lr)
     engine.deepspeed.train()
@@ -126,7 +134,7 @@ def train_step(
         load_LE=torch.stack([s["load"] for s in sums]).cpu() if sums else empty,
         kept_LE=torch.stack([s["kept"] for s in sums]).cpu() if sums else empty,
         losses=losses,
-        stop=bool(total[len(_COUNTS)] > 0),
+        requests=Requests(*(bool(x) for x in total[len(_COUNTS) :] > 0)),
     )
 
 

@@ -1,0 +1,92 @@
+"""``python -m moe_train.training.evaluate``: one worker that evaluates a checkpoint of a run, as launchers start it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from moe_train.training.worker import exit_now
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m moe_train.training.evaluate", description=__doc__)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--data", required=True, metavar="PREFIX")
+    parser.add_argument("--checkpoint", default="latest", metavar="latest|STEP|PATH")
+    parser.add_argument("--limit-batches", type=int, metavar="N")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file, written by rank 0")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help="given by launchers, as in the environment")
+    arguments = parser.parse_args(argv)
+    try:
+        evaluate_run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"moe-train: rank {os.environ.get('RANK', '0')}: error: {error}", file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
+def evaluate_run(arguments: argparse.Namespace) -> None:
+    """Loads the weights into a plain model, without an engine, and evaluates under this process's layout."""
+    from moe_train.evaluation.result import write_evaluation
+    from moe_train.model.language_model import build_language_model
+    from moe_train.parallel.groups import initialize
+    from moe_train.training.run_config import check
+    from moe_train.training.run_folder import load
+    from moe_train.training.state import load_weights
+    from moe_train.training.validation import validate
+
+    config = load(arguments.run_dir)
+    check(config, int(os.environ.get("WORLD_SIZE", "1")))
+    directory = find_checkpoint(arguments.run_dir, arguments.checkpoint)
+    groups = initialize(config.parallel)
+    model = build_language_model(
+        config.model, config.router, sequence_length=config.data.sequence_length, seed=config.seed
+    )
+    state = load_weights(model, directory)
+    model.to(groups.device)
+    if config.train.precision == "bfloat16":
+        model.bfloat16()
+    model.eval()
+    result = validate(
+        model, config, groups, arguments.data, max_batches=arguments.limit_batches, with_domains=True
+    )
+    if groups.rank == 0:
+        entropy = unigram_entropy(arguments.data)
+        write_evaluation(
+            arguments.output, result.to_json(step=state["step"], data=arguments.data, unigram_entropy=entropy)
+        )
+
+
+def find_checkpoint(run_dir: Path, name: str) -> Path:
+    """``latest``, a step, or the path of a checkpoint. ValueError when there is none."""
+    from moe_train.checkpoint.store import latest
+    from moe_train.training.run_folder import CHECKPOINTS
+
+    root = run_dir / CHECKPOINTS
+    if name == "latest":
+        directory = latest(root)
+        if directory is None:
+            raise ValueError(f"{run_dir} has no checkpoint yet")
+        return directory
+    directory = root / f"step_{int(name):08d}" if name.isdigit() else Path(name)
+    if not directory.is_dir():
+        there = ", ".join(sorted(path.name for path in root.glob("step_????????"))) or "none"
+        raise ValueError(f"there is no checkpoint {directory}; {run_dir} has: {there}")
+    return directory
+
+
+def unigram_entropy(prefix: str) -> float | None:
+    """Entropy in nats of the data's token distribution, as prepare recorded it; None for data from elsewhere."""
+    path = Path(f"{prefix}.manifest.json")
+    if not path.is_file():
+        return None
+    value = json.loads(path.read_text(encoding="utf-8")).get("unigram_entropy_nats")
+    return None if value is None else float(value)
+
+
+if __name__ == "__main__":
+    exit_now(main())

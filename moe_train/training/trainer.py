@@ -1,0 +1,231 @@
+"""The training loop of one worker."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from moe_train.checkpoint import store
+from moe_train.data.batches import Batch, micro_batch, rank_slice
+from moe_train.data.indexed import IndexedDataset
+from moe_train.data.sampling import PackedSampler
+from moe_train.model.language_model import build_language_model
+from moe_train.parallel.groups import Groups, initialize
+from moe_train.training.account import active_parameters, flops_per_token, parameters
+from moe_train.training.callbacks.base import Callbacks, RunInfo, Status
+from moe_train.training.callbacks.build import build_callbacks
+from moe_train.training.callbacks.profiling import profile_hook
+from moe_train.training.engine import Engine
+from moe_train.training.environment import environment, write_environment
+from moe_train.training.interval import Interval
+from moe_train.training.peak import peak_flops
+from moe_train.training.record import DeviceFacts, build_eval_record
+from moe_train.training.run_config import RunConfig, to_dict
+from moe_train.training.run_folder import CHECKPOINTS
+from moe_train.training.schedules import lr_factor
+from moe_train.training.state import load_checkpoint, save_checkpoint
+from moe_train.training.step import Requests, StepResult, train_step
+from moe_train.training.stop import StopRequest
+from moe_train.training.validation import check_vocabulary, validate
+
+
+def train(config: RunConfig, run_dir: Path, resume: str | None, stop: StopRequest) -> None:
+    """Trains until the last step, or until ``stop`` is requested and a checkpoint is saved; raises otherwise.
+
+    ``resume``: None, "auto" (the run's latest checkpoint, if there is one) or the path of a checkpoint.
+    """
+    groups = initialize(config.parallel)
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    trainer = Trainer(config, run_dir, groups)
+    trainer.restore(resume)
+    status: Status = "failed"
+    try:
+        finished = trainer.run(stop)
+        status = "finished" if finished else "interrupted"
+    finally:
+        trainer.close(status)
+
+
+class Trainer:
+    """Sampler, engine and callbacks of one run; the position is ``step`` (optimizer steps taken)."""
+
+    def __init__(self, config: RunConfig, run_dir: Path, groups: Groups) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self.groups = groups
+        self.step = 0
+        self.tokens = 0
+        for prefix in filter(None, (config.data.train, config.data.validation)):
+            check_vocabulary(prefix, config.model.vocab_size)
+        self.sampler = PackedSampler(
+            IndexedDataset(config.data.train), config.data.sequence_length, config.seed, config.data.shuffle
+        )
+        model = build_language_model(
+            config.model,
+            config.router,
+            sequence_length=config.data.sequence_length,
+            seed=config.seed,
+            recompute=config.train.recompute,
+        )
+        self.engine = Engine(model, groups, config.train, config.optimizer, config.deepspeed)
+        self.callbacks: Callbacks = build_callbacks(config.logging, run_dir, groups.rank)
+        self.profile = profile_hook(config.profile, run_dir, groups.rank)
+        self.saved_at = time.monotonic()
+        self.facts = DeviceFacts(
+            devices=groups.world_size,
+            flops_per_token=flops_per_token(config).total,
+            peak_flops=_peak(groups.device),
+        )
+
+    def restore(self, resume: str | None) -> None:
+        """Goes on from a checkpoint; "auto" without one starts from the beginning."""
+        if resume is None:
+            return
+        directory = store.latest(self.run_dir / CHECKPOINTS) if resume == "auto" else Path(resume)
+        if directory is None:
+            return
+        state = load_checkpoint(self.engine, directory)
+        self.step, self.tokens = state["step"], state["tokens"]
+        expected = self.step * self.config.train.global_batch_size
+        if state["consumed_samples"] != expected:
+            raise ValueError(
+                f"{directory} has consumed {state['consumed_samples']} samples in {self.step} steps, which is not "
+                f"train.global_batch_size = {self.config.train.global_batch_size} per step; use the run's own value"
+            )
+
+    def run(self, stop: StopRequest) -> bool:
+        """Returns True when the last step was taken, False when it stopped on request."""
+        config, options = self.config, self.config.train
+        self._announce()
+        interval = Interval()
+        saved_step = self.step
+        while self.step < options.steps:
+            self.profile.start_step(self.step + 1)
+            result = self._train_step(Requests(stop=stop.requested, save=self._save_is_due()))
+            self.profile.end_step(self.step)
+            interval.add(result)
+            last = self.step == options.steps or result.requests.stop
+            if self.step % config.logging.every == 0 or last:
+                self._record(interval)
+            if config.eval.every and (self.step % config.eval.every == 0 or self.step == options.steps):
+                self._validate()
+                interval.restart_clock()
+            every = config.checkpoint.every_steps
+            if last or result.requests.save or (every and self.step % every == 0):
+                self._save()
+                saved_step = self.step
+                interval.restart_clock()
+            if result.requests.stop:
+                break
+        if saved_step != self.step:
+            self._save()
+        return self.step >= options.steps
+
+    def close(self, status: Status) -> None:
+        self.profile.close()
+        self.callbacks.on_end(status)
+
+    def _train_step(self, requests: Requests) -> StepResult:
+        config = self.config
+        factor = lr_factor(self.step, config.train.steps, config.schedule)
+        self.lr = config.optimizer.lr * factor
+        result = train_step(
+            self.engine, list(self._batches()), lr=self.lr, seed=config.seed, step=self.step, requests=requests
+        )
+        self.step += 1
+        self.tokens += result.tokens
+        if not math.isfinite(result.loss_sum):
+            raise FloatingPointError(
+                f"the loss of step {self.step} is {result.loss_sum}; the last checkpoint is untouched. Try a smaller "
+                "optimizer.lr, more schedule.warmup_steps or train.gradient_clipping"
+            )
+        return result
+
+    def _batches(self) -> Iterator[Batch]:
+        """This rank's micro-batches of the next step."""
+        config, groups = self.config, self.groups
+        start, micro = self.step * config.train.global_batch_size, config.train.micro_batch_size
+        for index in range(self.engine.accumulation):
+            first = rank_slice(start, index, groups.data_rank, groups.data_size, micro)
+            batch = micro_batch(self.sampler, first, micro)
+            highest = max(int(batch.ids_BS.max()), int(batch.labels_BS.max()))
+            if highest >= config.model.vocab_size:
+                raise ValueError(
+                    f"{config.data.train} holds token {highest}; model.vocab_size = {config.model.vocab_size} is too small"
+                )
+            yield batch
+
+    def _announce(self) -> None:
+        config, groups = self.config, self.groups
+        samples = config.train.steps * config.train.global_batch_size
+        info = RunInfo(config.name, self.run_dir, config.train.steps, self.step, to_dict(config))
+        if groups.rank == 0:
+            facts = {
+                "total_parameters": parameters(config).total,
+                "active_parameters": active_parameters(config),
+                "flops_per_token": self.facts.flops_per_token,
+            }
+            write_environment(self.run_dir, environment(processes=groups.world_size, model=facts))
+            print(self.sampler.describe(samples), flush=True)
+        self.callbacks.on_start(info)
+
+    def _record(self, interval: Interval) -> None:
+        record = interval.record(
+            step=self.step,
+            tokens=self.tokens,
+            lr=self.lr,
+            grad_norm=self.engine.gradient_norm(),
+            memory_bytes=_memory(self.groups.device),
+            facts=self.facts,
+            per_layer=self.config.logging.per_layer,
+        )
+        self.callbacks.on_record(record)
+
+    def _validate(self) -> None:
+        if not self.config.data.validation:
+            return
+        self.engine.deepspeed.eval()
+        result = validate(
+            self.engine,
+            self.config,
+            self.groups,
+            self.config.data.validation,
+            max_batches=self.config.eval.steps * self.engine.accumulation,
+        )
+        self.callbacks.on_record(build_eval_record(self.step, result.to_json(step=self.step)))
+
+    def _save_is_due(self) -> bool:
+        minutes = self.config.checkpoint.every_minutes
+        return minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
+
+    def _save(self) -> None:
+        save_checkpoint(
+            self.engine,
+            self.run_dir / CHECKPOINTS,
+            step=self.step,
+            consumed=self.step * self.config.train.global_batch_size,
+            tokens=self.tokens,
+            keep=self.config.checkpoint.keep,
+            config=to_dict(self.config),
+        )
+        self.saved_at = time.monotonic()
+
+
+def _peak(device: torch.device) -> float | None:
+    return peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+
+def _memory(device: torch.device) -> int:
+    """Highest use of this rank's device so far: allocated memory on CUDA, resident memory of the process on CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
