@@ -40,7 +40,7 @@ def join_near_duplicates(texts: Sequence[str], groups: Groups) -> None:
     """Joins in `groups` the indices of texts that are near-duplicates of each other."""
     words: dict[str, int] = {}
     shingles = [_shingles(text, words) for text in texts]
-    sizes = np.array([len(one) for one in shingles])
+    sizes = np.array([len(one) for one in shingles], dtype=np.int64)
     owners = np.repeat(np.arange(len(texts)), sizes)
     values = np.concatenate(shingles) if shingles else np.zeros(0, np.uint64)
     order = np.argsort(values, kind="stable")

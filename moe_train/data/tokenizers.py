@@ -148,7 +148,7 @@ def train_sentencepiece(texts: Iterable[str], output: str | Path, vocab_size: in
 
     import sentencepiece
 
-    if vocab_size < 300:
+    if vocab_size < 260:
         raise ValueError(f"a vocabulary of {vocab_size} is too small: 256 bytes, 2 special tokens, letters")
     model = io.BytesIO()
     try:

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from moe_train.cli import main
+from moe_train.data.indexed import IndexedDataset, IndexedWriter
+from moe_train.data.sampling import PackedSampler
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """text.parquet, m.model trained on it, and its tokens in out/, all written by the commands."""
+    root = tmp_path_factory.mktemp("data")
+    rng = random.Random(1)
+    words = "load router token expert gate\n balance\n\n sum".split(" ")
+    texts = [f"text {i}: " + " ".join(rng.choices(words, k=40)) for i in range(80)] + [""]
+    names = [f"doc-{i}" for i in range(81)]
+    pq.write_table(pa.table({"text": texts, "id": names, "url": names, "dump": ["prose"] * 81}), root / "text.parquet")
+    assert (
+        main(["tokenizer", "train", f"{root}/text.parquet", "--output", f"{root}/m.model", "--vocab-size", "300"]) == 0
+    )
+    assert main(prepare_arguments(root)) == 0
+    return root
+
+
+def prepare_arguments(root: Path, *more: str) -> list[str]:
+    return ["prepare", f"{root}/text.parquet", "--output", f"{root}/out", "--tokenizer", f"{root}/m.model", *more]
+
+
+def test_prepare_prints_what_it_wrote_and_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(prepare_arguments(folder)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for split, line in zip(("train", "validation"), lines, strict=True):
+        dataset = IndexedDataset(folder / "out" / split)
+        assert line.startswith(f"{folder}/out/{split}: {len(dataset)} documents, {dataset.token_count:,} tokens")
+        assert "1 empty" in line and "null" not in line
+
+
+def test_changed_options_are_one_line_and_exit_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(prepare_arguments(folder, "--split-seed", "9")) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and '"split_seed": 9' in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "--output", "o"], "needs a SOURCE and --tokenizer"),
+        (["prepare", "x.parquet", "--corpus", "stdlib", "--output", "o"], "leave out SOURCE"),
+        (["prepare", "x.parquet", "--output", "o", "--tokenizer", "no.model"], "no.model does not exist"),
+        (["tokenizer", "train", "x.parquet", "--output", "m.json"], "ends in .model"),
+        (["tokenizer", "train", "x.parquet", "--output", "m.model"], "x.parquet does not exist"),
+        (["tokenizer", "inspect", "no.model"], "no.model does not exist"),
+        (["inspect", "no/prefix"], "no/prefix.idx does not exist"),
+    ],
+)
+def test_bad_arguments(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from moe_train.data import corpus
+
+    monkeypatch.setattr(corpus, "_modules", lambda root: [("m.py", f'"""{"Said twice. " * 50}"""\n')])
+    assert main(["prepare", "--corpus", "stdlib", "--output", str(tmp_path / "c"), "--max-bytes", "100000"]) == 0
+    assert "  topic: " in capsys.readouterr().out
+    assert pq.read_table(tmp_path / "c/stdlib.parquet").num_rows > 10
+
+
+def test_tokenizer_inspect(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tokenizer", "inspect", str(folder / "m.model"), "--text", "router\n"]) == 0
+    out = capsys.readouterr().out
+    assert "tokens             300\n" in out and "special tokens     0 <unk>, 1 <|endoftext|>\n" in out
+    assert out.rstrip().endswith(r"'\n'")
+
+
+def test_inspect_overview(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", f"{folder}/out/train"]) == 0
+    out = capsys.readouterr().out
+    assert "stored as uint16" in out and "domain prose" in out and "text.parquet" in out
+
+
+def test_inspect_document(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", f"{folder}/out/train", "--document", "2"]) == 0
+    out = capsys.readouterr().out
+    origin = pq.read_table(folder / "out/train.documents.parquet").to_pylist()[2]
+    text = pq.read_table(folder / "text.parquet").to_pylist()[origin["row"]]["text"]
+    assert f"{origin['id']} from text.parquet row {origin['row']}, domain prose" in out
+    assert text in out
+    assert main(["inspect", f"{folder}/out/train", "--document", "81"]) == 2
+
+
+def test_inspect_sample_names_its_documents(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", f"{folder}/out/train", "--sample", "3", "--sequence-length", "200", "--seed", "5"]) == 0
+    out = capsys.readouterr().out
+    dataset = IndexedDataset(folder / "out/train")
+    start = PackedSampler(dataset, 200, seed=5).start(3)
+    first, last = dataset.document_at(start), dataset.document_at(start + 200)
+    assert last > first
+    names = pq.read_table(folder / "out/train.documents.parquet").column("id").to_pylist()
+    for index in range(len(dataset)):
+        assert (f"  {names[index]} from" in out) == (first <= index <= last)
+
+
+def test_inspect_data_of_other_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with IndexedWriter(tmp_path / "p", 1000) as writer:
+        writer.add([7, 8, 9])
+    assert main(["inspect", f"{tmp_path}/p"]) == 0
+    assert "no manifest" in capsys.readouterr().out
+    assert main(["inspect", f"{tmp_path}/p", "--document", "0"]) == 0
+    assert "7 8 9" in capsys.readouterr().out
+
+
+def test_inspect_a_folder_says_what_is_in_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", f"{folder}/out"]) == 2
+    assert f"did you mean {folder}/out/train or {folder}/out/validation?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["prepare", "tokenizer", "inspect"])
+def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert f"  moe-train {command} " in capsys.readouterr().out.split("examples:")[1]

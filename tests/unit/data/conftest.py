@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from moe_train.data.tokenizers import SentencePieceTokenizer, train_sentencepiece
+
+WORDS = "the router sends each token to four experts and counts its load\nbefore any is dropped def return self".split(
+    " "
+)
+
+
+def english(rng: random.Random, words: int) -> str:
+    return "".join(rng.choice(WORDS) + rng.choice([" ", " ", ".\n", "):\n    ", "\t"]) for _ in range(words))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceTokenizer:
+    rng = random.Random(5)
+    texts = [english(rng, 200) for _ in range(20)]
+    return train_sentencepiece(texts, tmp_path_factory.mktemp("tokenizer") / "small.model", 320)
+
+
+@pytest.fixture
+def write_parquet() -> Callable[..., Path]:
+    """Writes columns as parquet with FineWeb's names: text, and id, url and dump unless they are given."""
+
+    def write(path: Path, texts: list[str | None], row_group_size: int = 7, **columns: list[Any]) -> Path:
+        names = [f"{path.stem}-{row}" for row in range(len(texts))]
+        given = {"id": names, "url": [f"https://{name}" for name in names], "dump": ["one"] * len(texts)} | columns
+        types = {name: pa.string() for name in given}
+        table = pa.table(
+            {"text": pa.array(texts, pa.string())} | {n: pa.array(v, types[n]) for n, v in given.items() if v}
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, path, row_group_size=row_group_size)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def make_texts() -> Callable[[int, int], list[str]]:
+    """So many different texts of a seed."""
+
+    def make(seed: int, count: int) -> list[str]:
+        rng = random.Random(seed)
+        return [f"{seed}.{i} " + english(rng, rng.randrange(1, 60)) for i in range(count)]
+
+    return make
