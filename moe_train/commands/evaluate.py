@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 from pathlib import Path
 
-HELP = "measure loss, perplexity, bits per byte and expert balance of a trained model"
-EXAMPLE = "moe-train evaluate runs/demo --data data/mine-validation"
 WORKER = "moe_train.training.evaluate"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, for example runs/demo")
     parser.add_argument("--data", metavar="PREFIX", help="prepared data (default: the run's validation set)")
     parser.add_argument(
         "--checkpoint", default="latest", metavar="latest|STEP|PATH", help="which checkpoint (default: latest)"
     )
     parser.add_argument(
-        "--processes", type=positive, metavar="N", help="processes to start (default: as the run was trained)"
+        "--processes", type=positive, metavar="N", help="processes (default: one per accelerator, or what EP needs)"
     )
     parser.add_argument("--limit-batches", type=positive, metavar="N", help="stop after N batches per process")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE (- for the screen)")
@@ -75,8 +74,18 @@ def validation_prefix(run_dir: Path) -> str:
 
 
 def launch(module: str, worker: list[str], run_dir: Path, processes: int | None) -> int:
-    """Runs ``python -m module *worker`` on the processes of the run and returns the exit status."""
-    raise NotImplementedError("connected to moe_train.launch by the training loop's author")
+    """Runs ``python -m module *worker`` on one process per accelerator, or on as many as the run's layout needs;
+    returns the exit status."""
+    from moe_train.launch.devices import accelerator_count
+    from moe_train.launch.plan import LaunchOptions, command, worker_environment
+    from moe_train.training.run_config import load_run_config
+
+    config = load_run_config(run_dir / "config.yaml", [])
+    accelerators = accelerator_count(os.environ)
+    options = LaunchOptions(processes=processes or accelerators or config.layout_size)
+    environment = worker_environment(options, os.environ, cpu=not accelerators)
+    line = command(options, worker, scratch=run_dir / "nodes", environment=environment, module=module)
+    return subprocess.call(line, env=environment)
 
 
 def positive(text: str) -> int:

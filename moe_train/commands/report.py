@@ -5,11 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "write an HTML report about a run"
-EXAMPLE = "moe-train report runs/demo"
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, for example runs/demo")
     parser.add_argument("--output", type=Path, metavar="FILE", help="where to write (default: RUN/report.html)")
 

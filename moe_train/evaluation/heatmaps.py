@@ -109,7 +109,8 @@ def _image(axes: Axes, relative: np.ndarray, extent: tuple[float, float, float, 
     from matplotlib.colors import LinearSegmentedColormap
 
     colours = LinearSegmentedColormap.from_list("load", STOPS)
-    colours.set_bad(UNUSED)
+    # Experts without load are not a shade of blue: they are painted first, and left out of the image above.
+    axes.set_facecolor(UNUSED)
     level = np.ma.log2(np.ma.masked_equal(relative, 0.0))
     axes.grid(False)
     return axes.imshow(

@@ -18,6 +18,7 @@ section { background: var(--paper); border: 1px solid var(--line); border-radius
   margin-top: 20px; }
 h2 { margin: 0 0 4px; font-size: 18px; color: var(--accent); }
 .note { margin: 0 0 12px; color: var(--soft); font-size: 13.5px; max-width: 90ch; }
+section table { margin: 6px 0 14px; }
 .warning { border-left: 4px solid #c8690f; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); gap: 12px; margin-top: 20px; }
 .card { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px; }

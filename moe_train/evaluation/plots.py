@@ -33,7 +33,6 @@ STYLE: dict[str, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.formatter.use_mathtext": True,
     "grid.color": "#e8eaee",
     "grid.linewidth": 0.8,
     "xtick.color": "#555b66",
@@ -51,7 +50,7 @@ STYLE: dict[str, Any] = {
 
 
 @contextmanager
-def figure(width: float, height: float) -> Iterator[Figure]:
+def figure(width: float, height: float, layout: str | None = "constrained") -> Iterator[Figure]:
     """An empty figure of this size in inches, in the report's style."""
     try:
         import matplotlib
@@ -59,7 +58,7 @@ def figure(width: float, height: float) -> Iterator[Figure]:
     except ImportError:
         raise ValueError("the report needs matplotlib: pip install matplotlib") from None
     with matplotlib.rc_context(STYLE):
-        yield Figure(figsize=(width, height), layout="constrained")
+        yield Figure(figsize=(width, height), layout=layout)
 
 
 def to_svg(fig: Figure) -> bytes:
@@ -87,8 +86,8 @@ def curves(
     size: tuple[float, float] = SMALL,
 ) -> bytes:
     """Lines over steps. ``marked`` is a series of few points, drawn with markers; ``level`` a horizontal line."""
-    with figure(*size) as fig:
-        axes = fig.add_subplot()
+    with figure(*size, layout=None) as fig:
+        axes = one_axes(fig, y_label)
         for line, colour in zip(lines, _colours(len(lines)), strict=True):
             draw_line(axes, line, color=colour)
         if marked:
@@ -98,10 +97,9 @@ def curves(
         if log and all(value > 0 for line in lines for value in line.values):
             axes.set_yscale("log")
         elif from_zero:
-            axes.set_ylim(bottom=0)
+            from_zero_up(axes)
         finish(axes, title, y_label)
-        labelled = len(axes.get_legend_handles_labels()[0])
-        if labelled > 1 or marked or level:
+        if len(axes.get_legend_handles_labels()[0]) > 1:
             axes.legend(loc="best")
         return to_svg(fig)
 
@@ -115,8 +113,8 @@ def layer_curves(
     size: tuple[float, float] = MEDIUM,
 ) -> bytes:
     """One thin line per layer, coloured from the first to the last, and their mean on top."""
-    with figure(*size) as fig:
-        axes = fig.add_subplot()
+    with figure(*size, layout=None) as fig:
+        axes = one_axes(fig, y_label)
         colours = layer_colours(len(layers))
         many = len(layers) > 6
         for index, (line, colour) in enumerate(zip(layers, colours, strict=True)):
@@ -127,10 +125,18 @@ def layer_curves(
             draw_line(axes, Series("mean", layers[0].steps, mean), color=INK, linewidth=2.2)
         if floor:
             draw_line(axes, floor, color=RED, linestyle=(0, (4, 3)), linewidth=1.2)
-        axes.set_ylim(bottom=0)
+        from_zero_up(axes)
         finish(axes, title, y_label)
         axes.legend(loc="best", ncols=2)
         return to_svg(fig)
+
+
+def one_axes(fig: Figure, y_label: str) -> Axes:
+    """Axes with margins in inches that do not depend on the labels, so that those of neighbours are in line (and
+    nothing has to be drawn twice to find them)."""
+    width, height = fig.get_size_inches()
+    left, right, bottom, top = 0.78 if y_label else 0.62, 0.14, 0.5, 0.32
+    return fig.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))
 
 
 def draw_line(axes: Axes, line: Series, **style: Any) -> None:
@@ -140,9 +146,15 @@ def draw_line(axes: Axes, line: Series, **style: Any) -> None:
     axes.plot(line.steps, line.values, label=line.label, **style)
 
 
+def from_zero_up(axes: Axes) -> None:
+    """The y axis from zero, with air above the highest point."""
+    highest = max((float(max(line.get_ydata())) for line in axes.get_lines() if len(line.get_ydata())), default=1.0)
+    axes.set_ylim(0, 1.08 * highest if highest > 0 else 1.0)
+
+
 def finish(axes: Axes, title: str, y_label: str) -> None:
     """Title, labels, and thousands separators on both axes."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
     if title:
         axes.set_title(title)
@@ -151,8 +163,16 @@ def finish(axes: Axes, title: str, y_label: str) -> None:
         axes.set_ylabel(y_label)
     axes.xaxis.set_major_locator(MaxNLocator(5 if axes.figure.get_figwidth() < 6 else 10, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    if axes.get_yscale() == "linear" and max(abs(limit) for limit in axes.get_ylim()) >= 1000:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    if axes.get_yscale() == "log":
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        highest = max(abs(limit) for limit in axes.get_ylim())
+        if highest >= 1000:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        elif highest < 0.01:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     axes.margins(x=0.02)
 
 

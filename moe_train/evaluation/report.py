@@ -9,7 +9,7 @@ from typing import Any
 
 from moe_train.evaluation import html
 from moe_train.evaluation.heatmaps import domain_matrix, load_matrix, load_over_time
-from moe_train.evaluation.plots import WIDE, curves, layer_curves
+from moe_train.evaluation.plots import MEDIUM, WIDE, curves, layer_curves
 from moe_train.evaluation.run_files import RunFiles, read_run
 from moe_train.evaluation.series import auxiliary_names, balance_by_layer, floor_over_time, load_records, series
 from moe_train.evaluation.summary import environment_rows, subtitle, summary_cards
@@ -96,19 +96,25 @@ def _optimisation(run: RunFiles) -> str:
 
 
 def _balance_over_time(run: RunFiles) -> str:
-    gini = balance_by_layer(run.train, "gini")
-    if not gini:
+    titles = {
+        "gini": "Gini (0 is even)",
+        "min_max": "Min-max (1 is even)",
+        "entropy": "Entropy of the load (1 is even)",
+        "cv": "CV (0 is even)",
+    }
+    balance = balance_by_layer(run.train, list(titles))
+    if not balance:
         return ""
-    images = [html.svg(layer_curves("Gini (0 is even)", gini, floor=floor_over_time(run.train)), "Gini over steps")]
-    others = {"min_max": "Min-max (1 is even)", "entropy": "Entropy of the load (1 is even)", "cv": "CV (0 is even)"}
-    for key, title in others.items():
-        images.append(html.svg(layer_curves(title, balance_by_layer(run.train, key)), f"{title} over steps"))
+    images = []
+    for key, layers in balance.items():
+        floor = floor_over_time(run.train) if key == "gini" else None
+        images.append(html.svg(layer_curves(titles[key], layers, floor=floor), f"{titles[key]} over steps"))
     dropped = series(run.train, "balance/drop_rate", "dropped slots", 100.0)
     if any(dropped.values):
-        images.append(html.svg(curves("Slots dropped by capacity", [dropped], y_label="percent"), "drop rate"))
+        images.append(html.svg(curves("Slots dropped by capacity (%)", [dropped], size=MEDIUM), "drop rate"))
     chosen = series(run.train, "balance/mean_k", "experts per token")
     if chosen and max(chosen.values) - min(chosen.values) > 1e-3:
-        images.append(html.svg(curves("Experts per token", [chosen], from_zero=True), "mean k over steps"))
+        images.append(html.svg(curves("Experts per token", [chosen], from_zero=True, size=MEDIUM), "mean k over steps"))
     return html.section(
         "Balance over time",
         html.figures(images, "two"),

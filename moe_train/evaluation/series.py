@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
-
 from moe_train.routing.statistics import balance_statistics, gini_floor
 
 Item = TypeVar("Item")
@@ -55,15 +53,18 @@ def load_records(records: Sequence[dict[str, Any]], most: int = 240) -> list[dic
     return thin([record for record in found if _shape(record["load"]) == shape], most)
 
 
-def balance_by_layer(records: Sequence[dict[str, Any]], statistic: str) -> list[Series]:
-    """One series per MoE layer of ``statistic`` (gini, min_max or another that depends on the load only): what was
-    recorded, or computed from the recorded loads."""
+def balance_by_layer(records: Sequence[dict[str, Any]], statistics: Sequence[str]) -> dict[str, list[Series]]:
+    """For each of ``statistics`` (those that depend on the load only: gini, min_max, ...) one series per MoE layer:
+    what was recorded, or computed from the recorded loads. Empty without loads."""
     records = load_records(records)
     if not records:
-        return []
+        return {}
     steps = [record["step"] for record in records]
-    layers = range(len(records[-1]["load"]))
-    return [Series(f"layer {i}", steps, [_statistic(record, i, statistic) for record in records]) for i in layers]
+    values = [[_layer_values(record, i, statistics) for record in records] for i in range(len(records[-1]["load"]))]
+    return {
+        name: [Series(f"layer {i}", steps, [row[name] for row in rows]) for i, rows in enumerate(values)]
+        for name in statistics
+    }
 
 
 def floor_over_time(records: Sequence[dict[str, Any]]) -> Series:
@@ -76,12 +77,12 @@ def floor_over_time(records: Sequence[dict[str, Any]]) -> Series:
     return Series("finite-sample floor", [record["step"] for record in records], floors)
 
 
-def _statistic(record: dict[str, Any], layer: int, statistic: str) -> float:
-    value = record.get(f"balance/layer_{layer}/{statistic}")
-    if value is not None:
-        return float(value)
-    load_E = torch.tensor(record["load"][layer], dtype=torch.int64)
-    return float(balance_statistics(load_E, load_E, int(load_E.sum()))[statistic])
+def _layer_values(record: dict[str, Any], layer: int, statistics: Sequence[str]) -> dict[str, float]:
+    found = {name: record.get(f"balance/layer_{layer}/{name}") for name in statistics}
+    if None in found.values():
+        load_E = record["load"][layer]
+        found = {**balance_statistics(load_E, load_E, max(1, sum(load_E))), **{k: v for k, v in found.items() if v}}
+    return {name: float(found[name] or 0.0) for name in statistics}
 
 
 def _shape(load: list[list[int]]) -> tuple[int, int]:

@@ -68,7 +68,7 @@ def _size_cards(run: RunFiles) -> list[Card]:
         cards.append(("tokens seen", big_number(last.get("tokens", 0)), f"step {last['step']:,}{of}"))
         if last.get("tokens_per_second") is not None:
             mfu = last.get("mfu")
-            more = f"tokens per second, MFU {100 * mfu:.1f} %" if mfu is not None else "tokens per second"
+            more = f"tokens/s, MFU {100 * mfu:.1f}\u00a0%" if mfu is not None else "tokens/s"
             cards.append(("throughput", big_number(last["tokens_per_second"]), more))
     model = run.environment.get("model") or {}
     if model.get("total_parameters"):

@@ -68,19 +68,24 @@ def balance_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
     columns = [key for key in COLUMNS if any(key in row for row in (*layers, mean))]
     rows = [["layer", *(COLUMNS[key] for key in columns)]]
     for index, layer in enumerate(layers):
-        rows.append([str(layer.get("layer", index)), *(number(layer.get(key)) for key in columns)])
+        rows.append([str(layer.get("layer", index)), *(_cell(key, layer.get(key)) for key in columns)])
     if mean:
-        rows.append(["mean", *(number(mean.get(key)) for key in columns)])
+        rows.append(["mean", *(_cell(key, mean.get(key)) for key in columns)])
     return rows
 
 
 def number(value: float | int | None) -> str:
-    """Four digits after the point, whole numbers without; a dash for what does not exist."""
+    """Counts (int) whole, others with four digits after the point; a dash for what does not exist."""
     if value is None:
         return "-"
-    if float(value).is_integer() and abs(value) < 1e15:
-        return f"{value:,.0f}"
-    return f"{value:,.4f}" if abs(value) >= 1e-4 else f"{value:.2e}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.4f}" if value == 0 or abs(value) >= 1e-4 else f"{value:.2e}"
+
+
+def _cell(key: str, value: float | int | None) -> str:
+    """Experts are counted, and averages over layers of such counts need one digit."""
+    return f"{value:.1f}" if key == "dead_experts" and value is not None else number(value)
 
 
 def _print_rich(evaluation: Mapping[str, Any], stream: TextIO) -> None:

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from moe_train.routing.statistics import balance_statistics
+from moe_train.training.record import DeviceFacts, IntervalSums, build_eval_record, build_record, mean_losses
+
+
+def sums(**changes: object) -> IntervalSums:
+    values: dict[str, object] = {
+        "steps": 2,
+        "seconds": 4.0,
+        "tokens": 1000,
+        "loss_sum": 5000.0,
+        "loss_count": 800,
+        "load_LE": torch.tensor([[500, 500, 500, 500], [200, 400, 600, 800]]),
+        "kept_LE": torch.tensor([[500, 500, 500, 500], [200, 400, 500, 500]]),
+        "losses": [{"switch": (20.0, 10.0)}, {"switch": (30.0, 10.0), "z": (4.0, 8.0)}],
+    }
+    return IntervalSums(**(values | changes))  # type: ignore[arg-type]
+
+
+def record(interval: IntervalSums, **changes: object) -> dict[str, object]:
+    values: dict[str, object] = {"step": 20, "tokens": 10_000, "lr": 0.1, "grad_norm": 2.0, "memory_bytes": 7}
+    return build_record(sums=interval, **(values | changes))  # type: ignore[arg-type]
+
+
+def test_record_from_known_sums() -> None:
+    result = record(sums())
+    expected = {
+        "kind": "train",
+        "step": 20,
+        "tokens": 10_000,
+        "loss": 6.25,
+        "lr": 0.1,
+        "grad_norm": 2.0,
+        "tokens_per_second": 250.0,
+        "step_seconds": 2.0,
+        "memory_bytes": 7,
+        "aux/switch": 2.5,
+        "aux/z": 0.5,
+        "balance/gini": 0.125,
+        "balance/min_max": 0.625,
+        "balance/layer_1/gini": 0.25,
+        "balance/layer_1/min_max": 0.25,
+        "balance/layer_1/drop_rate": 0.2,
+        "balance/mean_k": 2.0,
+    }
+    assert result["load"] == [[500, 500, 500, 500], [200, 400, 600, 800]]
+    assert {key: result[key] for key in expected} == pytest.approx(expected)
+    assert "mfu" not in result
+
+
+def test_row_7_logged_equals_recomputed() -> None:
+    torch.manual_seed(3)
+    load = torch.randint(0, 1000, (6, 16))
+    kept = torch.minimum(load, torch.full_like(load, 800))
+    losses = [{"switch": (float(torch.rand(())) * 64, 64.0)} for _ in range(6)]
+    result = record(sums(load_LE=load, kept_LE=kept, losses=losses))
+    assert result["aux/switch"] == pytest.approx(sum(layer["switch"][0] for layer in losses) / 64 / 6)
+    for name, value in balance_statistics(load[5], kept[5], 1000).items():
+        assert result[f"balance/layer_5/{name}"] == value
+        mean = sum(balance_statistics(load[i], kept[i], 1000)[name] for i in range(6)) / 6
+        assert result[f"balance/{name}"] == pytest.approx(mean)
+
+
+def test_intervals_add_up() -> None:
+    """The record of two intervals together has the loss over all their tokens, not the mean of two means."""
+    first, second = sums(loss_sum=1000.0, loss_count=100), sums(loss_sum=300.0, loss_count=300)
+    both = sums(loss_sum=1300.0, loss_count=400)
+    assert record(both)["loss"] == pytest.approx(3.25)
+    assert (record(first)["loss"] + record(second)["loss"]) / 2 == pytest.approx(5.5)  # type: ignore[operator]
+
+
+def test_per_layer_tags_can_be_left_out_but_the_load_stays() -> None:
+    result = record(sums(), per_layer=False)
+    assert not [key for key in result if "layer_" in key]
+    assert result["load"] == sums().load_LE.tolist()
+
+
+def test_mfu_needs_a_known_peak() -> None:
+    facts = DeviceFacts(devices=2, flops_per_token=1e9, peak_flops=1e12)
+    assert record(sums(), facts=facts)["mfu"] == pytest.approx(250 * 1e9 / 2e12)
+    assert "mfu" not in record(sums(), facts=DeviceFacts(2, 1e9, None))
+
+
+def test_loss_without_targets_is_nan() -> None:
+    assert math.isnan(record(sums(loss_sum=0.0, loss_count=0))["loss"])  # type: ignore[arg-type]
+
+
+def test_mean_of_losses_is_over_the_layers_that_have_it() -> None:
+    assert mean_losses([{}, {"z": (6.0, 2.0)}, {"z": (1.0, 1.0)}]) == {"z": 2.0}
+
+
+def test_eval_record() -> None:
+    evaluation = {"loss": 2.0, "perplexity": math.e**2, "tokens": 5, "bits_per_byte": None, "mean": {"gini": 0.1}}
+    result = build_eval_record(7, evaluation)
+    assert result["kind"] == "eval" and result["step"] == 7 and result["eval/loss"] == 2.0
+    assert result["balance"] == {"gini": 0.1} and "eval/bits_per_byte" not in result
