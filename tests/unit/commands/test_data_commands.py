@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -137,3 +140,19 @@ def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -
         main([command, "--help"])
     assert stopped.value.code == 0
     assert f"  moe-train {command} " in capsys.readouterr().out.split("examples:")[1]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [("prepare", ["--corpus", "--tokenizer"]), ("train_tokenizer", ["--vocab-size"]), ("inspect_data", ["--sample"])],
+)
+def test_scripts_call_the_commands(script: str, arguments: list[str]) -> None:
+    root = Path(__file__).parents[3]
+    run = subprocess.run(
+        [sys.executable, root / "tools" / f"{script}.py", "--help"],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert all(argument in run.stdout for argument in arguments)
