@@ -69,9 +69,7 @@ class SliceLoadPlanner(DefaultLoadPlanner):
             self.wanted.setdefault(owned.key, []).extend(cut(owned))
         self.targets = {(b.key, b.offsets): b.data for group in self.wanted.values() for b in group}
 
-    def set_up_planner(
-        self, state_dict: Any, metadata: Metadata | None = None, is_coordinator: bool = False
-    ) -> None:
+    def set_up_planner(self, state_dict: Any, metadata: Metadata | None = None, is_coordinator: bool = False) -> None:
         self.state_dict = {}
         self.metadata = metadata
         self.is_coordinator = is_coordinator

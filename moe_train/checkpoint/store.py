@@ -56,9 +56,7 @@ def save(root: Path, step: int, slices: list[OwnedSlice], state: dict[str, Any],
 
     _together(prepare if dist.get_rank() == 0 else None, final)
     try:
-        dcp.save(
-            {}, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True), planner=SliceSavePlanner(slices)
-        )
+        dcp.save({}, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True), planner=SliceSavePlanner(slices))
     except Exception as error:  # DCP wraps what happened on any rank into one exception on all
         raise CheckpointError(_failure(final, error)) from error
     _together(publish if dist.get_rank() == 0 else None, final)
@@ -74,7 +72,9 @@ def load(directory: Path, slices: list[OwnedSlice], expected: dict[str, tuple[in
     try:
         metadata = reader.read_metadata()
     except Exception as error:
-        raise ValueError(f"checkpoint {directory} cannot be read ({error}); choose another with --resume PATH") from error
+        raise ValueError(
+            f"checkpoint {directory} cannot be read ({error}); choose another with --resume PATH"
+        ) from error
     check_geometry(metadata, expected, str(directory))
     dcp.load({}, storage_reader=reader, planner=SliceLoadPlanner(slices))
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
-from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
+
+from moe_train.model.upstream import MegatronModule
 
 
 class ScaledDotProductAttention(MegatronModule):

@@ -56,7 +56,7 @@ def make_permutation(routing: Routing) -> Permutation:
 
 
 def _slots(kept_TE: Tensor) -> Tensor:
-    """Chosen experts in ascending order, as many slots as the busiest token needs (reads that number from the device)."""
+    """Chosen experts in ascending order; as many slots as the busiest token needs, which is read from the device."""
     num_experts = kept_TE.shape[1]
     slots = max(1, int(kept_TE.sum(1).max())) if kept_TE.numel() else 1
     index_E = torch.arange(num_experts, device=kept_TE.device)

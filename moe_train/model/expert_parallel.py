@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 from torch import Tensor
 
 from moe_train.model.experts.module import Experts
+from moe_train.model.upstream import MoEAlltoAllTokenDispatcher
 
 
 class HostAlltoAllDispatcher(MoEAlltoAllTokenDispatcher):

@@ -1,4 +1,4 @@
-"""The language-model head: owns (or shares) the projection onto the vocabulary and turns hidden states into the loss."""
+"""The language-model head: owns (or shares) the projection onto the vocabulary, turns hidden states into the loss."""
 
 from __future__ import annotations
 

@@ -10,16 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
-from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
-from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
 
 from moe_train.model.attention import ScaledDotProductAttention
@@ -29,6 +19,21 @@ from moe_train.model.moe_layer import MoELayer
 from moe_train.model.norm import RMSNorm
 from moe_train.model.options import ModelOptions
 from moe_train.model.recompute import RecomputedLayer
+from moe_train.model.upstream import (
+    AttnMaskType,
+    ColumnParallelLinear,
+    GPTModel,
+    ModuleSpec,
+    ProcessGroupCollection,
+    RowParallelLinear,
+    SelfAttention,
+    SelfAttentionSubmodules,
+    TransformerBlockSubmodules,
+    TransformerConfig,
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_bias_dropout_add,
+)
 from moe_train.routing.options import RouterOptions
 
 
@@ -62,10 +67,9 @@ def build_language_model(
     The process groups must exist (parallel.initialize).
     """
     groups = ProcessGroupCollection.use_mpu_process_groups()
-    if options.moe.num_experts % groups.ep.size():
-        raise ValueError(
-            f"model.moe.num_experts = {options.moe.num_experts} is not divisible by parallel.expert = {groups.ep.size()}"
-        )
+    experts, ranks = options.moe.num_experts, groups.ep.size()
+    if experts % ranks:
+        raise ValueError(f"model.moe.num_experts = {experts} is not divisible by parallel.expert = {ranks}")
     config = _transformer_config(options, groups.ep.size())
     layer = _layer_spec(options, router, groups, RecomputedLayer if recompute else TransformerLayer)
     model = LanguageModel(

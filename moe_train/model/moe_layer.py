@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from moe_train.model import dispatch
@@ -17,6 +16,7 @@ from moe_train.model.experts.module import Experts
 from moe_train.model.micro_batch import MicroBatch, attach_losses, current
 from moe_train.model.options import MoEOptions
 from moe_train.model.shared_experts import SharedExperts
+from moe_train.model.upstream import MegatronModule
 from moe_train.routing.balanced_gate import BalancedGate
 from moe_train.routing.options import RouterOptions
 

@@ -6,11 +6,11 @@ import contextlib
 from typing import Any
 
 import torch
-from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from moe_train.model.micro_batch import current, use_for_recomputation
+from moe_train.model.upstream import TransformerLayer
 
 
 class _RecomputeNow(torch.autograd.Function):

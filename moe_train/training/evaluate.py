@@ -46,14 +46,12 @@ def evaluate_run(arguments: argparse.Namespace) -> None:
     model = build_language_model(
         config.model, config.router, sequence_length=config.data.sequence_length, seed=config.seed
     )
-    state = load_weights(model, directory)
+    state = load_weights(model, groups, directory)
     model.to(groups.device)
     if config.train.precision == "bfloat16":
         model.bfloat16()
     model.eval()
-    result = validate(
-        model, config, groups, arguments.data, max_batches=arguments.limit_batches, with_domains=True
-    )
+    result = validate(model, config, groups, arguments.data, max_batches=arguments.limit_batches, with_domains=True)
     if groups.rank == 0:
         entropy = unigram_entropy(arguments.data)
         write_evaluation(

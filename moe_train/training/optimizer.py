@@ -26,7 +26,7 @@ def parameter_groups(model: nn.Module, options: OptimizerOptions) -> list[dict[s
         group = groups.setdefault(
             (expert, gate, decay),
             {
-                "name": parameter.group_name if expert else f"dense{'_gate' * gate}{'' if decay else '_no_decay'}",
+                "name": getattr(parameter, "group_name", "") if expert else f"dense{'_gate' * gate}{'' if decay else '_no_decay'}",
                 "params": [],
                 "lr": options.lr * (options.gate_lr_factor if gate else 1.0),
                 "lr_factor": options.gate_lr_factor if gate else 1.0,

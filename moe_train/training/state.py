@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from moe_train.checkpoint import store
 from moe_train.checkpoint.slices import OwnedSlice
 from moe_train.model.experts.module import Experts
+from moe_train.parallel.groups import Groups
 from moe_train.training.engine import Engine
 
 
@@ -50,7 +51,7 @@ def load_checkpoint(engine: Engine, directory: Path) -> dict[str, Any]:
     return state
 
 
-def load_weights(model: nn.Module, directory: Path) -> dict[str, Any]:
+def load_weights(model: nn.Module, groups: Groups, directory: Path) -> dict[str, Any]:
     """Fills a plain model (no engine) with the weights and gate state of a checkpoint. Collective where several
     processes run. Returns the non-tensor state."""
     state = store.read_state(directory)
@@ -58,7 +59,7 @@ def load_weights(model: nn.Module, directory: Path) -> dict[str, Any]:
     for name, parameter in model.named_parameters():
         owned = parameter.detach().float().contiguous().cpu()
         copies.append((parameter, owned))
-        slices.append(_slice_of(model, name, owned))
+        slices.append(_slice_of(model, groups, name, owned))
     for name, buffer in _buffers(model):
         slices.append(_whole(f"model.{name}", buffer))
     store.load(directory, slices, _all_shapes(slices))
@@ -68,13 +69,11 @@ def load_weights(model: nn.Module, directory: Path) -> dict[str, Any]:
     return state
 
 
-def _slice_of(model: nn.Module, name: str, local: Tensor) -> OwnedSlice:
+def _slice_of(model: nn.Module, groups: Groups, name: str, local: Tensor) -> OwnedSlice:
     owner = model.get_submodule(name.rpartition(".")[0])
     if not isinstance(owner, Experts):
         return _whole(f"model.{name}", local)
-    from megatron.core import parallel_state
-
-    experts = owner.num_local * parallel_state.get_expert_model_parallel_world_size()
+    experts = owner.num_local * groups.expert_size
     return OwnedSlice(f"model.{name}", (experts, *local.shape[1:]), owner.first * local[0].numel(), local.view(-1))
 
 

@@ -30,6 +30,9 @@ class Requests:
     save: bool = False
 
 
+NO_REQUESTS = Requests()
+
+
 @dataclass(frozen=True)
 class StepResult:
     """Sums of one optimizer step over all ranks and micro-batches."""
@@ -98,7 +101,7 @@ def counts(batches: list[Batch]) -> Tensor:
 
 
 def train_step(
-    engine: Engine, batches: list[Batch], *, lr: float, seed: int, step: int, requests: Requests = Requests()
+    engine: Engine, batches: list[Batch], *, lr: float, seed: int, step: int, requests: Requests = NO_REQUESTS
 ) -> StepResult:
     """Runs the micro-batches of this rank and moves the optimizer once.
 
@@ -163,7 +166,7 @@ class _Collector:
         flat = groups.sum_over_data(torch.cat([t.reshape(-1).double() for t in tensors]))
         parts = iter(flat.split([t.numel() for t in tensors]))
         loss_sum = float(next(parts))
-        sums = [{name: _like(next(parts), self.sums[i][name]) for name in sorted(self.sums[i])} for i in range(self.layers)]
+        sums = [{name: _like(next(parts), values[name]) for name in sorted(values)} for values in self.sums]
         losses: list[dict[str, tuple[float, float]]] = []
         for i in range(self.layers):
             pairs = {name: next(parts).tolist() for name in sorted(self.losses[i])}

@@ -158,7 +158,8 @@ class Trainer:
             highest = max(int(batch.ids_BS.max()), int(batch.labels_BS.max()))
             if highest >= config.model.vocab_size:
                 raise ValueError(
-                    f"{config.data.train} holds token {highest}; model.vocab_size = {config.model.vocab_size} is too small"
+                    f"{config.data.train} holds token {highest}, more than model.vocab_size = "
+                    f"{config.model.vocab_size} knows; use the vocabulary of the tokenizer that wrote the data"
                 )
             yield batch
 
