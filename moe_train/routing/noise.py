@@ -53,7 +53,7 @@ def _words(name: str, keys: tuple[int, ...], sample_T: Tensor, position_T: Tenso
 
 
 def _shaped(columns: list[Tensor], tokens: int, numbers: int, shape: tuple[int, ...]) -> Tensor:
-    values_TN = torch.stack(columns, dim=-1).reshape(tokens, -1)[:, :numbers]
+    values_TN = torch.stack(columns, dim=-1).flatten(1)[:, :numbers]
     return values_TN.to(torch.float32).reshape(tokens, *shape)
 
 

@@ -41,16 +41,16 @@ def balance_statistics(
         return {**dict.fromkeys(names, 0.0), "dead_experts": float(experts)}
     if tokens <= 0:
         raise ValueError(f"{total} slots are taken by {tokens} tokens")
-    mean = total / experts
+    # Sums of integers are exact in Python; each figure is rounded once, by its division.
     gini = sum((2 * i - experts - 1) * c for i, c in enumerate(sorted(load), start=1)) / (experts * total)
-    variance = sum((c - mean) ** 2 for c in load) / experts
+    squares = sum((c * experts - total) ** 2 for c in load)
     entropy = sum(-(c / total) * math.log(c / total) for c in load if c > 0)
     return {
         "gini": gini,
         "min_max": min(load) / max(load),
-        "cv": math.sqrt(variance) / mean,
+        "cv": math.sqrt(squares / experts) / total,
         "entropy": entropy / math.log(experts) if experts > 1 else 1.0,
-        "max_violation": max(load) * experts / total - 1,
+        "max_violation": (max(load) * experts - total) / total,
         "dead_experts": float(sum(c == 0 for c in load)),
         "drop_rate": (total - sum(kept)) / total,
         "mean_k": total / tokens,

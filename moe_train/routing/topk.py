@@ -15,7 +15,8 @@ def top_k(scores_TE: Tensor, k: int, among_TE: Tensor | None = None) -> Tensor:
     """Indices of the k largest scores per row, int64 [T, K], by falling score and, among equals, rising index.
 
     -0.0 equals 0.0; infinities are ordinary values; NaN counts as larger (or, negative, smaller) than everything.
-    ``among_TE`` (bool) puts every True before every False, whatever the scores. Deterministic on every device.
+    ``among_TE`` (bool) puts every True before every False, whatever the scores; those follow by rising index.
+    Deterministic on every device.
     """
     scores_TE = scores_TE.detach()
     if scores_TE.dtype == torch.float32:
@@ -41,7 +42,10 @@ def _top_k_composite(scores_TE: Tensor, k: int, among_TE: Tensor | None) -> Tens
 
 def top_k_reference(scores_TE: Tensor, k: int, among_TE: Tensor | None = None) -> Tensor:
     """The same by stable sorting: slower, and right for every dtype."""
-    order_TE = torch.sort(scores_TE.detach(), dim=-1, descending=True, stable=True).indices
+    scores_TE = scores_TE.detach()
+    if among_TE is not None:
+        scores_TE = scores_TE.masked_fill(~among_TE, -torch.inf)
+    order_TE = torch.sort(scores_TE, dim=-1, descending=True, stable=True).indices
     if among_TE is not None:
         first_TE = torch.gather(among_TE, 1, order_TE)
         order_TE = torch.gather(order_TE, 1, torch.sort(first_TE, dim=-1, descending=True, stable=True).indices)

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+import torch
+
+from moe_train.routing import (
+    DynamicKGate,
+    LatentPrototypeGate,
+    SoftmaxTopKGate,
+    available_gates,
+    build_gate,
+    check_options,
+    gate_class,
+    gate_options,
+    register_gate,
+)
+from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions, SwitchLossOptions
+from moe_train.routing.strict import parse_options
+
+
+def test_what_exists():
+    assert {"softmax_topk", "lpr", "dynamic_k"} <= set(available_gates())
+    assert available_gates() == sorted(available_gates())
+    assert gate_class("lpr") is LatentPrototypeGate and gate_class("dynamic_k") is DynamicKGate
+    assert gate_options("softmax_topk")().top_k == 2
+    assert isinstance(build_gate("softmax_topk", {"top_k": 3}, 4, 8), SoftmaxTopKGate)
+
+
+def test_unknown_names_list_what_exists_and_the_nearest():
+    for call in (gate_options, gate_class, lambda name: build_gate(name, {}, 4, 8)):
+        with pytest.raises(ValueError, match="no gate 'softmax_tokp'.*did you mean 'softmax_topk'.*dynamic_k, lpr"):
+            call("softmax_tokp")
+    with pytest.raises(ValueError, match="no option 'topk'; did you mean 'top_k'.*renormalize, softmax, top_k"):
+        build_gate("softmax_topk", {"topk": 3}, 4, 8)
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(ValueError, match="registered already"):
+        register_gate("lpr", object)(SoftmaxTopKGate)
+    assert gate_class("lpr") is LatentPrototypeGate
+
+
+@dataclass(frozen=True)
+class Sample:
+    number: float = 1.0
+    count: int = 1
+    bound: int | None = None
+    flag: bool = False
+    kind: Literal["a", "b"] = "a"
+    text: str = ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("number", 2.5), ("count", 3), ("bound", None), ("bound", 4), ("flag", True), ("kind", "b"), ("text", "x")],
+)
+def test_right_types_pass(name, value):
+    assert getattr(parse_options(Sample, {name: value}, "sample"), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("number", "1", "must be a number"),
+        ("number", True, "must be a number"),
+        ("count", 2.0, "must be an integer"),
+        ("count", True, "must be an integer"),
+        ("bound", "4", "must be an integer or null"),
+        ("flag", 1, "must be bool"),
+        ("kind", "c", "must be 'a' or 'b'"),
+        ("text", None, "must be str"),
+    ],
+)
+def test_wrong_types_are_refused_by_name(name, value, message):
+    with pytest.raises(ValueError, match=f"{name!r} of sample {message}"):
+        parse_options(Sample, {name: value}, "sample")
+
+
+def test_an_integer_is_taken_for_a_float():
+    assert isinstance(parse_options(Sample, {"number": 2}, "sample").number, float)
+
+
+def balancing(**kwargs):
+    return BalancingOptions(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("router", "message"),
+    [
+        (RouterOptions(options={"top_k": 9}), "only 8 experts"),
+        (RouterOptions("lpr", {"top_k": 9}), "only 8 experts"),
+        (RouterOptions("dynamic_k", balancing=balancing(bias=BiasOptions(1e-3))), "takes no bias"),
+        (RouterOptions(balancing=balancing(bias=BiasOptions(-1.0))), "bias.rate is -1.0"),
+        (RouterOptions(balancing=balancing(z_loss=-1.0)), "z_loss is -1.0"),
+        (RouterOptions(balancing=balancing(z_loss=float("nan"))), "z_loss is nan"),
+        (RouterOptions(balancing=balancing(switch_loss=SwitchLossOptions(-0.1))), "switch_loss.coefficient is -0.1"),
+        (RouterOptions("dynamic_k", forced_balance=True), "forced_balance"),
+        (RouterOptions("nothing"), "no gate 'nothing'"),
+    ],
+)
+def test_impossible_combinations(router, message):
+    with pytest.raises(ValueError, match=message):
+        check_options(router, 8)
+
+
+def test_a_switch_loss_is_refused_where_it_makes_no_sense(monkeypatch):
+    monkeypatch.setattr(DynamicKGate, "takes_switch_loss", False)
+    with pytest.raises(ValueError, match="switch_loss makes no sense"):
+        check_options(RouterOptions("dynamic_k", balancing=balancing(switch_loss=SwitchLossOptions(0.1))), 8)
+
+
+def test_every_registered_gate_passes_with_its_defaults(case):
+    check_options(case.router(bias=0.1), 8)
+
+
+def test_building_on_the_meta_device_allocates_nothing(case):
+    with torch.device("meta"):
+        gate = build_gate(case.name, case.options, 4, 8)
+    assert all(p.device.type == "meta" for p in gate.parameters())
+
+
+_BLOCKED = """
+import importlib.abc, sys
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        root = name.split(".")[0]
+        rooms = name.startswith("moe_train.") and not name.startswith("moe_train.routing")
+        if rooms or root in {"megatron", "deepspeed", "pydantic", "transformers", "omegaconf", "yaml", "rich"}:
+            raise ImportError(f"{name} is not for this room")
+
+sys.meta_path.insert(0, Refuse())
+import torch
+from moe_train.routing import LatentPrototypeGate, TokenBatch
+t = torch.arange(6)
+batch = TokenBatch(t, t % 2, t // 2, t < 0, sequence_length=3, batch_size=2)
+assert LatentPrototypeGate(4, 8)(torch.randn(6, 4), batch).weights_TE.shape == (6, 8)
+"""
+
+
+def test_needs_torch_alone():
+    """The whole room imports, and a gate works, where nothing but torch and the standard library may be imported."""
+    result = subprocess.run([sys.executable, "-c", _BLOCKED], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
