@@ -28,6 +28,16 @@ def check_launch(config: RunConfig, options: LaunchOptions, accelerators: int) -
         )
 
 
+def check_data(config: RunConfig) -> None:
+    """Raises ValueError where the data is not there, before processes are started and a folder is made."""
+    if not config.data.train:
+        raise ValueError("data.train is not set: give the prefix that `moe-train prepare` wrote, such as data/demo/train")
+    for key, prefix in (("data.train", config.data.train), ("data.validation", config.data.validation)):
+        missing = [f"{prefix}{end}" for end in (".bin", ".idx") if prefix and not Path(f"{prefix}{end}").is_file()]
+        if missing:
+            raise ValueError(f"{key} = {prefix}: there is no {' and no '.join(missing)}; `moe-train prepare` writes them")
+
+
 def launch_run(
     config: RunConfig,
     run_dir: Path,
@@ -40,6 +50,7 @@ def launch_run(
 ) -> int:
     """Makes the run folder, starts the workers and waits for them; returns the exit code of the run."""
     check_launch(config, options, accelerators)
+    check_data(config)
     environment = worker_environment(options, base_environment or os.environ, cpu=not accelerators)
     if options.node_rank == 0:
         prepare(run_dir, config, resume)

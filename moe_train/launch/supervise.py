@@ -99,9 +99,12 @@ def _watch(
                 stop_at = now + limits.stop
             # Also those that start only now.
             told |= _tell(statuses, told)
-        dead = dead or [status.rank for status in statuses if status.died]
-        if death_at == float("inf") and (dead or any(status.exit_code for status in statuses)):
-            death_at = now + limits.death
+        if death_at == float("inf"):
+            failed = any(status.exit_code for status in statuses)
+            # Once one has failed, launchers kill the others: those are no cause.
+            dead = [] if failed else [status.rank for status in statuses if status.died]
+            if failed or dead:
+                death_at = now + limits.death
         if signals.count > 1 or now > stop_at:
             say("killing the workers" + ("" if signals.count > 1 else f": not stopped after {limits.stop:g} s"))
             return dead
@@ -151,7 +154,7 @@ def _outcome(
     if stopped_by and silent and not dead and not failed:
         say("killed before all had saved; go on from the last complete checkpoint with --resume auto")
         return 128 + stopped_by
-    if silent:
+    if silent and (dead or not failed):
         # Whoever ended without a word was killed or crashed; the others failed because of it.
         say(
             f"rank {', '.join(map(str, dead or silent))} died without a word: it was killed (out of memory?) or it "

@@ -18,7 +18,7 @@ def _processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_dry_run_prints_and_starts_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main(["train", "demo", "train.steps=70", "--dry-run", "seed=5"]) == 0
     text = capsys.readouterr().out
-    for part in ("steps: 70", "seed: 5", "17,467,904", "FLOPs per token", "memory per rank", "2 processes on cpu: EP 2"):
+    for part in ("steps: 70", "seed: 5", "17,467,904", "FLOPs per token", "memory per rank", "on cpu: EP 2"):
         assert part in text
     assert list(tmp_path.iterdir()) == []
 
@@ -59,3 +59,10 @@ def test_two_nodes_count_their_processes(capsys: pytest.CaptureFixture[str]) -> 
     arguments = ["--num-nodes", "2", "--no-ssh", "--master-addr", "10.0.0.1", "--dry-run"]
     assert cli.main(["train", "demo", *arguments]) == 0
     assert "2 processes on cpu" in capsys.readouterr().out
+
+
+def test_data_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["train", "tiny", "data.train="]) == 2
+    assert cli.main(["train", "tiny", "data.train=nowhere/x"]) == 2
+    assert "nowhere/x.bin" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

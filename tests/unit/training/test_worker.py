@@ -50,7 +50,9 @@ def test_without_a_launch_no_file_is_written(run_dir: Path) -> None:
     assert not (run_dir / "processes").exists()
 
 
-@pytest.mark.parametrize(("error", "code"), [(ValueError("bad\ninput"), 2), (OSError("disk"), 2), (RuntimeError("x"), 1)])
+@pytest.mark.parametrize(
+    ("error", "code"), [(ValueError("bad\ninput"), 2), (OSError("disk"), 2), (RuntimeError("x"), 1)]
+)
 def test_failures_have_a_code_and_a_reason(
     run_dir: Path, capsys: pytest.CaptureFixture[str], error: Exception, code: int
 ) -> None:

@@ -1,0 +1,42 @@
+"""Behaves as launchers do, without their start-up time: python fake_launcher.py N MODULE ARGUMENTS...
+
+Starts N workers; kills them all at once when it is signalled, or when one of them fails, and passes its code on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+
+def main() -> int:
+    count, module, *arguments = sys.argv[1:]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, *arguments], env=os.environ | {"RANK": str(rank), "WORLD_SIZE": count}
+        )
+        for rank in range(int(count))
+    ]
+
+    def kill(*_: object) -> None:
+        for worker in workers:
+            worker.kill()
+        sys.exit(1)
+
+    signal.signal(signal.SIGTERM, kill)
+    signal.signal(signal.SIGINT, kill)
+    while None in [worker.poll() for worker in workers]:
+        failed = [worker.returncode for worker in workers if worker.returncode]
+        if failed and os.environ.get("FAKE_LAUNCHER") != "waits":
+            for worker in workers:
+                worker.kill()
+            return failed[0] % 256
+        time.sleep(0.02)
+    return max(worker.returncode % 256 for worker in workers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

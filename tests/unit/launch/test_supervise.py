@@ -1,0 +1,153 @@
+"""How a launch ends: finished, stopped by a signal, a rank that dies, a launcher that is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from moe_train.launch.supervise import Limits, supervise
+
+HERE = Path(__file__).parent
+
+
+class Launch:
+    """Two fake workers under a fake launcher."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.messages: list[str] = []
+        path = os.pathsep.join([str(HERE), str(HERE.parents[2]), os.environ.get("PYTHONPATH", "")])
+        self.environment = os.environ | {"PYTHONPATH": path}
+
+    def run(self, behaviour: str, limits: Limits | None = None, meanwhile: Callable[[], None] | None = None) -> int:
+        launcher = str(HERE / "fake_launcher.py")
+        arguments = [behaviour, str(self.folder), "abc"]
+        helper = threading.Thread(target=self._when_started, args=(meanwhile,)) if meanwhile else None
+        if helper:
+            helper.start()
+        code = supervise(
+            [sys.executable, launcher, "2", "fake_worker", *arguments],
+            run_dir=self.folder,
+            launch="abc",
+            environment=self.environment,
+            local_processes=2,
+            limits=limits or Limits(),
+            say=self.messages.append,
+        )
+        if helper:
+            helper.join()
+        return code
+
+    def _when_started(self, action: Callable[[], None]) -> None:
+        deadline = time.monotonic() + 60
+        while len(list(self.folder.glob("started_*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        action()
+
+    @property
+    def said(self) -> str:
+        return "\n".join(self.messages)
+
+    def nothing_left(self) -> bool:
+        """No process of this launch lives on."""
+        marker = str(self.folder)
+        return not [p for p in psutil.process_iter(["cmdline"]) if marker in " ".join(p.info["cmdline"] or [])]
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Launch:
+    return Launch(tmp_path)
+
+
+def signal_self(number: int, times: int = 1) -> Callable[[], None]:
+    def send() -> None:
+        for _ in range(times):
+            os.kill(os.getpid(), number)
+            time.sleep(0.5)
+
+    return send
+
+
+def saved(folder: Path) -> int:
+    return len(list(folder.glob("saved_*")))
+
+
+def test_finished(launch: Launch) -> None:
+    assert launch.run("finish") == 0
+    assert launch.messages == []
+    assert not (launch.folder / "processes").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_lets_the_workers_save(launch: Launch, number: int, code: int) -> None:
+    """The launcher would kill them at once; it must not get the signal."""
+    before = signal.getsignal(number)
+    assert launch.run("wait", meanwhile=signal_self(number)) == code
+    assert saved(launch.folder) == 2
+    assert launch.nothing_left()
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_kills(launch: Launch) -> None:
+    assert launch.run("stubborn", meanwhile=signal_self(signal.SIGTERM, times=2)) == 143
+    assert saved(launch.folder) == 0 and launch.nothing_left()
+    assert "--resume auto" in launch.said
+
+
+def test_workers_that_do_not_stop_are_killed_in_time(launch: Launch) -> None:
+    assert launch.run("stubborn", Limits(stop=0.5), meanwhile=signal_self(signal.SIGTERM)) == 143
+    assert launch.nothing_left()
+
+
+def test_a_rank_that_is_killed_ends_the_run(launch: Launch) -> None:
+    assert launch.run("killed") == 256 - 9
+    assert "died without a word" in launch.said and "--resume auto" in launch.said
+    assert launch.nothing_left()
+
+
+def test_a_rank_that_is_killed_ends_the_run_even_if_the_launcher_waits(launch: Launch) -> None:
+    launch.environment["FAKE_LAUNCHER"] = "waits"
+    assert launch.run("killed", Limits(death=0.5)) != 0
+    assert "rank 1 died without a word" in launch.said
+    assert launch.nothing_left()
+
+
+def test_the_code_and_reason_of_a_failed_worker_are_passed_on(launch: Launch) -> None:
+    assert launch.run("fails") == 7
+    assert "the disk is full" in launch.said
+
+
+def test_a_killed_launcher_is_no_success(launch: Launch) -> None:
+    def kill_launcher() -> None:
+        for process in psutil.Process().children():
+            if "fake_launcher.py" in " ".join(process.cmdline()):
+                process.kill()
+
+    assert launch.run("wait", meanwhile=kill_launcher) != 0
+    assert launch.nothing_left()
+
+
+def test_workers_that_say_nothing_are_no_success(launch: Launch) -> None:
+    assert launch.run("silent") == 1
+    assert "only 0 of 2 workers" in launch.said
+
+
+def test_a_launcher_that_cannot_start(launch: Launch) -> None:
+    code = supervise(
+        [sys.executable, "-c", "raise SystemExit(3)"],
+        run_dir=launch.folder,
+        launch="abc",
+        environment=launch.environment,
+        local_processes=2,
+        say=launch.messages.append,
+    )
+    assert code == 3
+    assert "the launcher failed with exit code 3" in launch.said
