@@ -1,0 +1,155 @@
+"""The reference's answer to a case, and the comparison."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from moe_train.model.options import ModelOptions
+from moe_train.routing.options import RouterOptions
+from tests.distributed.harness import training
+from tests.distributed.harness.pool import ProcessPool
+from tests.distributed.harness.training import Case, Record
+from tests.reference.data import micro_batches
+from tests.reference.geometry import Geometry, Router
+from tests.reference.training import Optimizer, Step, run
+
+Processes = Callable[[int], ProcessPool]
+
+SMALLEST_MARGIN = 1e-5
+"""Selections nearer to a tie than this could differ by rounding alone (logits are of order 1)."""
+
+
+def geometry_of(model: ModelOptions) -> Geometry:
+    return Geometry(
+        layers=model.num_layers,
+        hidden=model.hidden_size,
+        heads=model.num_attention_heads,
+        kv_heads=model.num_key_value_heads,
+        head_dim=model.head_dim or model.hidden_size // model.num_attention_heads,
+        vocab=model.vocab_size,
+        experts=model.moe.num_experts,
+        shared=model.moe.shared_expert_hidden_size is not None,
+        tied=model.tie_embeddings,
+        rope_theta=model.rope_theta,
+        norm_eps=model.norm_eps,
+    )
+
+
+def router_of(router: RouterOptions) -> Router:
+    balancing = router.balancing
+    return Router(
+        gate=router.gate,
+        options=router.options,
+        switch=balancing.switch_loss.coefficient,
+        switch_scope=balancing.switch_loss.scope,
+        z=balancing.z_loss,
+        bias_rate=balancing.bias.rate,
+        bias_rule=balancing.bias.rule,
+    )
+
+
+class _Keyed:
+    """A case and its initial weights, as a key of the cache by what the reference's answer depends on."""
+
+    def __init__(self, processes: Processes, case: Case, micro_size: int | None) -> None:
+        self.processes, self.case, self.micro_size = processes, case, micro_size
+        self.key = repr((case.with_(expert=1, zero=1, accumulation=1, recompute=False), micro_size))
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Keyed) and self.key == other.key
+
+
+def expected(processes: Processes, case: Case, micro_size: int | None = None) -> list[Step]:
+    """The reference's steps from the same initial weights, in float64. ``micro_size``: sequences per micro-batch, for
+    losses of that scope."""
+    return _steps(_Keyed(processes, case, micro_size))
+
+
+def away_from_ties(processes: Processes, case: Case, micro_size: int | None = None) -> Case:
+    """The case with the first seed of its data where no selection is a near-tie in the reference."""
+    for seed in range(20):
+        seeded = case.with_(data_seed=seed)
+        if min(step.margin for step in expected(processes, seeded, micro_size)) > SMALLEST_MARGIN:
+            return seeded
+    raise AssertionError("every seed has a near-tie: use fewer tokens or larger initial weights")
+
+
+def initial_weights(processes: Processes, case: Case) -> dict[str, Tensor]:
+    """Global tensors of a fresh model, from one process."""
+    return _initial(_Keyed(processes, case.with_(data_seed=0, steps=0), None))
+
+
+@functools.lru_cache(maxsize=64)
+def _initial(keyed: _Keyed) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = keyed.processes(1).run(training.initial_weights, case=keyed.case.with_(expert=1))[0]
+    return weights
+
+
+@functools.lru_cache(maxsize=256)
+def _steps(keyed: _Keyed) -> list[Step]:
+    case = keyed.case
+    optimizer = Optimizer(
+        name=case.optimizer.name,
+        lr=case.optimizer.lr,
+        clip=case.clip,
+        betas=case.optimizer.betas,
+        eps=case.optimizer.eps,
+        weight_decay=case.optimizer.weight_decay,
+    )
+    return run(
+        geometry_of(case.model),
+        router_of(case.router),
+        initial_weights(keyed.processes, case),
+        [case.tokens(step) for step in range(case.steps)],
+        optimizer,
+        micro_batches=None if keyed.micro_size is None else micro_batches(case.sequences, keyed.micro_size),
+    )
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    """Largest difference, relative to the largest element."""
+    difference = float((got.double() - want.double()).abs().max())
+    return difference / max(float(want.double().abs().max()), 1e-30)
+
+
+def weight_errors(got: dict[str, Tensor], want: dict[str, Tensor], started: dict[str, Tensor]) -> dict[str, float]:
+    """Per parameter: ``relative``, in units of what is allowed.
+
+    1e-6 where the parameter has weights. One that started at zero consists of gradients alone: 4e-6, which is what
+    float32 leaves of a sum over all tokens whose terms nearly cancel.
+    """
+    assert got.keys() == want.keys()
+    allowed = {name: 1e-6 if started[name].any() else 4e-6 for name in want}
+    return {name: relative(got[name], want[name]) / allowed[name] for name in want}
+
+
+def check(processes: Processes, case: Case, records: list[list[Record]], micro_size: int | None = None) -> None:
+    """Every step of every rank against the reference: weights (hence gradients), loss, norm, auxiliary losses, loads
+    and selection bias."""
+    want = expected(processes, case, micro_size)
+    started = initial_weights(processes, case)
+    for number, step in enumerate(want):
+        for rank, record in enumerate(ranks[number] for ranks in records):
+            where = f"step {number}, rank {rank}"
+            assert abs(record.loss - step.loss) <= 1e-6 * step.loss, f"{where}: loss {record.loss}, not {step.loss}"
+            assert abs(record.gradient_norm - step.gradient_norm) <= 1e-6 * step.gradient_norm, (
+                f"{where}: gradient norm {record.gradient_norm}, not {step.gradient_norm}"
+            )
+            assert torch.equal(record.load_LE, step.load_LE), f"{where}: loads differ"
+            for layer, losses in enumerate(step.auxiliary):
+                assert record.auxiliary[layer].keys() == losses.keys(), where
+                for name, value in losses.items():
+                    got = record.auxiliary[layer][name]
+                    assert abs(got - value) <= 2e-6 * abs(value), f"{where}, layer {layer}: {name} {got}, not {value}"
+            for layer, bias_E in enumerate(record.biases):
+                assert torch.equal(bias_E, step.biases_LE[layer]), f"{where}: bias of layer {layer} differs"
+        errors = weight_errors(records[0][number].weights, step.weights, started)
+        worst = max(errors, key=lambda name: errors[name])
+        assert errors[worst] <= 1, f"step {number}: {worst} is off by {errors[worst]:.2f} times what is allowed"

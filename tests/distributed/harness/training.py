@@ -1,0 +1,200 @@
+"""Training steps of the real thing on every rank of a pool: what the parity tests send to the processes."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from moe_train.data.batches import Batch, rank_slice
+from moe_train.model.language_model import LanguageModel, build_language_model
+from moe_train.model.options import InitOptions, ModelOptions, MoEOptions
+from moe_train.parallel.groups import Groups, make_groups
+from moe_train.parallel.options import ParallelOptions
+from moe_train.routing.options import RouterOptions
+from moe_train.training.engine import Engine
+from moe_train.training.options import OptimizerOptions, TrainOptions
+from moe_train.training.step import train_step
+from tests.reference.data import Tokens, global_batch
+
+MODEL = ModelOptions(
+    num_layers=2,
+    hidden_size=64,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=100,  # padded to 128 rows
+    moe=MoEOptions(num_experts=8, expert_hidden_size=32),
+    init=InitOptions(std=0.08),
+)
+SGD = OptimizerOptions(name="sgd", lr=1.0, weight_decay=0.0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of a few steps. The global batches depend on (data_seed, step) only."""
+
+    model: ModelOptions = MODEL
+    router: RouterOptions = field(default_factory=RouterOptions)
+    optimizer: OptimizerOptions = SGD
+    expert: int = 1
+    zero: int = 1
+    accumulation: int = 1
+    recompute: bool = False
+    steps: int = 3
+    clip: float = 0.0
+    precision: Any = "float32"
+    seed: int = 1
+    data_seed: int = 0
+    sequences: int = 16
+    length: int = 8
+    padding: bool = True
+    constant: bool = False
+
+    def with_(self, **changes: Any) -> Case:
+        return dataclasses.replace(self, **changes)
+
+    def tokens(self, step: int) -> Tokens:
+        return global_batch(
+            step,
+            sequences=self.sequences,
+            length=self.length,
+            vocab=self.model.vocab_size,
+            seed=self.data_seed,
+            padding=self.padding,
+            constant=self.constant,
+        )
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one rank knows after one step."""
+
+    loss: float
+    gradient_norm: float
+    auxiliary: list[dict[str, float]]
+    load_LE: Tensor
+    weights: dict[str, Tensor]
+    """Float32 masters as global tensors; on rank 0 only."""
+    biases: list[Tensor]
+
+
+_groups: dict[str, Groups] = {}
+
+
+def groups_for(expert: int) -> Groups:
+    """The process groups of a layout; made again only when the layout changes."""
+    key = f"expert {expert}"
+    if key not in _groups:
+        _groups.clear()
+        _groups[key] = make_groups(ParallelOptions(expert=expert, timeout_seconds=120), torch.device("cpu"))
+    return _groups[key]
+
+
+def micro_batches_of(case: Case, groups: Groups, step: int) -> list[Batch]:
+    """This rank's share of the step's tokens."""
+    size = case.sequences // groups.data_size // case.accumulation
+    everything = case.tokens(step)
+    batches = []
+    for index in range(case.accumulation):
+        start = rank_slice(0, index, groups.data_rank, groups.data_size, size)
+        t = everything.rows(slice(start, start + size))
+        batches.append(Batch(t.ids_BS, t.labels_BS, t.target_BS, t.padding_BS, t.sample_B))
+    return batches
+
+
+def make_engine(case: Case, groups: Groups) -> Engine:
+    model = build_language_model(
+        case.model, case.router, sequence_length=case.length, seed=case.seed, recompute=case.recompute
+    )
+    train = TrainOptions(
+        global_batch_size=case.sequences,
+        micro_batch_size=case.sequences // groups.data_size // case.accumulation,
+        precision=case.precision,
+        zero_stage=case.zero,  # type: ignore[arg-type]
+        gradient_clipping=case.clip,
+        recompute=case.recompute,
+    )
+    # Tiny tensors would otherwise stay whole on every rank, and nothing would be partitioned.
+    passthrough = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if case.zero == 3 else {}
+    return Engine(model, groups, train, case.optimizer, passthrough)
+
+
+def one_step(engine: Engine, case: Case, step: int) -> Record:
+    result = train_step(
+        engine, micro_batches_of(case, engine.groups, step), lr=case.optimizer.lr, seed=case.seed, step=step
+    )
+    return Record(
+        loss=result.loss_sum / result.loss_count,
+        gradient_norm=engine.gradient_norm(),
+        auxiliary=[{name: total / count for name, (total, count) in layer.items()} for layer in result.losses],
+        load_LE=result.load_LE,
+        weights=global_tensors(engine),
+        biases=[b.clone() for n, b in engine.module.named_buffers() if n.endswith("bias_E")],
+    )
+
+
+def global_tensors(engine: Engine, kind: str = "model") -> dict[str, Tensor]:
+    """The masters (or ``exp_avg``, ``exp_avg_sq``) of all ranks put together, on rank 0; elsewhere empty.
+
+    Also checks, on every rank, that each element is owned, and that the module's own parameters equal the masters.
+    """
+    mine = [(s.key, s.shape, s.start, s.data.clone()) for s in engine.owned_slices() if s.key.startswith(kind + ".")]
+    every: list[Any] = [None] * engine.groups.world_size
+    dist.all_gather_object(every, mine)
+    whole: dict[str, Tensor] = {}
+    for key, shape, start, data in (part for parts in every for part in parts):
+        flat = whole.setdefault(key.removeprefix(kind + "."), torch.full(shape, float("nan"))).view(-1)
+        known = flat[start : start + data.numel()]
+        # Replicas of an element must be equal, not merely close.
+        assert torch.equal(torch.where(known.isnan(), data, known), data), f"{key}: owners disagree"
+        flat[start : start + data.numel()] = data
+    assert not any(w.isnan().any() for w in whole.values()), "some element is owned by nobody, or not finite"
+    if kind == "model":
+        _compare_module(engine, whole)
+    return whole if engine.groups.rank == 0 else {}
+
+
+def _compare_module(engine: Engine, whole: dict[str, Tensor]) -> None:
+    with engine.whole_parameters():
+        named = dict(engine.module.named_parameters())
+        assert named.keys() == whole.keys()
+        for name, parameter in named.items():
+            expected = local_part(whole[name], parameter, engine.groups).to(parameter.dtype)
+            assert torch.equal(parameter.detach(), expected), f"{name}: the module does not hold what the master says"
+
+
+def local_part(whole: Tensor, parameter: Tensor, groups: Groups) -> Tensor:
+    """This rank's experts of a global tensor; other tensors as they are."""
+    if getattr(parameter, "allreduce", True):
+        return whole
+    first = groups.expert_rank * parameter.shape[0]
+    return whole[first : first + parameter.shape[0]]
+
+
+def train(case: Case) -> list[Record]:
+    """Runs the case on this rank."""
+    engine = make_engine(case, groups_for(case.expert))
+    try:
+        return [one_step(engine, case, step) for step in range(case.steps)]
+    finally:
+        engine.close()
+
+
+def initial_weights(case: Case) -> dict[str, Tensor]:
+    """Global tensors of a fresh model, put together from the experts of all ranks; on rank 0 only."""
+    groups = groups_for(case.expert)
+    model: LanguageModel = build_language_model(
+        case.model, case.router, sequence_length=case.length, seed=case.seed, recompute=case.recompute
+    )
+    weights = {}
+    for name, parameter in model.named_parameters():
+        weights[name] = parameter.detach().clone()
+        if not getattr(parameter, "allreduce", True):
+            parts = [torch.empty_like(parameter) for _ in range(groups.expert_size)]
+            dist.all_gather(parts, parameter.detach().clone(), group=groups.expert)
+            weights[name] = torch.cat(parts)
+    return weights if groups.rank == 0 else {}
