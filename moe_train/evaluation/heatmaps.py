@@ -131,7 +131,9 @@ def _cell_borders(axes: Axes, layers: int, experts: int) -> None:
 
 
 def _colour_bar(fig: Figure, image: Any, axes: list[Axes], label: str) -> None:
-    bar = fig.colorbar(image, ax=axes, ticks=[-2, -1, 0, 1, 2], extend="both", shrink=0.95, aspect=30, pad=0.015)
+    height = fig.get_figheight()
+    style: dict[str, Any] = {"aspect": max(12.0, 6 * height), "extendfrac": 0.15 / height}
+    bar = fig.colorbar(image, ax=axes, ticks=[-2, -1, 0, 1, 2], extend="both", shrink=0.95, pad=0.015, **style)
     bar.ax.set_yticklabels(["¼", "½", "1", "2", "4"])
     bar.set_label(label)
     bar.outline.set_visible(False)

@@ -50,8 +50,10 @@ footer { color: var(--soft); font-size: 12.5px; margin-top: 22px; }
   body { background: #fff; font-size: 11pt; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   main { max-width: none; padding: 0; }
   section { border: 0; padding: 8px 0; }
-  section, .figures > img, .card, table { break-inside: avoid; }
-  section.long { break-inside: auto; }
+  .cards { grid-template-columns: repeat(5, 1fr); gap: 8px; }
+  .card .value { font-size: 15pt; }
+  img, .card, table { break-inside: avoid; }
+  h2, .note { break-after: avoid; }
   details::details-content { content-visibility: visible; height: auto; }
   pre { white-space: pre-wrap; }
 }

@@ -6,6 +6,7 @@ matplotlib is used through its Figure class only: no window system and no global
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -50,15 +51,16 @@ STYLE: dict[str, Any] = {
 
 
 @contextmanager
-def figure(width: float, height: float, layout: str | None = "constrained") -> Iterator[Figure]:
+def figure(width: float, height: float, constrained: bool = True) -> Iterator[Figure]:
     """An empty figure of this size in inches, in the report's style."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError("the report needs matplotlib: pip install matplotlib") from None
-    with matplotlib.rc_context(STYLE):
-        yield Figure(figsize=(width, height), layout=layout)
+    style: Any = STYLE
+    with matplotlib.rc_context(style):
+        yield Figure(figsize=(width, height), layout="constrained" if constrained else None)
 
 
 def to_svg(fig: Figure) -> bytes:
@@ -86,8 +88,8 @@ def curves(
     size: tuple[float, float] = SMALL,
 ) -> bytes:
     """Lines over steps. ``marked`` is a series of few points, drawn with markers; ``level`` a horizontal line."""
-    with figure(*size, layout=None) as fig:
-        axes = one_axes(fig, y_label)
+    with figure(*size, constrained=False) as fig:
+        axes = one_axes(fig, title, y_label)
         for line, colour in zip(lines, _colours(len(lines)), strict=True):
             draw_line(axes, line, color=colour)
         if marked:
@@ -113,8 +115,8 @@ def layer_curves(
     size: tuple[float, float] = MEDIUM,
 ) -> bytes:
     """One thin line per layer, coloured from the first to the last, and their mean on top."""
-    with figure(*size, layout=None) as fig:
-        axes = one_axes(fig, y_label)
+    with figure(*size, constrained=False) as fig:
+        axes = one_axes(fig, title, y_label)
         colours = layer_colours(len(layers))
         many = len(layers) > 6
         for index, (line, colour) in enumerate(zip(layers, colours, strict=True)):
@@ -131,11 +133,11 @@ def layer_curves(
         return to_svg(fig)
 
 
-def one_axes(fig: Figure, y_label: str) -> Axes:
+def one_axes(fig: Figure, title: str, y_label: str) -> Axes:
     """Axes with margins in inches that do not depend on the labels, so that those of neighbours are in line (and
     nothing has to be drawn twice to find them)."""
     width, height = fig.get_size_inches()
-    left, right, bottom, top = 0.78 if y_label else 0.62, 0.14, 0.5, 0.32
+    left, right, bottom, top = 0.78 if y_label else 0.62, 0.14, 0.5, 0.32 if title else 0.1
     return fig.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))
 
 
@@ -148,8 +150,8 @@ def draw_line(axes: Axes, line: Series, **style: Any) -> None:
 
 def from_zero_up(axes: Axes) -> None:
     """The y axis from zero, with air above the highest point."""
-    highest = max((float(max(line.get_ydata())) for line in axes.get_lines() if len(line.get_ydata())), default=1.0)
-    axes.set_ylim(0, 1.08 * highest if highest > 0 else 1.0)
+    highest = axes.dataLim.y1
+    axes.set_ylim(0, 1.08 * highest if math.isfinite(highest) and highest > 0 else 1.0)
 
 
 def finish(axes: Axes, title: str, y_label: str) -> None:
@@ -161,13 +163,17 @@ def finish(axes: Axes, title: str, y_label: str) -> None:
     axes.set_xlabel("step")
     if y_label:
         axes.set_ylabel(y_label)
-    axes.xaxis.set_major_locator(MaxNLocator(5 if axes.figure.get_figwidth() < 6 else 10, integer=True))
+    width = axes.get_window_extent().width / axes.figure.dpi
+    if axes.dataLim.width > 0:
+        axes.xaxis.set_major_locator(MaxNLocator(5 if width < 5 else 10, integer=True))
+    else:
+        axes.set_xticks([axes.dataLim.x0])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     if axes.get_yscale() == "log":
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
         highest = max(abs(limit) for limit in axes.get_ylim())
         if highest >= 1000:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

@@ -113,7 +113,7 @@ def _balance_over_time(run: RunFiles) -> str:
     if any(dropped.values):
         images.append(html.svg(curves("Slots dropped by capacity (%)", [dropped], size=MEDIUM), "drop rate"))
     chosen = series(run.train, "balance/mean_k", "experts per token")
-    if chosen and max(chosen.values) - min(chosen.values) > 1e-3:
+    if chosen and max(chosen.values) - min(chosen.values) > 0.005 * max(chosen.values):
         images.append(html.svg(curves("Experts per token", [chosen], from_zero=True, size=MEDIUM), "mean k over steps"))
     return html.section(
         "Balance over time",
@@ -160,7 +160,7 @@ def _evaluations(run: RunFiles) -> str:
         parts.append(html.svg(load_matrix([layer["load"] for layer in layers]), "expert load per layer"))
         layer_header, *layer_rows = balance_rows(run.evaluation or {})
         parts.append(html.table(layer_header, layer_rows, strong_last=True))
-    return html.section("Evaluation", *parts, kind="long")
+    return html.section("Evaluation", *parts)
 
 
 def _domains(run: RunFiles) -> str:
@@ -190,13 +190,13 @@ def _domains(run: RunFiles) -> str:
             )
         )
         parts.append(html.png(image, "expert load per domain and layer"))
-    return html.section("Domains", *parts, kind="long")
+    return html.section("Domains", *parts)
 
 
 def _configuration(run: RunFiles) -> str:
     if not run.config_text:
         return ""
-    return html.section("Configuration", html.collapsed("config.yaml, fully resolved", run.config_text), kind="long")
+    return html.section("Configuration", html.collapsed("config.yaml, fully resolved", run.config_text))
 
 
 def _environment(run: RunFiles) -> str:

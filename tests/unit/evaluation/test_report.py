@@ -101,7 +101,7 @@ class Reader(HTMLParser):
         return " ".join(self.words)
 
 
-def test_whole_run(tmp_path: Path) -> None:
+def test_whole_run_is_shown_in_one_self_contained_file(tmp_path: Path) -> None:
     path = write_report(make_run(tmp_path / "demo"))
     assert path == tmp_path / "demo" / "report.html"
     page = Reader(path.read_text(encoding="utf-8"))
@@ -110,11 +110,8 @@ def test_whole_run(tmp_path: Path) -> None:
     for title in ("Loss", "Optimisation", "Balance over time", "Expert load", "Evaluation", "Domains", "Environment"):
         assert title in page.text, title
     assert page.tags.count("img") >= 12
-
-
-def test_self_contained(tmp_path: Path) -> None:
-    text = render(read_run(make_run(tmp_path)))
-    page = Reader(text)
+    # Self-contained:
+    text = path.read_text(encoding="utf-8")
     assert page.addresses and all(address.startswith("data:image/") for address in page.addresses)
     assert not re.search(r"@import|url\(|<link|<script|<iframe", text)
 
