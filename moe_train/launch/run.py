@@ -31,11 +31,11 @@ def check_launch(config: RunConfig, options: LaunchOptions, accelerators: int) -
 def check_data(config: RunConfig) -> None:
     """Raises ValueError where the data is not there, before processes are started and a folder is made."""
     if not config.data.train:
-        raise ValueError("data.train is not set: give the prefix that `moe-train prepare` wrote, such as data/demo/train")
+        raise ValueError("data.train is not set: give the prefix that `moe-train prepare` wrote: data.train=DIR/train")
     for key, prefix in (("data.train", config.data.train), ("data.validation", config.data.validation)):
         missing = [f"{prefix}{end}" for end in (".bin", ".idx") if prefix and not Path(f"{prefix}{end}").is_file()]
         if missing:
-            raise ValueError(f"{key} = {prefix}: there is no {' and no '.join(missing)}; `moe-train prepare` writes them")
+            raise ValueError(f"{key} = {prefix}: there is no {' and no '.join(missing)}; see `moe-train prepare`")
 
 
 def launch_run(
@@ -60,11 +60,10 @@ def launch_run(
         config_path = run_dir / "nodes" / f"config.node_{options.node_rank}.yaml"
         config_path.parent.mkdir(parents=True, exist_ok=True)
         config_path.write_text(to_yaml(config), encoding="utf-8")
-    arguments = ["--run-dir", str(run_dir), "--resume", resume or "none"]
     if options.launcher == "none":
-        return _in_process(arguments, environment)
+        return _in_process(worker_arguments(run_dir, resume), environment)
     launch = uuid.uuid4().hex[:12]
-    arguments += ["--config", str(config_path), "--launch", launch]
+    arguments = worker_arguments(run_dir, resume, config_path, launch)
     return supervise(
         command(options, arguments, scratch=run_dir / "nodes", environment=environment),
         run_dir=run_dir,
@@ -73,6 +72,17 @@ def launch_run(
         local_processes=options.local_processes,
         limits=limits or Limits(),
     )
+
+
+def worker_arguments(
+    run_dir: Path, resume: str | None, config_path: Path | None = None, launch: str | None = None
+) -> list[str]:
+    """What every worker is started with. No option may be the beginning of one of DeepSpeed's launcher, whose parser
+    would take it for an abbreviation."""
+    arguments = ["--run-dir", str(run_dir), "--resume", resume or "none"]
+    if config_path is not None:
+        arguments += ["--config", str(config_path)]
+    return arguments if launch is None else [*arguments, "--status", launch]
 
 
 def _in_process(arguments: list[str], environment: Mapping[str, str]) -> int:

@@ -30,7 +30,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", help="configuration by path or name (default: <run-dir>/config.yaml)")
     parser.add_argument("--run-dir", type=Path, help="the run's folder (default with --config: runs/<name>)")
     parser.add_argument("--resume", default="none", metavar="auto|none|PATH", help="checkpoint to start from")
-    parser.add_argument("--launch", default="", help="name of the launch, for the file that says how it ended")
+    parser.add_argument("--status", default="", help="name of the launch, for the file that says how it ended")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="given by launchers, as in the environment")
     return parser.parse_intermixed_args(argv)
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None, train: Train | None = None, stop: St
     try:
         # Before anything slow is imported: the launching process must know whom to tell to stop.
         if arguments.run_dir is not None:
-            status = StatusFile(arguments.run_dir, arguments.launch, rank)
+            status = StatusFile(arguments.run_dir, arguments.status, rank)
             status.start()
         _train(arguments, rank, stop, train)
     except KeyboardInterrupt:
@@ -84,7 +84,7 @@ def _train(arguments: argparse.Namespace, rank: int, stop: StopRequest, train: T
         config = load_run_config(arguments.config, arguments.overrides)
     run_dir = arguments.run_dir or default_run_dir(config)
     check(config, int(os.environ.get("WORLD_SIZE", "1")))
-    if arguments.config is not None and not arguments.launch and rank == 0:
+    if arguments.config is not None and not arguments.status and rank == 0:
         # Started by hand, without the command line that prepares the folder otherwise.
         prepare(run_dir, config, resume)
     if train is None:

@@ -1,4 +1,4 @@
-"""Stands for a worker process without torch: python -m fake_worker BEHAVIOUR RUN_DIR LAUNCH."""
+"""Stands for a worker process without torch, with a worker's arguments; FAKE_WORKER says what it does."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 from moe_train.training.stop import StopRequest
+from moe_train.training.worker import parse
 from moe_train.training.worker_status import StatusFile
 
 
 def main() -> int:
-    behaviour, run_dir, launch = [argument for argument in sys.argv[1:] if not argument.startswith("--local")]
+    behaviour, arguments = os.environ["FAKE_WORKER"], parse(sys.argv[1:])
     rank = int(os.environ["RANK"])
     stop = StopRequest().install()
-    folder = Path(run_dir)
+    folder = arguments.run_dir
     if behaviour == "silent":
         return 0
-    status = StatusFile(folder, launch, rank)
+    status = StatusFile(folder, arguments.status, rank)
     status.start()
     (folder / f"started_{rank}").write_text(" ".join(sys.argv[1:]) + f" world {os.environ['WORLD_SIZE']}")
     if behaviour == "finish":

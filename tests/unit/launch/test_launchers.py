@@ -14,20 +14,21 @@ from pathlib import Path
 import pytest
 
 from moe_train.launch.plan import LaunchOptions, command, free_port, worker_environment
+from moe_train.launch.run import worker_arguments
 from moe_train.launch.supervise import Limits, supervise
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.slow
 
 
-def environment() -> dict[str, str]:
+def environment(behaviour: str) -> dict[str, str]:
     path = os.pathsep.join([str(HERE), str(HERE.parents[2]), os.environ.get("PYTHONPATH", "")])
-    return os.environ | {"PYTHONPATH": path}
+    return os.environ | {"PYTHONPATH": path, "FAKE_WORKER": behaviour}
 
 
 def run(folder: Path, options: LaunchOptions, behaviour: str, meanwhile: Callable[[], None] | None = None) -> int:
-    variables = worker_environment(options, environment(), cpu=True)
-    arguments = [behaviour, str(folder), "abc"]
+    variables = worker_environment(options, environment(behaviour), cpu=True)
+    arguments = worker_arguments(folder, "auto", folder / "config.yaml", "abc")
     line = command(options, arguments, scratch=folder, environment=variables, module="fake_worker")
 
     def when_started() -> None:
@@ -81,8 +82,9 @@ def test_two_nodes_by_two_commands(tmp_path: Path) -> None:
         options = LaunchOptions(
             processes=1, no_ssh=True, nodes=2, node_rank=rank, master_addr="127.0.0.1", master_port=port
         )
-        variables = worker_environment(options, environment(), cpu=True)
-        line = command(options, ["finish", str(tmp_path), f"node{rank}"], scratch=tmp_path, module="fake_worker")
+        variables = worker_environment(options, environment("finish"), cpu=True)
+        arguments = worker_arguments(tmp_path, None, None, f"node{rank}")
+        line = command(options, arguments, scratch=tmp_path, module="fake_worker")
         nodes.append(subprocess.Popen(line, env=variables))
     assert [node.wait(timeout=120) for node in nodes] == [0, 0]
     assert all("world 2" in path.read_text() for path in tmp_path.glob("started_*"))

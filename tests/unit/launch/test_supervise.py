@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from moe_train.launch.run import worker_arguments
 from moe_train.launch.supervise import Limits, supervise
 
 HERE = Path(__file__).parent
@@ -29,7 +30,8 @@ class Launch:
 
     def run(self, behaviour: str, limits: Limits | None = None, meanwhile: Callable[[], None] | None = None) -> int:
         launcher = str(HERE / "fake_launcher.py")
-        arguments = [behaviour, str(self.folder), "abc"]
+        self.environment["FAKE_WORKER"] = behaviour
+        arguments = worker_arguments(self.folder, None, None, "abc")
         helper = threading.Thread(target=self._when_started, args=(meanwhile,)) if meanwhile else None
         if helper:
             helper.start()

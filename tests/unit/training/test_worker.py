@@ -36,7 +36,7 @@ def test_it_hands_over_what_it_was_told(run_dir: Path, monkeypatch: pytest.Monke
     seen = []
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    arguments = ["--run-dir", str(run_dir), "--resume", "auto", "--launch", "x", "--local_rank=1"]
+    arguments = ["--run-dir", str(run_dir), "--resume", "auto", "--status", "x", "--local_rank=1"]
     assert main(arguments, lambda *given: seen.append(given)) == 0
     ((config, folder, resume, stop),) = seen
     assert (config, folder, resume) == (load_run_config("tiny"), run_dir, "auto")
@@ -59,7 +59,7 @@ def test_failures_have_a_code_and_a_reason(
     def train(*_: Any) -> None:
         raise error
 
-    assert main(["--run-dir", str(run_dir), "--launch", "x"], train) == code
+    assert main(["--run-dir", str(run_dir), "--status", "x"], train) == code
     assert f"rank 0: error: {'RuntimeError: ' if code == 1 else ''}{error}" in capsys.readouterr().err
     (status,) = read_statuses(run_dir, "x")
     assert status.exit_code == code and "\n" not in (status.error or "")
