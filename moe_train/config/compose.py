@@ -55,8 +55,8 @@ def compose(name_or_path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     path = find_experiment(name_or_path)
     own = _read(path)
     changes = _parse_overrides(overrides)
-    parts = OmegaConf.merge(own.get("parts") or {}, changes.get("parts") or {})
-    files = [_find_part(str(kind), parts[kind], path) for kind in parts]
+    parts = {**(own.get("parts") or {}), **(changes.get("parts") or {})}
+    files = [_find_part(str(kind), name, path) for kind, name in parts.items()]
     layers = [*(_read(file) for file in files), own, changes]
     try:
         merged = OmegaConf.merge(*layers)

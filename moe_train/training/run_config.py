@@ -126,7 +126,7 @@ def _with_gate_options(router: RouterOptions, source: str) -> RouterOptions:
         raise ConfigError([Problem("router.gate", f"no gate {router.gate!r}; {hint}gates: {listing(known)}")], source)
     cls = gate_options(router.gate)
     try:
-        options = build(cls, router.options, path="router.options", source=source)
+        options: Any = build(cls, router.options, path="router.options", source=source)
     except ConfigError as error:
         found = list(error.problems)
         if any("unknown key" in problem.message for problem in found):
