@@ -88,22 +88,26 @@ def evaluation_batches(
     All ranks get the same number of batches of the same shape [micro_size, S]: what is missing in the last ones is
     padding (ids 0, no targets), up to batches of nothing else. sample_B counts windows.
 
-    max_batches: at most so many batches per rank.   domains: adds domain_BS.
+    max_batches: at most so many batches per rank. Their windows are spread evenly over the stream (documents lie in the
+    order of their sources, so the first ones are no fair sample) and depend on the number of windows only, not on how
+    ranks share them.   domains: adds domain_BS.
     """
     windows = evaluation_windows(dataset, sequence_length)
-    batches = -(-windows // (micro_size * dp_size))
-    for index in range(batches if max_batches is None else min(batches, max_batches)):
+    per_batch = micro_size * dp_size
+    wanted = windows if max_batches is None else min(windows, max_batches * per_batch)
+    for index in range(-(-wanted // per_batch)):
         first = rank_slice(0, index, rank, dp_size, micro_size)
-        yield _window_batch(dataset, sequence_length, first, micro_size, windows, domains)
+        chosen = [row * windows // wanted for row in range(first, min(first + micro_size, wanted))]
+        yield _window_batch(dataset, sequence_length, chosen, micro_size, domains)
 
 
 def _window_batch(
-    dataset: IndexedDataset, length: int, first: int, count: int, windows: int, domains: Domains | None
+    dataset: IndexedDataset, length: int, chosen: list[int], count: int, domains: Domains | None
 ) -> Batch:
     shape = (count, length)
     ids, labels, target = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
     sample, domain = np.full(count, -1, np.int64), np.full(shape, -1, np.int64)
-    for row, window in enumerate(range(first, min(first + count, windows))):
+    for row, window in enumerate(chosen):
         tokens = dataset.tokens[window * length : (window + 1) * length + 1]
         used = len(tokens) - 1
         ids[row, :used], labels[row, :used], target[row, :used] = tokens[:-1], tokens[1:], True

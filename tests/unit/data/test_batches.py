@@ -115,7 +115,10 @@ def test_evaluation_of_a_part(tmp_path: Path) -> None:
     per_rank = [list(evaluation_batches(dataset, 8, 2, rank=rank, dp_size=2, max_batches=3)) for rank in range(2)]
     assert [len(batches) for batches in per_rank] == [3, 3]
     seen = sorted(sample for batches in per_rank for batch in batches for sample in batch.sample_B.tolist())
-    assert seen == list(range(12))
+    # 25 windows, 12 of them: spread over the whole stream, and the same ones whatever the layout.
+    assert seen == [row * 25 // 12 for row in range(12)]
+    alone = [sample for batch in evaluation_batches(dataset, 8, 4, max_batches=3) for sample in batch.sample_B.tolist()]
+    assert alone == seen
 
 
 def test_evaluation_without_targets_is_refused(tmp_path: Path) -> None:
