@@ -21,6 +21,9 @@ STOPS = ("#1f4e79", "#82aad0", "#f7f7f5", "#f0a860", "#b35806")
 UNUSED = "#2d2d2d"
 MAX_LAYERS = 16
 COLUMNS = 2
+WIDTH = 11.0
+TOP, BOTTOM, BETWEEN, RIGHT = 0.3, 0.5, 0.36, 0.95
+"""Margins in inches: fixed, so that colour bars and panels keep their sizes for any number of layers."""
 
 
 def relative_load(counts: Any) -> np.ndarray:
@@ -36,8 +39,8 @@ def load_over_time(records: Sequence[Mapping[str, Any]]) -> tuple[bytes, list[in
     steps = [record["step"] for record in records]
     layers = thin(range(load_NLE.shape[1]), MAX_LAYERS)
     rows = -(-len(layers) // COLUMNS)
-    with figure(11.0, 0.5 + 2.35 * rows) as fig:
-        grid = fig.subplots(rows, COLUMNS, squeeze=False, sharex=True, sharey=True)
+    with figure(WIDTH, _height(rows, 2.0), constrained=False) as fig:
+        grid = _panels(fig, rows, left=0.65)
         image = None
         for panel, layer in zip(grid.flat, layers, strict=False):
             image = _image(panel, load_NLE[:, layer].T, extent=_step_extent(steps, load_NLE.shape[2]))
@@ -51,7 +54,7 @@ def load_over_time(records: Sequence[Mapping[str, Any]]) -> tuple[bytes, list[in
             panel.xaxis.set_tick_params(labelbottom=True)
             if len(set(steps)) == 1:
                 panel.set_xticks(steps[:1])
-        _colour_bar(fig, image, list(grid.flat), "load / balanced load")
+        _colour_bar(fig, image, "load / balanced load")
         return to_png(fig), layers
 
 
@@ -59,8 +62,8 @@ def load_matrix(load_LE: Sequence[Sequence[int]]) -> bytes:
     """SVG: layers by experts."""
     relative_LE = relative_load(load_LE)
     layers, experts = relative_LE.shape
-    with figure(11.0, min(6.0, 1.15 + 0.34 * layers)) as fig:
-        axes = fig.add_subplot()
+    with figure(WIDTH, _height(1, min(6.0, max(1.3, 0.34 * layers))), constrained=False) as fig:
+        axes = _panels(fig, 1, left=0.65, columns=1)[0, 0]
         image = _image(axes, relative_LE, extent=(-0.5, experts - 0.5, layers - 0.5, -0.5))
         axes.set_xlabel("expert")
         axes.set_ylabel("layer")
@@ -68,7 +71,7 @@ def load_matrix(load_LE: Sequence[Sequence[int]]) -> bytes:
         axes.set_xticks(thin(range(experts), 17) if experts > 32 else range(experts))
         if layers * experts <= 2048:
             _cell_borders(axes, layers, experts)
-        _colour_bar(fig, image, [axes], "load / balanced load")
+        _colour_bar(fig, image, "load / balanced load")
         return to_svg(fig)
 
 
@@ -82,8 +85,8 @@ def domain_matrix(domains: Mapping[str, Mapping[str, Any]]) -> tuple[bytes, list
     ratio_DLE = np.divide(share_DLE, share_LE[None], out=np.ones_like(share_DLE), where=share_LE[None] > 0)
     layers = thin(range(load_DLE.shape[1]), MAX_LAYERS)
     rows = -(-len(layers) // COLUMNS)
-    with figure(11.0, 0.6 + rows * (0.75 + 0.24 * len(names))) as fig:
-        grid = fig.subplots(rows, COLUMNS, squeeze=False, sharex=True, sharey=True)
+    with figure(WIDTH, _height(rows, 0.3 + 0.24 * len(names)), constrained=False) as fig:
+        grid = _panels(fig, rows, left=0.35 + 0.08 * max(len(shorten(name)) for name in names))
         image = None
         experts = load_DLE.shape[2]
         for panel, layer in zip(grid.flat, layers, strict=False):
@@ -95,7 +98,7 @@ def domain_matrix(domains: Mapping[str, Mapping[str, Any]]) -> tuple[bytes, list
         for panel in grid.flat[max(0, len(layers) - COLUMNS) : len(layers)]:
             panel.set_xlabel("expert")
             panel.xaxis.set_tick_params(labelbottom=True)
-        _colour_bar(fig, image, list(grid.flat), "share in domain / share overall")
+        _colour_bar(fig, image, "share in domain / share overall")
         return to_png(fig), layers
 
 
@@ -130,10 +133,26 @@ def _cell_borders(axes: Axes, layers: int, experts: int) -> None:
     axes.tick_params(which="minor", length=0)
 
 
-def _colour_bar(fig: Figure, image: Any, axes: list[Axes], label: str) -> None:
-    height = fig.get_figheight()
-    style: dict[str, Any] = {"aspect": max(12.0, 6 * height), "extendfrac": 0.15 / height}
-    bar = fig.colorbar(image, ax=axes, ticks=[-2, -1, 0, 1, 2], extend="both", shrink=0.95, pad=0.015, **style)
-    bar.ax.set_yticklabels(["¼", "½", "1", "2", "4"])
-    bar.set_label(label)
+def _height(rows: int, panel: float) -> float:
+    """Height in inches of a figure with so many rows of panels."""
+    return TOP + rows * panel + (rows - 1) * BETWEEN + BOTTOM
+
+
+def _panels(fig: Figure, rows: int, left: float, columns: int = COLUMNS) -> np.ndarray:
+    """Axes [rows, columns] inside of the margins."""
+    width, height = fig.get_size_inches()
+    panel = (height - TOP - BOTTOM - (rows - 1) * BETWEEN) / rows
+    grid = fig.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    fig.subplots_adjust(left / width, BOTTOM / height, 1 - RIGHT / width, 1 - TOP / height, 0.06, BETWEEN / panel)
+    return grid
+
+
+def _colour_bar(fig: Figure, image: Any, label: str) -> None:
+    width, height = fig.get_size_inches()
+    tall = min(3.0, height - TOP - BOTTOM)
+    axes = fig.add_axes(((width - RIGHT + 0.18) / width, 1 - (TOP + tall) / height, 0.14 / width, tall / height))
+    bar = fig.colorbar(image, cax=axes, ticks=[-2, -1, 0, 1, 2])
+    axes.set_yticklabels(["≤ ¼", "½", "1", "2", "≥ 4"])
+    bar.set_label(label, labelpad=2)
     bar.outline.set_visible(False)
+    axes.grid(False)
