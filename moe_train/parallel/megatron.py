@@ -5,9 +5,11 @@ Every other module gets megatron-core through ``import_megatron()`` having run o
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,25 +18,30 @@ import torch
 @functools.cache
 def import_megatron() -> None:
     """Imports megatron-core once; on a machine without an accelerator also redirects what it calls on CUDA."""
-    original_compile = torch.compile
-    # megatron-core decorates functions with torch.compile while it is imported, which loads the whole compiler
-    # (seconds per rank) for kernels that this project does not call.
-    torch.compile = _identity_decorator  # type: ignore[assignment]
-    try:
-        with warnings.catch_warnings():
-            # A page of warnings per rank about Apex and Transformer Engine, which we do not use.
-            warnings.simplefilter("ignore")
-            import megatron.core.models.gpt  # noqa: F401
-            import megatron.core.parallel_state  # noqa: F401
-            from megatron.core.transformer import multi_latent_attention
-    finally:
-        torch.compile = original_compile
+    with without_compiler(), warnings.catch_warnings():
+        # A page of warnings per rank about Apex and Transformer Engine, which we do not use.
+        warnings.simplefilter("ignore")
+        import megatron.core.models.gpt  # noqa: F401
+        import megatron.core.parallel_state  # noqa: F401
+        from megatron.core.transformer import multi_latent_attention
     # It warns about every MoE layer that is not its own class.
     logging.getLogger("megatron.core.transformer.transformer_layer").setLevel(logging.ERROR)
     # 0.16.1 sets this to True even where Transformer Engine is absent; we use none of it.
     multi_latent_attention.HAVE_TE = False
     if not torch.cuda.is_available():
         _redirect_to_cpu()
+
+
+@contextlib.contextmanager
+def without_compiler() -> Iterator[None]:
+    """Inside, torch.compile does nothing. megatron-core and DeepSpeed decorate functions with it while they are
+    imported, which loads the whole compiler (seconds per rank) for kernels that this project does not call."""
+    original = torch.compile
+    torch.compile = _identity_decorator  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = original
 
 
 def _identity_decorator(function: Any = None, **_: Any) -> Any:

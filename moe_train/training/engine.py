@@ -16,6 +16,8 @@ from moe_train.checkpoint.slices import OwnedSlice
 from moe_train.model.language_model import LanguageModel
 from moe_train.model.moe_layer import MoELayer, moe_layers
 from moe_train.parallel.groups import Groups
+from moe_train.parallel.megatron import without_compiler
+from moe_train.training import one_rank
 from moe_train.training.optimizer import build_optimizer, parameter_groups
 from moe_train.training.options import OptimizerOptions, TrainOptions
 
@@ -25,9 +27,11 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 def import_deepspeed() -> Any:
     """DeepSpeed, quiet and without compiling its shared-memory kernel (a minute, and for inference only)."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    import deepspeed
-    import deepspeed.ops
-    from deepspeed.utils import logger
+    with without_compiler():
+        import deepspeed
+        import deepspeed.ops
+        import deepspeed.runtime.zero.muon.muon_optimizer  # imported by the engine, whatever the optimizer
+        from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__ = {}
@@ -67,6 +71,8 @@ class Engine:
             _deepspeed_config(train, groups, self.accumulation, passthrough or {}),
         )
         self.module: LanguageModel = self.deepspeed.module
+        if one_rank.applies(self.zero, groups.data_size, train.zero_stage):
+            one_rank.skip_reduction(self.zero)
 
     @property
     def zero(self) -> Any:
