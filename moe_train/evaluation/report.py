@@ -111,7 +111,8 @@ def _balance_over_time(run: RunFiles) -> str:
         images.append(html.svg(layer_curves(titles[key], layers, floor=floor), f"{titles[key]} over steps"))
     dropped = series(run.train, "balance/drop_rate", "dropped slots", 100.0)
     if any(dropped.values):
-        images.append(html.svg(curves("Slots dropped by capacity (%)", [dropped], from_zero=True, size=MEDIUM), "drop rate"))
+        image = curves("Slots dropped by capacity (%)", [dropped], from_zero=True, size=MEDIUM)
+        images.append(html.svg(image, "drop rate over steps"))
     chosen = series(run.train, "balance/mean_k", "experts per token")
     if chosen and max(chosen.values) - min(chosen.values) > 0.005 * max(chosen.values):
         images.append(html.svg(curves("Experts per token", [chosen], from_zero=True, size=MEDIUM), "mean k over steps"))
