@@ -24,7 +24,11 @@ def main() -> int:
     arguments = parser.parse_args()
     run = choose_run(arguments.fresh)
     steps = [
-        ("text", DATA / "corpus" / "stdlib.parquet", ["prepare", "--corpus", "stdlib", "--output", str(DATA / "corpus")]),
+        (
+            "text",
+            DATA / "corpus" / "stdlib.parquet",
+            ["prepare", "--corpus", "stdlib", "--output", str(DATA / "corpus")],
+        ),
         (
             "tokenizer",
             DATA / "tokenizer.model",

@@ -47,7 +47,8 @@ def _validated(cls: type, data: Any, path: str) -> tuple[Any, list[Problem]]:
 def _problem(path: str, details: Any) -> Problem:
     where = ".".join([path, *map(str, details["loc"])] if path else map(str, details["loc"]))
     message = details["msg"].replace("Input should be", "must be").replace("Field required", "is missing")
-    message = message.removeprefix("Value error, ").replace("a valid ", "a ").replace("a integer", "an integer").replace("an object", "a section")
+    message = message.removeprefix("Value error, ").replace("a valid ", "a ").replace("a integer", "an integer")
+    message = message.replace("an object", "a section")
     if details["type"] in ("missing", "value_error"):
         return Problem(where, message)
     return Problem(where, f"{message}, got {json.dumps(details['input'])}")
