@@ -1,7 +1,7 @@
 """Where the time of our step goes: stopwatches at the borders of modules, forward and backward.
 
-A backward pass has borders too: it enters a module when the gradient of its output is ready and leaves when that of its
-input is. What autograd runs in between belongs to the module, weight gradients and the engine's gradient hooks included.
+A backward pass has borders too: it enters a module when the gradient of its output is ready and leaves when that of
+its input is. What autograd runs in between belongs to the module, with weight gradients and the engine's hooks on them.
 On CUDA every border synchronises, so shares are right but the step is slower than without.
 """
 

@@ -62,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=20, help="timed rounds (default 20)")
     parser.add_argument("--warmup", type=int, default=3, help="rounds before (default 3)")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's own choice")
-    parser.add_argument("--precision", choices=["float32", "bfloat16"], help="default: float32 on CPU, bfloat16 on CUDA")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"],
+                        help="default: float32 on CPU, bfloat16 on CUDA")
     parser.add_argument("--balance", choices=["learned", "forced", "both"], default="both",
                         help="experts chosen by the gate, or round-robin (default both)")
     parser.add_argument("--breakdown", action="store_true", help="also time the parts of our step")

@@ -42,22 +42,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden_TH.shape[0], chunk):
             part = slice(start, start + chunk)
             hidden_CH, labels_C1, target_C = hidden_TH[part], labels_T[part, None], target_T[part]
-            logits_CV = (hidden_CH @ weight_VH.t()).to(accumulate)
-            lse_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
-            nll_C1 = lse_C1 - logits_CV.gather(1, labels_C1)
+            logits_CV = torch.mm(hidden_CH, weight_VH.t()).to(accumulate)
+            label_C1 = logits_CV.gather(1, labels_C1)
+            largest_C1 = logits_CV.amax(dim=1, keepdim=True)
+            exp_CV = logits_CV.sub_(largest_C1).exp_()
+            total_C1 = exp_CV.sum(dim=1, keepdim=True)
+            nll_C1 = total_C1.log() + (largest_C1 - label_C1)
             nll_T[part] = nll_C1[:, 0].masked_fill(~target_C, 0.0)
             if dhidden_TH is None or dweight_VH is None:
                 continue
-            # d nll / d logits = softmax - onehot, zero rows where the token is no target.
-            dlogits_CV = logits_CV.sub_(lse_C1).exp_()
-            dlogits_CV.scatter_add_(1, labels_C1, torch.full_like(lse_C1, -1.0))
-            dlogits_CV.mul_(target_C[:, None])
-            dlogits_CV = dlogits_CV.to(hidden_TH.dtype)
-            torch.mm(dlogits_CV, weight_VH, out=dhidden_TH[part])
-            if accumulate == weight_VH.dtype:
-                dweight_VH.addmm_(dlogits_CV.t(), hidden_CH)
+            # d nll / d logits = (exp - total * onehot) / total, zero rows where the token is no target. The row's
+            # factor goes into the small matrices where nothing is rounded to a shorter type in between.
+            dlogits_CV = exp_CV.scatter_add_(1, labels_C1, -total_C1)
+            factor_C1 = target_C[:, None] / total_C1
+            if accumulate == hidden_TH.dtype:
+                torch.mm(dlogits_CV, weight_VH, out=dhidden_TH[part])
+                dhidden_TH[part] *= factor_C1
+                dweight_VH.addmm_(dlogits_CV.t(), hidden_CH * factor_C1)
             else:
-                dweight_VH += dlogits_CV.t() @ hidden_CH
+                short_CV = dlogits_CV.mul_(factor_C1).to(hidden_TH.dtype)
+                torch.mm(short_CV, weight_VH, out=dhidden_TH[part])
+                dweight_VH += short_CV.t() @ hidden_CH
         if needs_grad:
             ctx.save_for_backward(dhidden_TH, dweight_VH)
             ctx.dtype = weight_VH.dtype
@@ -66,8 +71,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor, _: Any) -> tuple[Tensor, Tensor, None, None, None, None]:
+        # In place: they are as large as the weight. A second backward pass is refused by autograd's version check.
         dhidden_TH, dweight_VH = ctx.saved_tensors
-        return dhidden_TH * dloss.to(dhidden_TH.dtype), (dweight_VH * dloss).to(ctx.dtype), None, None, None, None
+        dhidden_TH.mul_(dloss.to(dhidden_TH.dtype))
+        return dhidden_TH, dweight_VH.mul_(dloss).to(ctx.dtype), None, None, None, None
 
 
 def linear_cross_entropy(

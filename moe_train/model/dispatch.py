@@ -64,11 +64,20 @@ def _slots(kept_TE: Tensor) -> Tensor:
 
 
 def _sum_slots(rows_RH: Tensor, permutation: Permutation) -> Tensor:
-    """sum over the used slots of each token's rows, [T, H], in slot order (deterministic on every device)."""
-    owned = permutation.used_TK.sum()
+    """sum over the used slots of each token's rows, [T, H], in slot order (deterministic on every device).
+
+    The rows past the owned ones hold garbage, possibly NaN, and 0 * NaN is NaN: it must not be scaled away.
+    """
+    if rows_RH.device.type == "cpu":
+        # Without an accelerator nothing waits for a number to be read: all slots used is the rule, and free.
+        if bool(permutation.used_TK.all()):
+            return F.embedding_bag(permutation.row_TK, rows_RH, mode="sum")
+        owned = int(permutation.used_TK.sum())
+        row_TK = permutation.row_TK.masked_fill(~permutation.used_TK, owned)
+        return F.embedding_bag(row_TK, rows_RH, mode="sum", padding_idx=owned)
+    owned_rows = permutation.used_TK.sum()
     index_R = torch.arange(rows_RH.shape[0], device=rows_RH.device)
-    # The rows past the owned ones hold garbage, possibly NaN, and 0 * NaN is NaN: they are overwritten, not scaled.
-    rows_RH = rows_RH.masked_fill((index_R >= owned)[:, None], 0.0)
+    rows_RH = rows_RH.masked_fill((index_R >= owned_rows)[:, None], 0.0)
     return F.embedding_bag(permutation.row_TK, rows_RH, mode="sum")
 
 

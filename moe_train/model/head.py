@@ -26,7 +26,9 @@ class LanguageModelHead(nn.Module):
     ) -> tuple[Tensor, Tensor] | Tensor:
         """With labels: sum of the negative log-likelihoods over the targets, and each token's own [B, S] (detached).
         Without: logits [B, S, V]."""
-        weight_VH = self.weight[: self.vocab_size]
+        # The gradient of a slice is a copy of the whole weight, so there is none without padding.
+        whole = self.weight.shape[0] == self.vocab_size
+        weight_VH = self.weight if whole else self.weight[: self.vocab_size]
         if labels_BS is None:
             return (hidden_SBH @ weight_VH.t()).transpose(0, 1)
         assert target_BS is not None
