@@ -151,8 +151,12 @@ def _colour_bar(fig: Figure, image: Any, label: str) -> None:
     width, height = fig.get_size_inches()
     tall = min(3.0, height - TOP - BOTTOM)
     axes = fig.add_axes(((width - RIGHT + 0.18) / width, 1 - (TOP + tall) / height, 0.14 / width, tall / height))
-    bar = fig.colorbar(image, cax=axes, ticks=[-2, -1, 0, 1, 2])
-    axes.set_yticklabels(["≤ ¼", "½", "1", "2", "≥ 4"])
-    bar.set_label(label, labelpad=2)
+    labels = {-2: "≤ ¼", -1: "½", 0: "1", 1: "2", 2: "≥ 4"}
+    if tall < 1.2:
+        labels = {level: labels[level] for level in (-2, 0, 2)}
+    bar = fig.colorbar(image, cax=axes, ticks=list(labels))
+    axes.set_yticklabels(list(labels.values()))
+    if tall > 2:
+        bar.set_label(label, labelpad=2)
     bar.outline.set_visible(False)
     axes.grid(False)

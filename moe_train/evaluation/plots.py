@@ -87,7 +87,8 @@ def curves(
     log: bool = False,
     size: tuple[float, float] = SMALL,
 ) -> bytes:
-    """Lines over steps. ``marked`` is a series of few points, drawn with markers; ``level`` a horizontal line."""
+    """Lines over steps. ``marked`` is a series of few points, drawn with markers; ``level`` a horizontal line.
+    ``log`` where the values span more than a factor of 20."""
     with figure(*size, constrained=False) as fig:
         axes = one_axes(fig, title, y_label)
         for line, colour in zip(lines, _colours(len(lines)), strict=True):
@@ -96,7 +97,8 @@ def curves(
             draw_line(axes, marked, color=ORANGE, marker="o", markersize=4.5, markeredgecolor="white", linewidth=1.3)
         if level is not None:
             axes.axhline(level[1], color=GREY, linestyle=(0, (4, 3)), linewidth=1.2, label=level[0])
-        if log and all(value > 0 for line in lines for value in line.values):
+        values = [value for line in (*lines, *([marked] if marked else [])) for value in line.values]
+        if log and values and min(values) > 0 and max(values) > 20 * min(values):  # else: no label
             axes.set_yscale("log")
         elif from_zero:
             from_zero_up(axes)
