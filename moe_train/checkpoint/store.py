@@ -15,6 +15,7 @@ from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 
 from moe_train.checkpoint.planners import SliceLoadPlanner, SliceSavePlanner, check_geometry
 from moe_train.checkpoint.slices import OwnedSlice
@@ -57,8 +58,8 @@ def save(root: Path, step: int, slices: list[OwnedSlice], state: dict[str, Any],
     _together(prepare if dist.get_rank() == 0 else None, final)
     try:
         dcp.save({}, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True), planner=SliceSavePlanner(slices))
-    except Exception as error:  # DCP wraps what happened on any rank into one exception on all
-        raise CheckpointError(_failure(final, error)) from error
+    except (Exception, CheckpointException) as error:  # the latter, on every rank, carries what failed on any
+        raise CheckpointError(_failure(final, _cause(error))) from error
     _together(publish if dist.get_rank() == 0 else None, final)
     return final
 
@@ -71,12 +72,15 @@ def load(directory: Path, slices: list[OwnedSlice], expected: dict[str, tuple[in
     reader = dcp.FileSystemReader(directory)
     try:
         metadata = reader.read_metadata()
-    except Exception as error:
+        check_geometry(metadata, expected, str(directory))
+        dcp.load({}, storage_reader=reader, planner=SliceLoadPlanner(slices))
+    except ValueError:
+        raise
+    except (Exception, CheckpointException) as error:
+        reason = str(_cause(error)).strip() or type(error).__name__
         raise ValueError(
-            f"checkpoint {directory} cannot be read ({error}); choose another with --resume PATH"
+            f"checkpoint {directory} cannot be read ({reason}); choose another with --resume PATH"
         ) from error
-    check_geometry(metadata, expected, str(directory))
-    dcp.load({}, storage_reader=reader, planner=SliceLoadPlanner(slices))
 
 
 def read_state(directory: Path) -> dict[str, Any]:
@@ -113,6 +117,13 @@ def _together(action: Callable[[], None] | None, final: Path) -> None:
         dist.broadcast_object_list(message, src=0)
     if message[0] is not None:
         raise CheckpointError(message[0])
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong on the first rank that failed."""
+    if isinstance(error, CheckpointException) and error.failures:
+        return next(iter(error.failures.values()))[0]
+    return error
 
 
 def _failure(final: Path, error: BaseException) -> str:

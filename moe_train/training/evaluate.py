@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moe_train.training.worker import exit_now
+
+if TYPE_CHECKING:
+    from moe_train.training.run_config import RunConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,13 +40,12 @@ def evaluate_run(arguments: argparse.Namespace) -> None:
     from moe_train.evaluation.result import write_evaluation
     from moe_train.model.language_model import build_language_model
     from moe_train.parallel.groups import initialize
-    from moe_train.training.run_config import check
     from moe_train.training.run_folder import load
     from moe_train.training.state import load_weights
     from moe_train.training.validation import validate
 
-    config = load(arguments.run_dir)
-    check(config, int(os.environ.get("WORLD_SIZE", "1")))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    config = _with_layout_for(load(arguments.run_dir), world_size)
     directory = find_checkpoint(arguments.run_dir, arguments.checkpoint)
     groups = initialize(config.parallel)
     model = build_language_model(
@@ -57,6 +62,12 @@ def evaluate_run(arguments: argparse.Namespace) -> None:
         write_evaluation(
             arguments.output, result.to_json(step=state["step"], data=arguments.data, unigram_entropy=entropy)
         )
+
+
+def _with_layout_for(config: RunConfig, world_size: int) -> RunConfig:
+    """Weights load under any layout: with fewer processes than the training had, more experts lie on each."""
+    expert = math.gcd(config.parallel.expert, world_size)
+    return dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, expert=expert))
 
 
 def find_checkpoint(run_dir: Path, name: str) -> Path:
