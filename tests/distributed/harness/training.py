@@ -53,6 +53,8 @@ class Case:
     length: int = 8
     padding: bool = True
     constant: bool = False
+    zero_gate: bool = False
+    """Start with gate weights of zero: every logit of every token ties exactly."""
 
     def with_(self, **changes: Any) -> Case:
         return dataclasses.replace(self, **changes)
@@ -106,10 +108,18 @@ def micro_batches_of(case: Case, groups: Groups, step: int) -> list[Batch]:
     return batches
 
 
-def make_engine(case: Case, groups: Groups) -> Engine:
+def build_model(case: Case) -> LanguageModel:
     model = build_language_model(
         case.model, case.router, sequence_length=case.length, seed=case.seed, recompute=case.recompute
     )
+    if case.zero_gate:
+        for name, parameter in model.named_parameters():
+            if name.endswith("router.gate.weight"):
+                torch.nn.init.zeros_(parameter)
+    return model
+
+
+def make_engine(case: Case, groups: Groups) -> Engine:
     train = TrainOptions(
         global_batch_size=case.sequences,
         micro_batch_size=case.sequences // groups.data_size // case.accumulation,
@@ -120,7 +130,7 @@ def make_engine(case: Case, groups: Groups) -> Engine:
     )
     # Tiny tensors would otherwise stay whole on every rank, and nothing would be partitioned.
     passthrough = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if case.zero == 3 else {}
-    return Engine(model, groups, train, case.optimizer, passthrough)
+    return Engine(build_model(case), groups, train, case.optimizer, passthrough)
 
 
 def one_step(engine: Engine, case: Case, step: int) -> Record:
@@ -187,11 +197,8 @@ def train(case: Case) -> list[Record]:
 def initial_weights(case: Case) -> dict[str, Tensor]:
     """Global tensors of a fresh model, put together from the experts of all ranks; on rank 0 only."""
     groups = groups_for(case.expert)
-    model: LanguageModel = build_language_model(
-        case.model, case.router, sequence_length=case.length, seed=case.seed, recompute=case.recompute
-    )
     weights = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in build_model(case).named_parameters():
         weights[name] = parameter.detach().clone()
         if not getattr(parameter, "allreduce", True):
             parts = [torch.empty_like(parameter) for _ in range(groups.expert_size)]
