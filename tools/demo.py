@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -54,7 +55,7 @@ def main() -> int:
             continue
         start = time.monotonic()
         print(f"demo: {name}: moe-train {shlex.join(command)}", flush=True)
-        code = subprocess.call([sys.executable, "-m", "moe_train", *command])
+        code = call([sys.executable, "-m", "moe_train", *command])
         if code:
             print(f"demo: {name} failed with exit code {code}; `moe-train doctor` may say why", file=sys.stderr)
             return code
@@ -63,6 +64,20 @@ def main() -> int:
         print(f"demo: {name} took {time.monotonic() - start:.0f} s", flush=True)
     show(run)
     return 0
+
+
+def call(command: list[str]) -> int:
+    """Runs a command and waits for it, also after Ctrl-C or SIGTERM, which the training answers by saving."""
+    process = subprocess.Popen(command)
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 FINISHED = ".demo_finished"
