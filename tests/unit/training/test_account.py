@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from moe_train.training.account import active_parameters, flops_per_token, parameters
+from moe_train.training.account import active_parameters, flops_per_token, gate_facts, parameters
 from moe_train.training.memory import memory_per_rank
 from moe_train.training.run_config import RunConfig, load_run_config
 from moe_train.training.summary import summary
@@ -136,3 +136,20 @@ def test_summary_says_the_figures() -> None:
     text = summary(load_run_config("demo"), 2, Path("runs/demo"), "cpu")
     for figure in ("17,467,904", "6,457,856", "EP 2", "16 experts each", "accumulation 2", "524,288 tokens"):
         assert figure in text
+
+
+def test_gates_with_parts_of_their_own() -> None:
+    """Latent prototypes at hidden 1024, latent 16, 128 experts: norm 2,048, encoder 32,800, decoder 17,408, prototypes
+    2,048."""
+    config = load_run_config("demo", ["parts.router=lpr", "model.hidden_size=1024", "model.moe.num_experts=128"])
+    assert parameters(config).gates == 4 * 54_304
+    assert gate_facts(config).experts_per_token == 4
+
+
+def test_a_varying_number_of_experts_counts_its_bound() -> None:
+    bounded = load_run_config("demo", ["parts.router=dynamic_k", "router.options.max_k=6"])
+    free = load_run_config("demo", ["parts.router=dynamic_k", "router.options.max_k=null"])
+    assert gate_facts(bounded).experts_per_token == 6
+    assert active_parameters(free) == parameters(free).total
+    expert = 3 * 256 * 128
+    assert active_parameters(free) - active_parameters(bounded) == 4 * (32 - 6) * expert
