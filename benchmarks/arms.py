@@ -78,8 +78,9 @@ def reference_losses(names: list[str], setting: Setting, batch: Batch) -> dict[s
 
 def check_equal(losses: dict[str, float], tolerance: float = 1e-5) -> None:
     """Raises SystemExit where two arms do not compute the same loss."""
+    finite = all(math.isfinite(loss) for loss in losses.values())
     largest, smallest = max(losses.values()), min(losses.values())
-    if not math.isfinite(largest) or largest - smallest > tolerance * abs(largest):
+    if not finite or largest - smallest > tolerance * abs(largest):
         raise SystemExit(f"the arms do not compute the same loss, nothing was timed: {losses}")
 
 

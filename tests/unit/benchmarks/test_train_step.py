@@ -44,9 +44,9 @@ def test_different_losses_are_refused() -> None:
 def test_the_command_compares_all_arms(tmp_path: Path) -> None:
     pytest.importorskip("transformers", minversion="5")
     output = tmp_path / "result.json"
-    sizes = "--layers 2 --hidden 32 --heads 4 --kv-heads 2 --head-dim 8 --expert-ffn 16 --experts 8 --top-k 2 --vocab 96"
-    command = [sys.executable, str(BENCHMARKS / "train_step.py"), *sizes.split(), "--sequence", "16", "--batch", "2"]
-    command += ["--steps", "2", "--warmup", "1", "--threads", "1", "--no-memory", "--breakdown", "--output", str(output)]
+    sizes = "--layers 2 --hidden 32 --heads 4 --kv-heads 2 --head-dim 8 --expert-ffn 16 --experts 8 --top-k 2"
+    run = "--vocab 96 --sequence 16 --batch 2 --steps 2 --warmup 1 --threads 1 --no-memory --breakdown"
+    command = [sys.executable, str(BENCHMARKS / "train_step.py"), *sizes.split(), *run.split(), "--output", str(output)]
     subprocess.run(command, check=True, timeout=300)
     document = json.loads(output.read_text(encoding="utf-8"))
     assert document["setting"]["packages"]["torch"]
