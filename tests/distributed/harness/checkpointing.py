@@ -1,0 +1,143 @@
+"""Saving and loading on every rank of a pool."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import unittest.mock
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from moe_train.checkpoint import store
+from moe_train.training.engine import Engine
+from moe_train.training.state import load_checkpoint, load_weights, save_checkpoint
+from tests.distributed.harness.training import (
+    Case,
+    Record,
+    build_model,
+    global_tensors,
+    groups_for,
+    local_part,
+    make_engine,
+    one_step,
+)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that moves, as global tensors; tensors are on rank 0 only, gate state is this rank's own."""
+
+    weights: dict[str, Tensor]
+    moments: dict[str, dict[str, Tensor]]
+    buffers: dict[str, Tensor]
+    optimizer_steps: int
+    records: list[Record]
+
+
+def snapshot(engine: Engine, records: list[Record]) -> Snapshot:
+    return Snapshot(
+        weights=global_tensors(engine),
+        moments={kind: global_tensors(engine, kind) for kind in ("exp_avg", "exp_avg_sq")},
+        buffers={name: b.clone() for name, b in engine.module.named_buffers() if name.endswith("bias_E")},
+        optimizer_steps=engine.optimizer_steps(),
+        records=records,
+    )
+
+
+def save_at(engine: Engine, root: str, step: int, case: Case, keep: int = 5) -> None:
+    tokens = case.sequences * case.length * step
+    save_checkpoint(
+        engine, Path(root), step=step, consumed=case.sequences * step, tokens=tokens, keep=keep, config={"name": "test"}
+    )
+
+
+def train_and_save(case: Case, root: str, saves: list[int], until: int) -> Snapshot:
+    """Trains from the start; after step k of ``saves`` writes a checkpoint."""
+    engine = make_engine(case, groups_for(case.expert))
+    records = []
+    for step in range(until):
+        records.append(one_step(engine, case, step))
+        if step + 1 in saves:
+            save_at(engine, root, step + 1, case)
+    result = snapshot(engine, records)
+    engine.close()
+    return result
+
+
+def resume(case: Case, directory: str, until: int) -> tuple[Snapshot, Snapshot, dict[str, Any]]:
+    """A fresh engine with other initial weights, filled from the checkpoint: as loaded, and after further steps."""
+    engine = make_engine(case.with_(seed=case.seed + 1), groups_for(case.expert))
+    state = load_checkpoint(engine, Path(directory))
+    loaded = snapshot(engine, [])
+    first = state["consumed_samples"] // case.sequences
+    records = [one_step(engine, case, step) for step in range(first, until)]
+    result = snapshot(engine, records)
+    engine.close()
+    return loaded, result, state
+
+
+def weights_of_model(case: Case, directory: str, whole: dict[str, Tensor]) -> list[str]:
+    """Loads weights into a plain model with other initial weights; names of what differs from ``whole``."""
+    groups = groups_for(case.expert)
+    model = build_model(case.with_(seed=case.seed + 1))
+    load_weights(model, groups, Path(directory))
+    return [n for n, p in model.named_parameters() if not torch.equal(p, local_part(whole[n], p, groups))]
+
+
+def error_of_load(case: Case, directory: str) -> tuple[str, str]:
+    """Class and message of what loading raises on this rank."""
+    engine = make_engine(case, groups_for(case.expert))
+    try:
+        load_checkpoint(engine, Path(directory))
+    except Exception as error:
+        return type(error).__name__, str(error)
+    finally:
+        engine.close()
+    return "", ""
+
+
+def save_on_a_full_disk(case: Case, root: str, failing_rank: int | None, where: str) -> tuple[str, str]:
+    """One good checkpoint after step 1, then a save that cannot be written. Class and message of what was raised.
+
+    ``where``: "data" (writing tensors), "state" (the last file) or "device" (nothing is replaced: the disk is full).
+    """
+    engine = make_engine(case, groups_for(case.expert))
+    one_step(engine, case, 0)
+    save_at(engine, root, 1, case)
+    one_step(engine, case, 1)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    target = {
+        "data": ("torch.distributed.checkpoint.filesystem._write_item", full),
+        "state": ("moe_train.checkpoint.store._write_text", full),
+    }.get(where)
+    try:
+        if target is not None and dist.get_rank() == failing_rank:
+            with unittest.mock.patch(target[0], side_effect=target[1]):
+                save_at(engine, root, 2, case)
+        else:
+            save_at(engine, root, 2, case)
+    except Exception as error:
+        return type(error).__name__, str(error)
+    finally:
+        engine.close()
+    return "", ""
+
+
+def fill(root: str, leave: int) -> None:
+    """Rank 0 fills the file system of ``root`` but for ``leave`` bytes."""
+    if dist.get_rank() == 0:
+        free = shutil.disk_usage(root).free
+        with open(Path(root, "filler"), "wb") as file:
+            file.write(b"\0" * max(0, free - leave))
+    dist.barrier()
+
+
+def latest(root: str) -> str:
+    directory = store.latest(Path(root))
+    return "" if directory is None else directory.name
