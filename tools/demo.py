@@ -55,7 +55,8 @@ def main() -> int:
             continue
         start = time.monotonic()
         print(f"demo: {name}: moe-train {shlex.join(command)}", flush=True)
-        code = call([sys.executable, "-m", "moe_train", *command])
+        # The table that the evaluation prints comes last of all.
+        code = call([sys.executable, "-m", "moe_train", *command], quiet=name == "evaluation")
         if code:
             print(f"demo: {name} failed with exit code {code}; `moe-train doctor` may say why", file=sys.stderr)
             return code
@@ -66,9 +67,9 @@ def main() -> int:
     return 0
 
 
-def call(command: list[str]) -> int:
+def call(command: list[str], quiet: bool) -> int:
     """Runs a command and waits for it, also after Ctrl-C or SIGTERM, which the training answers by saving."""
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL if quiet else None)
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         while True:
