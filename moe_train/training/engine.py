@@ -250,6 +250,7 @@ def _build(model: LanguageModel, optimizer: torch.optim.Optimizer, config: dict[
     from deepspeed.moe.utils import is_moe_param
     from deepspeed.runtime.config import DeepSpeedConfig
     from deepspeed.runtime.engine import DeepSpeedEngine
+    from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
     from deepspeed.utils import set_z3_leaf_modules
 
     num_experts = [layer.experts.num_local for layer in moe_layers(model)]
@@ -261,6 +262,12 @@ def _build(model: LanguageModel, optimizer: torch.optim.Optimizer, config: dict[
             super()._configure_distributed_model(module)
             self.has_moe_layers = bool(num_experts)
             self.num_experts = num_experts[:1]
+
+        def _do_optimizer_sanity_check(self, basic_optimizer: torch.optim.Optimizer) -> Any:
+            # Upstream wraps ZeRO 1 in bfloat16 with float32 gradients into an optimizer of another shape, that knows
+            # neither our slices nor float32 sums over ranks. The one of ZeRO 2 does both, for stage 1 too.
+            super()._do_optimizer_sanity_check(basic_optimizer)
+            return ZERO_OPTIMIZATION
 
         def _validate_zero3_moe_compatibility(self) -> None:
             for name, parameter in self.module.named_parameters():
