@@ -10,7 +10,7 @@ from pathlib import Path
 from moe_train.launch.plan import LaunchOptions, command, worker_environment
 from moe_train.launch.supervise import Limits, supervise
 from moe_train.training.run_config import RunConfig, check, to_yaml
-from moe_train.training.run_folder import CONFIG, prepare
+from moe_train.training.run_folder import CONFIG, check_free, prepare
 
 
 def default_processes(config: RunConfig, accelerators: int, nodes: int = 1) -> int:
@@ -50,6 +50,8 @@ def launch_run(
 ) -> int:
     """Makes the run folder, starts the workers and waits for them; returns the exit code of the run."""
     check_launch(config, options, accelerators)
+    if options.node_rank == 0:
+        check_free(run_dir, resume)
     check_data(config)
     environment = worker_environment(options, base_environment or os.environ, cpu=not accelerators)
     if options.node_rank == 0:

@@ -27,6 +27,17 @@ def prepare(run_dir: Path, config: RunConfig, resume: str | None) -> None:
     checkpoint. A run that is there already is refused unless it is the one to go on with; the configuration that it was
     started with is kept beside the new one where they differ.
     """
+    check_free(run_dir, resume)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path = run_dir / CONFIG
+    text = to_yaml(config)
+    if path.exists() and (before := path.read_text(encoding="utf-8")) != text:
+        _write(_unused(run_dir), before)
+    _write(path, text)
+
+
+def check_free(run_dir: Path, resume: str | None) -> None:
+    """The refusals of ``prepare``, which raises ValueError; changes nothing."""
     if run_dir.exists() and not run_dir.is_dir():
         raise ValueError(f"{run_dir} is a file; choose another folder with --run-dir")
     if resume is not None and resume != "auto" and not Path(resume).is_dir():
@@ -35,12 +46,6 @@ def prepare(run_dir: Path, config: RunConfig, resume: str | None) -> None:
         raise ValueError(
             f"{run_dir} holds a run already: go on with it by --resume auto, or choose another folder with --run-dir"
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    path = run_dir / CONFIG
-    text = to_yaml(config)
-    if path.exists() and (before := path.read_text(encoding="utf-8")) != text:
-        _write(_unused(run_dir), before)
-    _write(path, text)
 
 
 def load(run_dir: Path) -> RunConfig:
