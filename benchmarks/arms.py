@@ -127,7 +127,7 @@ class _PlainLoop:
         loss = self.loss(batch)
         loss.backward()
         self.update()
-        return float(loss)
+        return float(loss.detach())
 
     def update(self) -> None:
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), CLIP)
