@@ -33,11 +33,10 @@ def global_batch(
     step: int, *, sequences: int, length: int, vocab: int, seed: int = 0, padding: bool = True, constant: bool = False
 ) -> Tokens:
     """Fresh tokens for every (seed, step). With ``padding``: two sequences end early, one is padding only, and some
-    tokens that are no padding are no targets. ``constant``: every token of the batch has the same id."""
+    tokens that are no padding are no targets. ``constant``: the model reads the same id everywhere (labels differ)."""
     generator = torch.Generator().manual_seed(1000003 * seed + step)
     tokens = torch.randint(0, vocab, (sequences, length + 1), generator=generator)
-    if constant:
-        tokens.fill_(7)
+    ids_BS = torch.full_like(tokens[:, :-1], 7) if constant else tokens[:, :-1].contiguous()
     padding_BS = torch.zeros(sequences, length, dtype=torch.bool)
     sample_B = torch.arange(step * sequences, (step + 1) * sequences)
     target_BS = torch.ones(sequences, length, dtype=torch.bool)
@@ -48,7 +47,7 @@ def global_batch(
         sample_B[sequences - 1] = -1
         target_BS[0, :3] = False
     return Tokens(
-        ids_BS=tokens[:, :-1].contiguous(),
+        ids_BS=ids_BS,
         labels_BS=tokens[:, 1:].contiguous(),
         target_BS=target_BS & ~padding_BS,
         padding_BS=padding_BS,

@@ -68,11 +68,13 @@ class LayerResult:
     gradients: dict[str, Tensor]
 
 
-def moe_layer(case: Case, kind: str | None, own_dispatch: bool = True) -> LayerResult | None:
+def moe_layer(
+    case: Case, kind: str | None, own_dispatch: bool = True, dtype: torch.dtype = torch.float64
+) -> LayerResult | None:
     """Forward and backward of layer 0 of the model. ``kind`` replaces the case's gate by a scripted one.
     ``own_dispatch=False`` sends tokens through megatron-core's dispatcher also where EP is 1."""
     groups = groups_for(case.expert)
-    model = build_language_model(case.model, case.router, sequence_length=case.length, seed=case.seed).double()
+    model = build_language_model(case.model, case.router, sequence_length=case.length, seed=case.seed).to(dtype)
     layer = moe_layers(model)[0]
     if kind is not None:
         layer.router = ScriptedGate(kind, case.model.hidden_size, case.model.moe.num_experts)  # type: ignore[assignment]
@@ -86,10 +88,10 @@ def moe_layer(case: Case, kind: str | None, own_dispatch: bool = True) -> LayerR
     tokens = token_batch(Batch(t.ids_BS, t.labels_BS, t.target_BS, t.padding_BS, t.sample_B), groups.device)
     generator = torch.Generator().manual_seed(5)
     shape = (case.length, case.sequences, case.model.hidden_size)
-    x_SBH = torch.randn(shape, generator=generator, dtype=torch.float64)[:, rows].clone().requires_grad_()
-    dy_SBH = torch.randn(shape, generator=generator, dtype=torch.float64)[:, rows]
-    total = (~everything.padding_BS).sum().double()
-    sequences = (~everything.padding_BS).any(1).sum().double()
+    x_SBH = torch.randn(shape, generator=generator, dtype=dtype)[:, rows].clone().requires_grad_()
+    dy_SBH = torch.randn(shape, generator=generator, dtype=dtype)[:, rows]
+    total = (~everything.padding_BS).sum().to(dtype)
+    sequences = (~everything.padding_BS).any(1).sum().to(dtype)
     micro_batch = MicroBatch(tokens=tokens, totals={"token": total, "sequence": sequences})
     with use(micro_batch):
         y_SBH, _ = layer(x_SBH)

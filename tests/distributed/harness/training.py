@@ -54,13 +54,15 @@ class Case:
     padding: bool = True
     constant: bool = False
     zero_gate: bool = False
-    """Start with gate weights of zero: every logit of every token ties exactly."""
+    """Start with gate weights of zero (prototypes: all alike): every logit of every token ties exactly."""
+    other_padding: bool = False
+    """Other ids and labels where there is padding."""
 
     def with_(self, **changes: Any) -> Case:
         return dataclasses.replace(self, **changes)
 
     def tokens(self, step: int) -> Tokens:
-        return global_batch(
+        tokens = global_batch(
             step,
             sequences=self.sequences,
             length=self.length,
@@ -69,6 +71,10 @@ class Case:
             padding=self.padding,
             constant=self.constant,
         )
+        if not self.other_padding:
+            return tokens
+        ids_BS, labels_BS = (torch.where(tokens.padding_BS, 99 - x, x) for x in (tokens.ids_BS, tokens.labels_BS))
+        return dataclasses.replace(tokens, ids_BS=ids_BS, labels_BS=labels_BS)
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,11 @@ def groups_for(expert: int) -> Groups:
     return _groups[key]
 
 
+def forget_groups() -> None:
+    """The next case makes its groups anew."""
+    _groups.clear()
+
+
 def micro_batches_of(case: Case, groups: Groups, step: int) -> list[Batch]:
     """This rank's share of the step's tokens."""
     size = case.sequences // groups.data_size // case.accumulation
@@ -116,6 +127,9 @@ def build_model(case: Case) -> LanguageModel:
         for name, parameter in model.named_parameters():
             if name.endswith("router.gate.weight"):
                 torch.nn.init.zeros_(parameter)
+            elif name.endswith("router.gate.prototypes"):
+                with torch.no_grad():
+                    parameter.copy_(parameter[:1].clone().expand_as(parameter))
     return model
 
 

@@ -1,0 +1,147 @@
+"""Small observations and sabotage on every rank of a pool."""
+
+from __future__ import annotations
+
+import datetime
+import unittest.mock
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from moe_train.model.micro_batch import MicroBatch, current
+from moe_train.parallel.groups import make_groups
+from moe_train.parallel.options import ParallelOptions
+from moe_train.routing import topk
+from moe_train.routing.interface import LossTerm
+from moe_train.training.step import _Collector
+from tests.distributed.harness import layers, training
+from tests.distributed.harness.training import Case, Record, groups_for, make_engine
+
+
+def gate_state_types(case: Case) -> dict[str, set[str]]:
+    """Types of gate state and of parameters inside a fresh engine."""
+    engine = make_engine(case, groups_for(case.expert))
+    buffers = {str(b.dtype) for n, b in engine.module.named_buffers() if n.endswith("bias_E")}
+    parameters = {str(p.dtype) for p in engine.module.parameters()}
+    engine.close()
+    return {"buffers": buffers, "parameters": parameters}
+
+
+def group_timeouts(expert: int, seconds: float) -> dict[str, datetime.timedelta]:
+    """Timeout of every process group that a layout has made and this rank is in."""
+    from megatron.core import parallel_state
+
+    training.forget_groups()
+    make_groups(ParallelOptions(expert=expert, timeout_seconds=seconds), torch.device("cpu"))
+    groups = {n: g for n, g in vars(parallel_state).items() if isinstance(g, dist.ProcessGroup)}
+    return {n: g._get_backend(torch.device("cpu")).options._timeout for n, g in groups.items()}
+
+
+def collected_counts(load: int) -> tuple[int, float]:
+    """What two micro-batches with so many tokens on one expert of every rank add up to."""
+    collector = _Collector(1)
+    for _ in range(2):
+        micro_batch = MicroBatch(tokens=None)  # type: ignore[arg-type]
+        micro_batch.sums[0] = {"load": torch.tensor([load, 1])}
+        micro_batch.losses[0] = {"z": LossTerm(torch.tensor(1.0), torch.tensor(load), "token", 1.0)}
+        collector.add(torch.tensor(0.0), micro_batch)
+    sums, losses, _ = collector.reduce(groups_for(1))
+    assert sums[0]["load"].dtype == torch.int64
+    return int(sums[0]["load"][0]), losses[0]["z"][1]
+
+
+class _Poison(torch.autograd.Function):
+    """NaN in the rows from ``owned`` on, in the value, the gradient, or both."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, owned: int, value: bool) -> Tensor:
+        ctx.owned = owned
+        x = x.clone()
+        if value:
+            x[owned:] = float("nan")
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        grad = grad.clone()
+        grad[ctx.owned :] = float("nan")
+        return grad, None, None
+
+
+def train_with_poisoned_rows(case: Case) -> tuple[list[Record], int]:
+    """As ``train``, where the rows that grouped_mm leaves uninitialised hold NaN, in forward and in backward. Also how
+    many such rows there were."""
+    original = F.grouped_mm
+    poisoned = 0
+
+    def grouped_mm(x: Tensor, w: Tensor, *, offs: Tensor) -> Tensor:
+        nonlocal poisoned
+        owned = int(offs[-1])
+        poisoned += x.shape[0] - owned
+        y = original(_Poison.apply(x, owned, False), w, offs=offs)
+        return _Poison.apply(y, owned, True)
+
+    with unittest.mock.patch.object(F, "grouped_mm", grouped_mm):
+        records = training.train(case)
+    return records, poisoned
+
+
+def train_with_other_ties_in_recomputation(case: Case) -> tuple[list[Record], int]:
+    """As ``train``, where a recomputation that were to select again would give ties to the higher index. Also how
+    often a recomputation asked."""
+    asked = 0
+
+    def top_k(scores_TE: Tensor, k: int, among_TE: Tensor | None = None) -> Tensor:
+        nonlocal asked
+        if not current().recomputing:
+            return topk.top_k(scores_TE, k, among_TE)
+        asked += 1
+        flipped = None if among_TE is None else among_TE.flip(1)
+        return scores_TE.shape[1] - 1 - topk.top_k(scores_TE.flip(1), k, flipped)
+
+    gates = ("softmax_topk", "lpr", "dynamic_k")
+    patches = [unittest.mock.patch(f"moe_train.routing.gates.{gate}.top_k", top_k) for gate in gates]
+    for patch in patches:
+        patch.start()
+    try:
+        return training.train(case), asked
+    finally:
+        for patch in patches:
+            patch.stop()
+
+
+def repeated_layer(case: Case, times: int) -> bool:
+    """Whether the layer's output and all gradients are the same bits each time."""
+    first = layers.moe_layer(case, None, dtype=torch.float32)
+    same = True
+    for _ in range(times - 1):
+        again = layers.moe_layer(case, None, dtype=torch.float32)
+        if first is None or again is None:
+            continue
+        same &= torch.equal(first.y_SBH, again.y_SBH) and torch.equal(first.dx_SBH, again.dx_SBH)
+        same &= all(torch.equal(first.gradients[name], again.gradients[name]) for name in first.gradients)
+    return same
+
+
+def fail_on(rank: int, how: str) -> int:
+    """For the tests of the pool itself."""
+    if dist.get_rank() == rank:
+        if how == "raise":
+            raise RuntimeError("on purpose")
+        if how == "exit":
+            import os
+
+            os._exit(3)
+    total = torch.ones(1)
+    if how != "nothing":
+        dist.all_reduce(total)  # the others wait here for ever
+    return dist.get_rank()
+
+
+def wait_for_ever() -> None:
+    import time
+
+    time.sleep(3600)
