@@ -1,4 +1,4 @@
-"""Process pools shared by all distributed tests of a session."""
+"""Process pools shared by all tests of a session that need processes."""
 
 from __future__ import annotations
 
