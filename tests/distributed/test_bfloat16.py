@@ -95,9 +95,7 @@ def _independent(processes: Processes, gate: str) -> list[Step]:
 
 @pytest.mark.parametrize(("gate", "zero"), [("softmax_topk", 1), ("lpr", 2), ("dynamic_k", 3)])
 @pytest.mark.parametrize(("size", "expert"), [(1, 1), (4, 2)])
-def test_near_the_independent_reference(
-    processes: Processes, gate: str, zero: int, size: int, expert: int
-) -> None:
+def test_near_the_independent_reference(processes: Processes, gate: str, zero: int, size: int, expert: int) -> None:
     """It rounds at other places, to 8 bits each time: measured 0.01 to 0.05 of the change of the first step, 0.003 in
     the loss. The gate's arithmetic in bfloat16 would show as many flipped selections."""
     records = processes(size).run(training.train, case=case_of(gate, expert=expert, zero=zero))[0]

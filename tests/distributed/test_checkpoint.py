@@ -76,9 +76,7 @@ def test_a_plain_model_loads_the_weights(
 ) -> None:
     directory, want = saved
     case = CASE.with_(expert=expert)
-    differing = processes(size).run(
-        checkpointing.weights_of_model, case=case, directory=directory, whole=want.weights
-    )
+    differing = processes(size).run(checkpointing.weights_of_model, case=case, directory=directory, whole=want.weights)
     assert differing == [[]] * size
 
 
@@ -88,7 +86,10 @@ def test_another_layout_goes_on_along_the_same_curve(
     directory, _ = saved
     ways = [(1, CASE), (2, CASE.with_(expert=2, zero=3, recompute=True)), (4, CASE.with_(expert=2, zero=2))]
     losses = [
-        [r.loss for r in processes(size).run(checkpointing.resume, case=case, directory=directory, until=5)[0][1].records]
+        [
+            r.loss
+            for r in processes(size).run(checkpointing.resume, case=case, directory=directory, until=5)[0][1].records
+        ]
         for size, case in ways
     ]
     for other in losses[1:]:

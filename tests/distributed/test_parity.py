@@ -59,12 +59,8 @@ def test_selection_covers() -> None:
         assert [set(values) for values in zip(*several, strict=True)] == [{1, 2, 3}, {1, 2, 4}, {False, True}]
 
 
-@pytest.mark.parametrize(
-    ("gate", "layout", "way"), [*FAST, *(pytest.param(*c, marks=pytest.mark.slow) for c in SLOW)]
-)
-def test_equals_reference(
-    processes: Processes, gate: str, layout: tuple[int, int], way: tuple[int, int, bool]
-) -> None:
+@pytest.mark.parametrize(("gate", "layout", "way"), [*FAST, *(pytest.param(*c, marks=pytest.mark.slow) for c in SLOW)])
+def test_equals_reference(processes: Processes, gate: str, layout: tuple[int, int], way: tuple[int, int, bool]) -> None:
     """Pitfall 1: AM#1408/PR1412 (auxiliary gradient zero, then scaled by parallelism). Pitfall 2: AM PR3359 (times
     accumulation). Pitfall 3: M PR5047 (depends on the layout). Pitfall 14: DS#6545, #5618, PR5259, M#5956 (expert
     gradients times EP). Pitfall 15: DS#8469/#8475, PR8478, AM#3816, M PR5916 (gradient norm without experts).

@@ -63,7 +63,8 @@ def test_contents_of_padding_change_nothing(processes: Processes, gate: str, siz
     assert (case.tokens(0).ids_BS != case.with_(other_padding=True).tokens(0).ids_BS).any()
     for first, second in zip(*runs, strict=True):
         assert same(first, second)
-        assert all(torch.equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x.biases, y.biases))
+        for x, y in zip(first, second, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(x.biases, y.biases, strict=True))
     real = int((~case.tokens(0).padding_BS).sum())
     loads = runs[0][0][0].load_LE.sum(1)
     assert gate == "dynamic_k" or loads.tolist() == [2 * real] * 2

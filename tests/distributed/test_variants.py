@@ -110,8 +110,8 @@ def test_vocabulary_padding_gets_no_gradient(processes: Processes, tied: bool) -
 @pytest.mark.parametrize("zero", [1, 2, 3])
 def test_adamw(processes: Processes, size: int, expert: int, zero: int) -> None:
     """Adam divides by the root of the second moment and so amplifies rounding where a gradient is about zero. With eps
-    well above the rounding of gradients (1e-8) that is bounded: measured 1.6e-7. Shows a wrong decay, bias correction or
-    moment; a wrong scale of all gradients is for the tests with SGD."""
+    well above the rounding of gradients (1e-8) that is bounded: measured 1.6e-7. Shows a wrong decay, bias correction
+    or moment; a wrong scale of all gradients is for the tests with SGD."""
     optimizer = OptimizerOptions(name="adamw", lr=0.01, eps=1e-3, weight_decay=0.1)
     case = Case(router=SWITCH, expert=expert, zero=zero, clip=0.5, optimizer=optimizer, accumulation=2)
     case = away_from_ties(processes, case)

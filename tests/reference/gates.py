@@ -28,7 +28,9 @@ class Decision:
     """What the gate's own losses need."""
 
 
-def decide(router: Router, weights: dict[str, Tensor], x_NH: Tensor, padding_N: Tensor, bias_E: Tensor | None) -> Decision:
+def decide(
+    router: Router, weights: dict[str, Tensor], x_NH: Tensor, padding_N: Tensor, bias_E: Tensor | None
+) -> Decision:
     """``weights``: the gate's parameters under their own names. Arithmetic is float32 at least."""
     x_NH = x_NH if x_NH.dtype == torch.float64 else x_NH.float()
     weights = {name: w.to(x_NH.dtype) for name, w in weights.items()}

@@ -24,7 +24,9 @@ def token_sets(sequences: int, micro_batches: list[list[int]]) -> Sets:
     return {"sequence": [[b] for b in every], "micro_batch": micro_batches, "global_batch": [every]}
 
 
-def auxiliary_losses(router: Router, decision: Decision, padding_BS: Tensor, sets: Sets) -> dict[str, tuple[float, Tensor]]:
+def auxiliary_losses(
+    router: Router, decision: Decision, padding_BS: Tensor, sets: Sets
+) -> dict[str, tuple[float, Tensor]]:
     """Name -> (coefficient, mean over the sets that hold a token)."""
     losses: dict[str, tuple[float, Tensor]] = {}
 

@@ -36,9 +36,7 @@ def forward(
         decisions.append(decision)
         y_NH = routed_experts(flat_NH, decision, own["mlp.experts.weight1"], own["mlp.experts.weight2"])
         if geometry.shared:
-            y_NH = y_NH + swiglu(
-                flat_NH, own["mlp.shared_experts.weight1"].T, own["mlp.shared_experts.weight2"].T
-            )
+            y_NH = y_NH + swiglu(flat_NH, own["mlp.shared_experts.weight1"].T, own["mlp.shared_experts.weight2"].T)
         x_BSH = x_BSH + y_NH.view_as(x_BSH)
     x_BSH = rms_norm(x_BSH, weights["decoder.final_layernorm.weight"], geometry.norm_eps)
     head_VH = weights["embedding.word_embeddings.weight" if geometry.tied else "output_layer.weight"]
