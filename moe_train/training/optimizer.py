@@ -26,7 +26,8 @@ def parameter_groups(model: nn.Module, options: OptimizerOptions) -> list[dict[s
         group = groups.setdefault(
             (expert, gate, decay),
             {
-                "name": getattr(parameter, "group_name", "") if expert else f"dense{'_gate' * gate}{'' if decay else '_no_decay'}",
+                # DeepSpeed finds the process group of an expert group by its name.
+                "name": getattr(parameter, "group_name", "") if expert else "dense",
                 "params": [],
                 "lr": options.lr * (options.gate_lr_factor if gate else 1.0),
                 "lr_factor": options.gate_lr_factor if gate else 1.0,

@@ -57,7 +57,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 
-def moe_train(*arguments: object, timeout: float = 300, **options: object) -> subprocess.CompletedProcess[str]:
+def moe_train(*arguments: object, timeout: float = 600, **options: object) -> subprocess.CompletedProcess[str]:
     """Runs the command line to its end."""
     return subprocess.run(  # type: ignore[call-overload,no-any-return]
         command(*arguments), capture_output=True, text=True, env=environment(), timeout=timeout, **options

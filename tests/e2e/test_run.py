@@ -69,7 +69,7 @@ def test_stopped_and_resumed_run_is_the_same_run_bit_for_bit(finished: Path, dat
     process = subprocess.Popen(command(*arguments), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_for_step(run, 3, process)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM, output.decode()[-3000:]
     stopped_at = int(latest(run).name.removeprefix("step_"))
     assert 3 <= stopped_at < STEPS, "the run was not stopped in its middle"
@@ -88,7 +88,7 @@ def test_stopped_and_resumed_run_is_the_same_run_bit_for_bit(finished: Path, dat
     assert losses[0] == losses[1]
 
 
-def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes], seconds: float = 240) -> None:
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes], seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         if (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= step:
@@ -114,8 +114,8 @@ def test_a_rank_that_dies_ends_the_run(data: Path, tmp_path: Path) -> None:
     workers = [p for p in workers if not any("launch" in word for word in p.cmdline()[:4])]
     start = time.monotonic()
     workers[-1].kill()
-    output, _ = process.communicate(timeout=120)
-    assert time.monotonic() - start < 100
+    output, _ = process.communicate(timeout=300)
+    assert time.monotonic() - start < 200
     assert process.returncode not in (0, None)
     assert "died" in output.decode() or "failed" in output.decode()
     assert tensors(latest(run))

@@ -20,7 +20,7 @@ from typing import Any
 
 from tests.distributed.harness import worker
 
-_START_SECONDS = 120.0
+_START_SECONDS = 300.0
 _GRACE_SECONDS = 5.0
 """How long the other ranks may go on after one has failed."""
 _ENVIRONMENT = {
@@ -45,7 +45,7 @@ class ProcessPool:
         self._connections: list[connection.Connection] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def run(self, function: Callable[..., Any], timeout: float = 90.0, **kwargs: Any) -> list[Any]:
+    def run(self, function: Callable[..., Any], timeout: float = 300.0, **kwargs: Any) -> list[Any]:
         """Calls a module-level function with the same arguments on every rank; returns what each rank returned."""
         if not self._processes:
             self._start()
