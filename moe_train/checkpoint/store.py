@@ -16,6 +16,7 @@ from typing import Any
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from moe_train.checkpoint.planners import SliceLoadPlanner, SliceSavePlanner, check_geometry
 from moe_train.checkpoint.slices import OwnedSlice
@@ -92,6 +93,13 @@ def read_state(directory: Path) -> dict[str, Any]:
     if state.get("format") != FORMAT:
         raise ValueError(f"{directory} has checkpoint format {state.get('format')}; this version reads {FORMAT}")
     return dict(state)
+
+
+def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Global name -> shape of every tensor of a checkpoint."""
+    metadata = dcp.FileSystemReader(directory).read_metadata()
+    entries = metadata.state_dict_metadata.items()
+    return {key: tuple(entry.size) for key, entry in entries if isinstance(entry, TensorStorageMetadata)}
 
 
 def latest(root: Path) -> Path | None:

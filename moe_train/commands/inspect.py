@@ -1,22 +1,25 @@
-"""moe-train inspect: what a data set holds, with text and origin."""
+"""moe-train inspect: what a data set holds, with text and origin; what a run or a checkpoint holds."""
 
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
 _EXAMPLE = """examples:
   moe-train inspect data/demo/train
   moe-train inspect data/demo/train --document 3
-  moe-train inspect data/demo/train --sample 0 --sequence-length 256 --seed 1"""
+  moe-train inspect data/demo/train --sample 0 --sequence-length 256 --seed 1
+  moe-train inspect runs/demo
+  moe-train inspect runs/demo/checkpoints/step_00000296"""
 
 
 def register(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Show a data set: its size, one document, or one training sample and the documents in it."
+    parser.description = "Show a data set (its size, a document, a training sample), a run or a checkpoint."
     parser.epilog = _EXAMPLE
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("path", metavar="PREFIX", help="data set, that is PREFIX.bin and PREFIX.idx")
+    parser.add_argument("path", metavar="PREFIX|RUN|CHECKPOINT", help="data set (PREFIX.bin and .idx) or folder")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--document", type=int, metavar="N", help="text and origin of a document")
     what.add_argument("--sample", type=int, metavar="N", help="text and origin of a training sample")
@@ -50,10 +53,37 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _inspect_folder(args: argparse.Namespace) -> int:
-    """Where folders (runs, checkpoints) are told apart; so far a folder is only searched for data sets."""
-    prefixes = sorted(str(path)[: -len(".idx")] for path in Path(args.path).glob("*.idx"))
-    hint = f"; did you mean {' or '.join(prefixes)}?" if prefixes else " and it holds no data set"
+    """A run, a checkpoint, or a folder that is neither."""
+    folder = Path(args.path)
+    if (folder / "state.json").is_file():
+        return _show_checkpoint(folder)
+    checkpoints = sorted(folder.glob("checkpoints/step_????????"))
+    if (folder / "config.yaml").is_file():
+        print(f"run {folder}: {len(checkpoints)} checkpoints")
+        pointer = folder / "checkpoints" / "latest"
+        newest = pointer.read_text().strip() if pointer.is_file() else ""
+        for checkpoint in checkpoints:
+            print(f"  {checkpoint}{' (latest)' if checkpoint.name == newest else ''}")
+        return _show_checkpoint(checkpoints[-1]) if checkpoints else 0
+    prefixes = sorted(str(path)[: -len(".idx")] for path in folder.glob("*.idx"))
+    hint = f"; did you mean {' or '.join(prefixes)}?" if prefixes else " and it holds no data set, run or checkpoint"
     raise ValueError(f"{args.path} is a folder, not the prefix of a data set{hint}")
+
+
+def _show_checkpoint(folder: Path) -> int:
+    """Position, layout and tensors, each kind with its number of elements."""
+    from moe_train.checkpoint.store import read_state, tensor_shapes
+
+    state, shapes = read_state(folder), tensor_shapes(folder)
+    layout = ", ".join(f"{name} {value}" for name, value in state["layout"].items())
+    print(f"checkpoint {folder}: step {state['step']:,}, {state['tokens']:,} tokens, written by {layout}")
+    for kind in sorted({key.partition(".")[0] for key in shapes}):
+        sizes = [math.prod(shape) for key, shape in shapes.items() if key.partition(".")[0] == kind]
+        print(f"  {kind}: {len(sizes)} tensors, {sum(sizes):,} elements")
+    for key, shape in sorted(shapes.items()):
+        if key.startswith("model."):
+            print(f"    {key.removeprefix('model.')} {list(shape)}")
+    return 0
 
 
 def _overview(prefix: str, dataset: Any) -> None:

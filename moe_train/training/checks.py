@@ -38,6 +38,8 @@ def _values(config: RunConfig) -> Iterator[Problem]:
         positive[f"parallel.{parallel}"] = getattr(config.parallel, parallel)
     if config.eval.every:
         positive["eval.steps"] = config.eval.steps
+        if not config.data.validation:
+            yield Problem("eval.every", "needs a validation set: give data.validation a prefix, or set eval.every to 0")
     if config.profile.start_step:
         positive["profile.steps"] = config.profile.steps
     for path, value in positive.items():

@@ -120,6 +120,14 @@ def test_checkpoint_of_another_geometry(train: Train, trained: Path, data: Path,
     refused(result, "of another model", "experts.weight1")
 
 
+def test_inspect_shows_run_and_checkpoint(processes: Any, trained: Path) -> None:
+    (result,) = processes(1).run(run_command_line, arguments=["inspect", str(trained)], file_bytes=None)
+    assert result.code == 0, result.stderr
+    assert "step_00000002 (latest)" in result.stdout
+    assert "decoder.layers.1.mlp.experts.weight1 [8, 64, 64]" in result.stdout
+    assert "step 2, 256 tokens" in result.stdout
+
+
 def test_full_disk_while_saving(train: Train, trained: Path, data: Path, tmp_path: Path) -> None:
     """No file may grow beyond 100 kB: the weights do not fit, the metrics do."""
     run = tmp_path / "run"
