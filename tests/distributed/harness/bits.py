@@ -30,6 +30,14 @@ def gate_state_types(case: Case) -> dict[str, set[str]]:
     return {"buffers": buffers, "parameters": parameters}
 
 
+def linear_is_torchs_own(case: Case) -> bool:
+    """Whether torch.nn.functional.linear is what it was, while an engine exists."""
+    engine = make_engine(case, groups_for(case.expert))
+    untouched = F.linear is torch._C._nn.linear
+    engine.close()
+    return untouched
+
+
 def group_timeouts(expert: int, seconds: float) -> dict[str, datetime.timedelta]:
     """Timeout of every process group that a layout has made and this rank is in."""
     from megatron.core import parallel_state

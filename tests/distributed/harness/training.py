@@ -98,7 +98,7 @@ def groups_for(expert: int) -> Groups:
     key = f"expert {expert}"
     if key not in _groups:
         _groups.clear()
-        _groups[key] = make_groups(ParallelOptions(expert=expert, timeout_seconds=120), torch.device("cpu"))
+        _groups[key] = make_groups(ParallelOptions(expert=expert, timeout_seconds=300), torch.device("cpu"))
     return _groups[key]
 
 

@@ -12,7 +12,7 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
-COLLECTIVE_TIMEOUT = datetime.timedelta(seconds=120)
+COLLECTIVE_TIMEOUT = datetime.timedelta(seconds=300)
 
 
 def serve(connection: Connection, rank: int, world_size: int, rendezvous: str, stacks: str) -> None:
