@@ -149,6 +149,9 @@ def worker_environment(
     environment = dict(base)
     if cpu:
         environment.setdefault("DS_ACCELERATOR", "cpu")
+        # glibc would give each large tensor's memory back to the system and fault it in again, page by page.
+        environment.setdefault("MALLOC_MMAP_MAX_", "0")
+        environment.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**33))
     cores = cores or available_cores()
     # Each worker would otherwise start as many threads as there are cores, and they would fight for them.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // max(1, options.local_processes or 1))))

@@ -20,7 +20,7 @@ import psutil
 
 from moe_train.training.worker_status import WorkerStatus, forget, read_statuses
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
