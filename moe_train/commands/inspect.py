@@ -12,7 +12,7 @@ _EXAMPLE = """examples:
   moe-train inspect data/demo/train --document 3
   moe-train inspect data/demo/train --sample 0 --sequence-length 256 --seed 1
   moe-train inspect runs/demo
-  moe-train inspect runs/demo/checkpoints/step_00000240"""
+  moe-train inspect runs/demo/checkpoints/step_00000216"""
 
 
 def register(parser: argparse.ArgumentParser) -> None:
