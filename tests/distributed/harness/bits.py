@@ -42,10 +42,12 @@ def group_timeouts(expert: int, seconds: float) -> dict[str, datetime.timedelta]
     """Timeout of every process group that a layout has made and this rank is in."""
     from megatron.core import parallel_state
 
-    training.forget_groups()
     make_groups(ParallelOptions(expert=expert, timeout_seconds=seconds), torch.device("cpu"))
     groups = {n: g for n, g in vars(parallel_state).items() if isinstance(g, dist.ProcessGroup)}
-    return {n: g._get_backend(torch.device("cpu")).options._timeout for n, g in groups.items()}
+    timeouts = {n: g._get_backend(torch.device("cpu")).options._timeout for n, g in groups.items()}
+    for group in set(groups.values()):
+        dist.destroy_process_group(group)
+    return timeouts
 
 
 def collected_counts(load: int) -> tuple[int, float]:

@@ -90,21 +90,21 @@ class Record:
     biases: list[Tensor]
 
 
-_groups: dict[str, Groups] = {}
+_layouts: dict[int, tuple[Groups, dict[str, Any]]] = {}
 
 
 def groups_for(expert: int) -> Groups:
-    """The process groups of a layout; made again only when the layout changes."""
-    key = f"expert {expert}"
-    if key not in _groups:
-        _groups.clear()
-        _groups[key] = make_groups(ParallelOptions(expert=expert, timeout_seconds=300), torch.device("cpu"))
-    return _groups[key]
+    """The process groups of a layout. Each layout's are made once and put back when it is asked for again: a group of
+    gloo keeps three threads that poll."""
+    from megatron.core import parallel_state
 
-
-def forget_groups() -> None:
-    """The next case makes its groups anew."""
-    _groups.clear()
+    if expert not in _layouts:
+        groups = make_groups(ParallelOptions(expert=expert, timeout_seconds=300), torch.device("cpu"))
+        made = {name: value for name, value in vars(parallel_state).items() if name.startswith("_") and name.isupper()}
+        _layouts[expert] = groups, made
+    groups, made = _layouts[expert]
+    vars(parallel_state).update(made)
+    return groups
 
 
 def micro_batches_of(case: Case, groups: Groups, step: int) -> list[Batch]:
