@@ -136,6 +136,9 @@ def _cause(error: BaseException) -> BaseException:
 
 def _failure(final: Path, error: BaseException) -> str:
     reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    if "unexpected pos" in reason or "PytorchStreamWriter" in reason:
+        # torch's writer of tensor files hides the system's error behind its own.
+        reason = f"a file could not be written in full, most often: No space left on device (torch: {reason})"
     return (
         f"checkpoint {final} could not be saved: {reason}. Earlier checkpoints are untouched; free space or choose "
         "another --run-dir, then go on with --resume auto"
