@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 WORKER = "moe_train.training.evaluate"
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"the evaluation ended without writing {unfinished}", file=sys.stderr)
         code = 1
     if code != 0:
-        print("evaluation failed; the messages above say why", file=sys.stderr)
+        print("the evaluation did not finish; see above", file=sys.stderr)
         return code
     evaluation = read_evaluation(unfinished)
     os.replace(unfinished, result_file)  # An earlier result stays until there is a new one.
@@ -78,14 +78,23 @@ def launch(module: str, worker: list[str], run_dir: Path, processes: int | None)
     returns the exit status."""
     from moe_train.launch.devices import accelerator_count
     from moe_train.launch.plan import LaunchOptions, command, worker_environment
+    from moe_train.launch.supervise import supervise
     from moe_train.training.run_config import load_run_config
 
     config = load_run_config(run_dir / "config.yaml", [])
     accelerators = accelerator_count(os.environ)
     options = LaunchOptions(processes=processes or accelerators or config.layout_size)
     environment = worker_environment(options, os.environ, cpu=not accelerators)
-    line = command(options, worker, scratch=run_dir / "nodes", environment=environment, module=module)
-    return subprocess.call(line, env=environment)
+    name = uuid.uuid4().hex[:12]
+    worker = [*worker, "--status", name]
+    return supervise(
+        command(options, worker, scratch=run_dir / "nodes", environment=environment, module=module),
+        run_dir=run_dir,
+        launch=name,
+        environment=environment,
+        local_processes=options.local_processes,
+        saves=False,
+    )
 
 
 def positive(text: str) -> int:

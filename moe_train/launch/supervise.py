@@ -63,27 +63,31 @@ def supervise(
     environment: Mapping[str, str],
     local_processes: int | None,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
+    saves: bool = True,
     say: Callable[[str], None] = lambda text: print(f"moe-train: {text}", file=sys.stderr, flush=True),
 ) -> int:
     """Starts the command, waits for its end and returns the exit code of the run.
 
     0 when every worker finished; the code of the worker that failed first; 128 + the signal when it was stopped by one
     and every worker had saved. ``local_processes``: how many workers must report their end; None if they are elsewhere.
+    ``saves=False``: the workers have nothing to save, so that a signal ends them at once.
     """
     with _caught() as signals:
         # Nothing reads from the terminal, and a session of its own may not.
         launcher = subprocess.Popen(command, env=dict(environment), start_new_session=True, stdin=subprocess.DEVNULL)
         try:
-            dead = _watch(launcher, run_dir, launch, signals, limits, say)
+            dead = _watch(launcher, run_dir, launch, signals, limits, saves, say)
         finally:
             _end_everything(launcher, run_dir, launch)
     statuses = read_statuses(run_dir, launch)
     forget(run_dir, launch)
-    return _outcome(statuses, dead, launcher.returncode, signals.first, local_processes, say)
+    if signals.first and not saves:
+        return 128 + signals.first
+    return _outcome(statuses, dead, launcher.returncode, signals.first, local_processes, saves, say)
 
 
 def _watch(
-    launcher: subprocess.Popen[bytes], run_dir: Path, launch: str, signals: _Signals, limits: Limits,
+    launcher: subprocess.Popen[bytes], run_dir: Path, launch: str, signals: _Signals, limits: Limits, saves: bool,
     say: Callable[[str], None],
 ) -> list[int]:  # fmt: skip
     """Returns at the launcher's end, or when it is to be killed; the ranks that were seen to die first."""
@@ -93,6 +97,8 @@ def _watch(
     while launcher.poll() is None:
         statuses = read_statuses(run_dir, launch)
         now = time.monotonic()
+        if signals.count and not saves:
+            return dead
         if signals.count:
             if stop_at == float("inf"):
                 say(f"{_name(signals.first)}: waiting for the workers to save and stop (a second time kills them)")
@@ -147,6 +153,7 @@ def _outcome(
     launcher_code: int,
     stopped_by: int | None,
     local_processes: int | None,
+    saves: bool,
     say: Callable[[str], None],
 ) -> int:
     silent = [status.rank for status in statuses if status.exit_code is None and status.is_local]
@@ -158,7 +165,7 @@ def _outcome(
         # Whoever ended without a word was killed or crashed; the others failed because of it.
         say(
             f"rank {', '.join(map(str, dead or silent))} died without a word: it was killed (out of memory?) or it "
-            "crashed. Complete checkpoints are untouched; go on with --resume auto"
+            "crashed." + (" Complete checkpoints are untouched; go on with --resume auto" if saves else "")
         )
         return _positive(launcher_code)
     if failed:

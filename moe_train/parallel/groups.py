@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import os
+import socket
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,12 @@ class Groups:
         if self.data_size > 1:
             dist.all_reduce(x, group=self.data)
         return x
+
+    def hosts(self) -> int:
+        """Number of machines (by name); every rank must call it."""
+        names: list[Any] = [None] * self.world_size
+        dist.all_gather_object(names, socket.gethostname())
+        return len(set(names))
 
 
 def local_device() -> torch.device:

@@ -1,6 +1,6 @@
 """What all gates compute with: float32 arithmetic and softmax over a selection.
 
-Suffixes: T tokens, E experts, K chosen.
+Suffixes: T tokens, E experts.
 """
 
 from __future__ import annotations
@@ -30,9 +30,3 @@ def softmax_over(logits_TE: Tensor, selected_TE: Tensor) -> Tensor:
     """
     lowest = torch.finfo(logits_TE.dtype).min  # not -inf: a row without a selection must not become NaN
     return torch.softmax(torch.where(selected_TE, logits_TE, lowest), dim=-1) * selected_TE
-
-
-def slots(experts_TK: Tensor, selected_TE: Tensor) -> Tensor:
-    """``experts_TK`` with E in the slots of experts that are not selected."""
-    unused_TK = ~torch.gather(selected_TE, 1, experts_TK)
-    return experts_TK.masked_fill(unused_TK, selected_TE.shape[1])

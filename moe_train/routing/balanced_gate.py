@@ -57,9 +57,7 @@ class BalancedGate(nn.Module):
         load_BE = self._count(routing, batch)
         balancing = self.options.balancing
         if balancing.switch_loss.coefficient > 0:
-            routing.losses["switch"] = switch_loss(
-                routing.probs_TE, load_BE, batch, self.layer, balancing.switch_loss
-            )
+            routing.losses["switch"] = switch_loss(routing.probs_TE, load_BE, batch, self.layer, balancing.switch_loss)
         if balancing.z_loss > 0:
             routing.losses["z"] = z_loss(routing.logits_TE, batch, balancing.z_loss)
         return routing

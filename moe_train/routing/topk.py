@@ -52,6 +52,22 @@ def top_k_reference(scores_TE: Tensor, k: int, among_TE: Tensor | None = None) -
     return order_TE[:, :k]
 
 
+def select_top_k(scores_TE: Tensor, k: int, padding_T: Tensor, replay_TE: Tensor | None) -> tuple[Tensor, Tensor]:
+    """selected_TE (bool) and experts_TK of the k largest scores, or of the selection ``replay_TE``; padding selects
+    nothing, and its slots hold E."""
+    experts_TK = top_k(scores_TE, k, among_TE=replay_TE)
+    selected_TE = replay_TE
+    if selected_TE is None:
+        selected_TE = mask_of(experts_TK, scores_TE.shape[1]) & ~padding_T[:, None]
+    return selected_TE, slots(experts_TK, selected_TE)
+
+
+def slots(experts_TK: Tensor, selected_TE: Tensor) -> Tensor:
+    """``experts_TK`` with E in the slots of experts that are not selected."""
+    unused_TK = ~torch.gather(selected_TE, 1, experts_TK)
+    return experts_TK.masked_fill(unused_TK, selected_TE.shape[1])
+
+
 def mask_of(experts_TK: Tensor, num_experts: int) -> Tensor:
     """bool [T, E], True at the indices of each row."""
     empty_TE = torch.zeros(experts_TK.shape[0], num_experts, dtype=torch.bool, device=experts_TK.device)

@@ -7,12 +7,12 @@ import dataclasses
 import json
 import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_train.training.worker import exit_now
+from moe_train.training.worker import exit_now, run_to_end
+from moe_train.training.worker_status import StatusFile
 
 if TYPE_CHECKING:
     from moe_train.training.run_config import RunConfig
@@ -26,13 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit-batches", type=int, metavar="N")
     parser.add_argument("--output", type=Path, required=True, help="JSON file, written by rank 0")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="given by launchers, as in the environment")
+    parser.add_argument("--status", default="", help="name of the launch, for the file that says how it ended")
     arguments = parser.parse_args(argv)
-    try:
-        evaluate_run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"moe-train: rank {os.environ.get('RANK', '0')}: error: {error}", file=sys.stderr, flush=True)
-        return 2
-    return 0
+    status = StatusFile(arguments.run_dir, arguments.status, int(os.environ.get("RANK", "0")))
+    return run_to_end(lambda: evaluate_run(arguments), status)
 
 
 def evaluate_run(arguments: argparse.Namespace) -> None:

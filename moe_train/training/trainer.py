@@ -167,13 +167,15 @@ class Trainer:
         config, groups = self.config, self.groups
         samples = config.train.steps * config.train.global_batch_size
         info = RunInfo(config.name, self.run_dir, config.train.steps, self.step, to_dict(config))
+        hosts = groups.hosts()
         if groups.rank == 0:
             facts = {
                 "total_parameters": parameters(config).total,
                 "active_parameters": active_parameters(config),
                 "flops_per_token": self.facts.flops_per_token,
             }
-            write_environment(self.run_dir, environment(processes=groups.world_size, model=facts))
+            content = environment(processes=groups.world_size, hosts=hosts, model=facts)
+            write_environment(self.run_dir, content)
             print(self.sampler.describe(samples), flush=True)
         self.callbacks.on_start(info)
 

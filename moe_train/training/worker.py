@@ -42,19 +42,24 @@ def main(argv: Sequence[str] | None = None, train: Train | None = None, stop: St
     are still saving.
     """
     stop = (stop or StopRequest()).install()
-    rank = int(os.environ.get("RANK", "0"))
     arguments = parse(argv)
     if arguments.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
-    status = None
+    rank = int(os.environ.get("RANK", "0"))
+    # Without a run folder there is nobody who reads the status: started by hand.
+    launch = arguments.status if arguments.run_dir is not None else ""
+    status = StatusFile(arguments.run_dir or Path(), launch, rank)
+    return run_to_end(lambda: _train(arguments, rank, stop, train), status)
+
+
+def run_to_end(work: Callable[[], None], status: StatusFile) -> int:
+    """Does the work of a worker process, says on stderr and in the status file how it ended; returns the exit code."""
     error: str | None = None
     code = 0
     try:
         # Before anything slow is imported: the launching process must know whom to tell to stop.
-        if arguments.run_dir is not None:
-            status = StatusFile(arguments.run_dir, arguments.status, rank)
-            status.start()
-        _train(arguments, rank, stop, train)
+        status.start()
+        work()
     except KeyboardInterrupt:
         code, error = 130, "interrupted"
     except (ValueError, OSError) as problem:
@@ -65,9 +70,8 @@ def main(argv: Sequence[str] | None = None, train: Train | None = None, stop: St
         code, error = FAILED, f"{type(problem).__name__}: {problem}"
         traceback.print_exc()
     if error is not None:
-        print(f"moe-train: rank {rank}: error: {error}", file=sys.stderr, flush=True)
-    if status is not None:
-        status.finish(code, error and error.splitlines()[0])
+        print(f"moe-train: rank {status.status.rank}: error: {error}", file=sys.stderr, flush=True)
+    status.finish(code, error and error.splitlines()[0])
     return code
 
 

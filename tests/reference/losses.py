@@ -42,7 +42,7 @@ def auxiliary_losses(
         z_N = torch.log(torch.exp(decision.logits_NE).sum(dim=1)) ** 2
         losses["z"] = (router.z, z_N[every_N].mean())
     if router.gate == "lpr":
-        losses |= _lpr(router, decision, every_N, mean_over)
+        losses |= _lpr(router, decision, mean_over)
     return losses
 
 
@@ -61,7 +61,7 @@ def _switch(decision: Decision, mask_N: Tensor) -> Tensor:
 
 
 def _lpr(
-    router: Router, decision: Decision, every_N: Tensor, mean_over: Callable[..., Tensor]
+    router: Router, decision: Decision, mean_over: Callable[..., Tensor]
 ) -> dict[str, tuple[float, Tensor]]:
     options, extra = router.options, decision.extra
     scope, coefficient = options.get("scope", "sequence"), options.get("coefficient", 0.01)
@@ -70,7 +70,7 @@ def _lpr(
     losses = {
         "lpr_diversity": (diversity, mean_over(scope, lambda mask_N: _gram(extra["unit"][mask_N]))),
         "lpr_prototype_diversity": (diversity, _gram(extra["unit_prototypes"])),
-        "lpr_kl": (coefficient * options.get("kl_weight", 0.01), kl_N[every_N].mean()),
+        "lpr_kl": (coefficient * options.get("kl_weight", 0.01), mean_over(scope, lambda mask_N: kl_N[mask_N].mean())),
         "lpr_alignment": (
             coefficient * options.get("align_weight", 0.05),
             mean_over(scope, lambda mask_N: _alignment(decision, mask_N)),

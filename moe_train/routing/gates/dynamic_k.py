@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_train.routing.arithmetic import full_precision, gate_dtype, slots, softmax_over
+from moe_train.routing.arithmetic import full_precision, gate_dtype, softmax_over
 from moe_train.routing.interface import Gate, Routing, TokenBatch
 from moe_train.routing.registry import register_gate
-from moe_train.routing.topk import top_k
+from moe_train.routing.topk import slots, top_k
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_train.routing.arithmetic import full_precision, gate_dtype, slots, softmax_over
+from moe_train.routing.arithmetic import full_precision, gate_dtype, softmax_over
 from moe_train.routing.gates import lpr_losses
 from moe_train.routing.interface import Gate, LossTerm, Routing, TokenBatch
 from moe_train.routing.options import Scope
 from moe_train.routing.registry import register_gate
 from moe_train.routing.scopes import TokenSets
-from moe_train.routing.topk import mask_of, top_k
+from moe_train.routing.topk import select_top_k
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class LatentPrototypeOptions:
     prototype_init: Literal["normal", "hypersphere"] = "normal"
     """normal: every element from N(0, 1); hypersphere: rows of that scaled to norm 1."""
     scope: Scope = "sequence"
-    """Token set of the diversity of latents and of the alignment."""
+    """Token set of the diversity of latents, of the KL and of the alignment."""
 
     def __post_init__(self) -> None:
         for name in ("top_k", "latent_dim"):
@@ -92,10 +92,7 @@ class LatentPrototypeGate(Gate):
             probs_TE = torch.softmax(logits_TE, dim=-1)
             shift_TH = F.linear(probs_TE @ prototypes_ED, self.decoder.weight.to(dtype), self.decoder.bias.to(dtype))
             scores_TE = logits_TE if bias_E is None else logits_TE + bias_E
-            experts_TK = top_k(scores_TE, self.options.top_k, among_TE=replay_TE)
-            selected_TE = replay_TE
-            if selected_TE is None:
-                selected_TE = mask_of(experts_TK, self.num_experts) & ~batch.padding_T[:, None]
+            selected_TE, experts_TK = select_top_k(scores_TE, self.options.top_k, batch.padding_T, replay_TE)
             weights_TE = softmax_over(logits_TE, selected_TE)
             losses = self._losses(mu_TD, logvar_TD, unit_TD, unit_ED, prototypes_ED, weights_TE, batch)
         return Routing(
@@ -106,7 +103,7 @@ class LatentPrototypeGate(Gate):
             kept_TE=selected_TE,
             losses=losses,
             expert_input_shift_TH=shift_TH,
-            experts_TK=slots(experts_TK, selected_TE),
+            experts_TK=experts_TK,
         )
 
     def _encode(self, x_TH: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,7 +134,7 @@ class LatentPrototypeGate(Gate):
             losses["lpr_diversity"] = lpr_losses.latent_diversity(unit_TD, sets, self.layer, diversity)
             losses["lpr_prototype_diversity"] = lpr_losses.prototype_diversity(unit_ED, sets, diversity)
         if kl > 0:
-            losses["lpr_kl"] = lpr_losses.kl_to_standard_normal(mu_TD, logvar_TD, batch, kl)
+            losses["lpr_kl"] = lpr_losses.kl_to_standard_normal(mu_TD, logvar_TD, sets, kl)
         if alignment > 0:
             losses["lpr_alignment"] = lpr_losses.alignment(
                 prototypes_ED, mu_TD, weights_TE, sets, self.layer, alignment

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_train.routing.interface import LossTerm, TokenBatch
+from moe_train.routing.interface import LossTerm
 from moe_train.routing.scopes import TokenSets
 
 
@@ -47,11 +47,10 @@ def prototype_diversity(unit_ED: Tensor, sets: TokenSets, coefficient: float) ->
     return sets.term(value_1.expand(experts_G.shape), coefficient)
 
 
-def kl_to_standard_normal(mu_TD: Tensor, logvar_TD: Tensor, batch: TokenBatch, coefficient: float) -> LossTerm:
-    """KL(N(mu, exp(logvar)) || N(0, 1)) summed over D, mean over the tokens of the step (so it has no scope)."""
+def kl_to_standard_normal(mu_TD: Tensor, logvar_TD: Tensor, sets: TokenSets, coefficient: float) -> LossTerm:
+    """KL(N(mu, exp(logvar)) || N(0, 1)) summed over D, mean over the tokens of each set."""
     kl_T = 0.5 * (mu_TD.square() + logvar_TD.exp() - 1 - logvar_TD).sum(dim=-1)
-    valid_T = ~batch.padding_T
-    return LossTerm((kl_T * valid_T).sum(), valid_T.sum(), "token", coefficient)
+    return sets.term_of_means(sets.sums(kl_T[:, None])[:, 0], coefficient)
 
 
 def alignment(

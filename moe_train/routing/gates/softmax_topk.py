@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_train.routing.arithmetic import full_precision, gate_dtype, slots, softmax_over
+from moe_train.routing.arithmetic import full_precision, gate_dtype, softmax_over
 from moe_train.routing.interface import Gate, Routing, TokenBatch
 from moe_train.routing.registry import register_gate
-from moe_train.routing.topk import mask_of, top_k
+from moe_train.routing.topk import select_top_k
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,7 @@ class SoftmaxTopKGate(Gate):
         with full_precision(tokens_TH):
             logits_TE = F.linear(tokens_TH.to(dtype), self.weight.to(dtype))
         scores_TE = logits_TE if bias_E is None else logits_TE + bias_E
-        experts_TK = top_k(scores_TE, self.options.top_k, among_TE=replay_TE)
-        selected_TE = replay_TE
-        if selected_TE is None:
-            selected_TE = mask_of(experts_TK, self.num_experts) & ~batch.padding_T[:, None]
+        selected_TE, experts_TK = select_top_k(scores_TE, self.options.top_k, batch.padding_T, replay_TE)
         probs_TE = torch.softmax(logits_TE, dim=-1)
         if self.options.sums_to_one:
             weights_TE = softmax_over(logits_TE, selected_TE)
@@ -88,5 +85,5 @@ class SoftmaxTopKGate(Gate):
             weights_TE=weights_TE,
             selected_TE=selected_TE,
             kept_TE=selected_TE,
-            experts_TK=slots(experts_TK, selected_TE),
+            experts_TK=experts_TK,
         )

@@ -103,17 +103,19 @@ def train_with_other_ties_in_recomputation(case: Case) -> tuple[list[Record], in
     """As ``train``, where a recomputation that were to select again would give ties to the higher index. Also how
     often a recomputation asked."""
     asked = 0
+    original = topk.top_k
 
     def top_k(scores_TE: Tensor, k: int, among_TE: Tensor | None = None) -> Tensor:
         nonlocal asked
         if not current().recomputing:
-            return topk.top_k(scores_TE, k, among_TE)
+            return original(scores_TE, k, among_TE)
         asked += 1
         flipped = None if among_TE is None else among_TE.flip(1)
-        return scores_TE.shape[1] - 1 - topk.top_k(scores_TE.flip(1), k, flipped)
+        return scores_TE.shape[1] - 1 - original(scores_TE.flip(1), k, flipped)
 
-    gates = ("softmax_topk", "lpr", "dynamic_k")
-    patches = [unittest.mock.patch(f"moe_train.routing.gates.{gate}.top_k", top_k) for gate in gates]
+    # select_top_k, which the other gates call, looks it up beside itself.
+    users = ("moe_train.routing.topk", "moe_train.routing.gates.dynamic_k")
+    patches = [unittest.mock.patch(f"{user}.top_k", top_k) for user in users]
     for patch in patches:
         patch.start()
     try:

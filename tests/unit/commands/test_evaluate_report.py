@@ -73,7 +73,7 @@ def test_a_failed_evaluation_keeps_the_earlier_result(
     monkeypatch.setattr(evaluate, "launch", worker)
     assert call(evaluate, str(run_folder(tmp_path))) == (worker.code or 1)
     assert earlier.read_text() == "earlier"
-    assert "failed" in capsys.readouterr().err
+    assert "did not finish" in capsys.readouterr().err
 
 
 def test_no_run_folder_or_no_validation_set(tmp_path: Path) -> None:

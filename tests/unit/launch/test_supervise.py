@@ -28,7 +28,13 @@ class Launch:
         path = os.pathsep.join([str(HERE), str(HERE.parents[2]), os.environ.get("PYTHONPATH", "")])
         self.environment = os.environ | {"PYTHONPATH": path}
 
-    def run(self, behaviour: str, limits: Limits | None = None, meanwhile: Callable[[], None] | None = None) -> int:
+    def run(
+        self,
+        behaviour: str,
+        limits: Limits | None = None,
+        meanwhile: Callable[[], None] | None = None,
+        saves: bool = True,
+    ) -> int:
         launcher = str(HERE / "fake_launcher.py")
         self.environment["FAKE_WORKER"] = behaviour
         arguments = worker_arguments(self.folder, None, None, "abc")
@@ -42,6 +48,7 @@ class Launch:
             environment=self.environment,
             local_processes=2,
             limits=limits or Limits(),
+            saves=saves,
             say=self.messages.append,
         )
         if helper:
@@ -107,6 +114,16 @@ def test_a_second_signal_kills(launch: Launch) -> None:
 def test_workers_that_do_not_stop_are_killed_in_time(launch: Launch) -> None:
     assert launch.run("stubborn", Limits(stop=0.5), meanwhile=signal_self(signal.SIGTERM)) == 143
     assert launch.nothing_left()
+
+
+def test_workers_without_anything_to_save_end_at_once(launch: Launch) -> None:
+    assert launch.run("stubborn", meanwhile=signal_self(signal.SIGTERM), saves=False) == 143
+    assert saved(launch.folder) == 0 and launch.nothing_left() and launch.messages == []
+
+
+def test_advice_is_given_only_where_something_was_saved(launch: Launch) -> None:
+    assert launch.run("killed", saves=False) == 256 - 9
+    assert "died without a word" in launch.said and "--resume" not in launch.said
 
 
 def test_a_rank_that_is_killed_ends_the_run(launch: Launch) -> None:

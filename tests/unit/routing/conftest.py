@@ -42,6 +42,10 @@ class Case:
         """Token set of the gate's own losses."""
         return getattr(build_gate(self.name, self.options, HIDDEN, EXPERTS).options, "scope", "sequence")
 
+    @property
+    def max_k(self) -> int | None:
+        return build_gate(self.name, self.options, HIDDEN, EXPERTS).max_k
+
     def router(self, scope: str = "sequence", bias: float = 0.0, **other: Any) -> RouterOptions:
         """This gate with every balancing piece that it takes."""
         cls = gate_class(self.name)
@@ -65,9 +69,23 @@ class Case:
 CASES = [Case(name, options) for name in available_gates() for options in [{}, *VARIANTS.get(name, [])]]
 
 
+# Argument of a test -> the cases that it is for. A gate's own losses have one token set; forced balance needs a max_k.
+CASES_FOR: dict[str, Callable[[Case], bool]] = {
+    "case": lambda case: True,
+    "sequence_case": lambda case: case.scope == "sequence",
+    "not_micro_batch_case": lambda case: case.scope != "micro_batch",
+    "not_global_batch_case": lambda case: case.scope != "global_batch",
+    "token_pool_case": lambda case: gate_class(case.name).pool == "token",
+    "bounded_case": lambda case: case.max_k is not None,
+    "unbounded_case": lambda case: case.max_k is None,
+}
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "case" in metafunc.fixturenames:
-        metafunc.parametrize("case", CASES, ids=str)
+    for argument in CASES_FOR.keys() & set(metafunc.fixturenames):
+        cases = [case for case in CASES if CASES_FOR[argument](case)]
+        assert cases, f"no case for {argument}"
+        metafunc.parametrize(argument, cases, ids=str)
 
 
 @pytest.fixture(autouse=True)

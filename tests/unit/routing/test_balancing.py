@@ -192,12 +192,12 @@ def test_unit_of_a_loss_is_checked():
 
 
 class TestForcedBalance:
-    def test_is_even_and_the_same_in_every_layout(self, case, make_batch):
-        if case.balanced().gate.max_k is None:
-            with pytest.raises(ValueError, match="forced_balance"):
-                case.balanced(forced_balance=True)
-            return
-        gate = case.balanced(forced_balance=True)
+    def test_is_refused_where_the_number_of_experts_varies(self, unbounded_case):
+        with pytest.raises(ValueError, match="forced_balance"):
+            unbounded_case.balanced(forced_balance=True)
+
+    def test_is_even_and_the_same_in_every_layout(self, bounded_case, make_batch):
+        gate = bounded_case.balanced(forced_balance=True)
         x_SBH = torch.randn(8, 3, 16, dtype=torch.float64)
         whole = gate(x_SBH.reshape(24, 16), make_batch([8, 8, 8], 8, samples=[4, 9, 2]))
         assert whole.sums["load"].tolist() == [3 * gate.gate.max_k] * 8
@@ -205,10 +205,8 @@ class TestForcedBalance:
         assert torch.equal(whole.selected_TE.view(8, 3, 8)[:, 1], alone.selected_TE)
         assert torch.equal(whole.selected_TE, whole.weights_TE != 0)
 
-    def test_gate_still_computes_and_learns(self, case, make_batch):
-        if case.balanced().gate.max_k is None:
-            pytest.skip("refused")
-        gate = case.balanced(forced_balance=True)
+    def test_gate_still_computes_and_learns(self, bounded_case, make_batch):
+        gate = bounded_case.balanced(forced_balance=True)
         routing = gate(torch.randn(10, 16, dtype=torch.float64), make_batch([5, 3], 5))
         (routing.weights_TE.square().sum() + routing.losses["z"].sum).backward()
         assert any(p.grad is not None and bool(p.grad.any()) for p in gate.parameters())

@@ -207,12 +207,10 @@ def split(batch_of, x_SBH, groups):
 
 
 @pytest.mark.parametrize("groups", [[[2, 0, 3, 1]], [[0, 1], [2, 3]], [[3], [1, 0, 2]], [[0], [1], [2], [3]]], ids=str)
-def test_split_into_micro_batches_gives_the_same_step(case, groups, make_batch, step_loss):
+def test_split_into_micro_batches_gives_the_same_step(sequence_case, groups, make_batch, step_loss):
     """Row 2 (Automodel PR3359): sequence scope and token losses are equal under every split and order, in value and
     gradient, with sequences of unequal length."""
-    if case.scope != "sequence":
-        pytest.skip("another token set; see the tests of those scopes")
-    gate, x_SBH = case.balanced(bias=0.1), tokens_of(make_batch(LENGTHS, SEQUENCE)).view(SEQUENCE, 4, 16)
+    gate, x_SBH = sequence_case.balanced(bias=0.1), tokens_of(make_batch(LENGTHS, SEQUENCE)).view(SEQUENCE, 4, 16)
     x_SBH.requires_grad_()
     whole = step_loss([gate(x, b) for x, b in split(make_batch, x_SBH, [[0, 1, 2, 3]])])
     parts = step_loss([gate(x, b) for x, b in split(make_batch, x_SBH, groups)])
@@ -240,13 +238,11 @@ class Ranks:
 
 
 @pytest.mark.parametrize("groups", [[[0, 1], [2, 3]], [[3], [1, 0, 2]], [[0], [1], [2], [3]]], ids=str)
-def test_global_batch_over_ranks_equals_the_whole_batch(case, groups, make_batch, step_loss):
+def test_global_batch_over_ranks_equals_the_whole_batch(not_micro_batch_case, groups, make_batch, step_loss):
     """Row 4 (arXiv 2501.11873): with one micro-batch per rank the step has the loss and gradient of the whole batch.
 
     One rank also holds nothing but padding."""
-    if case.scope == "micro_batch":
-        pytest.skip("another token set")
-    gate = case.balanced(scope="global_batch", bias=0.1)
+    gate = not_micro_batch_case.balanced(scope="global_batch", bias=0.1)
     x_SBH = tokens_of(make_batch(LENGTHS, SEQUENCE)).view(SEQUENCE, 4, 16).requires_grad_()
     (x_TH, batch), = split(make_batch, x_SBH, [[0, 1, 2, 3]])
     whole = step_loss([gate(x_TH, batch)])
@@ -264,11 +260,9 @@ def test_global_batch_over_ranks_equals_the_whole_batch(case, groups, make_batch
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-12)
 
 
-def test_micro_batch_scope_at_fixed_contents(case, make_batch, step_loss):
+def test_micro_batch_scope_at_fixed_contents(not_global_batch_case, make_batch, step_loss):
     """The order of the sequences inside a micro-batch and of the micro-batches does not matter."""
-    if case.scope == "global_batch":
-        pytest.skip("another token set")
-    gate = case.balanced(scope="micro_batch")
+    gate = not_global_batch_case.balanced(scope="micro_batch")
     x_SBH = tokens_of(make_batch(LENGTHS, SEQUENCE)).view(SEQUENCE, 4, 16).requires_grad_()
     a = step_loss([gate(x, b) for x, b in split(make_batch, x_SBH, [[0, 1], [2, 3]])])
     b = step_loss([gate(x, b) for x, b in split(make_batch, x_SBH, [[3, 2], [1, 0]])])
@@ -340,11 +334,9 @@ def test_no_host_synchronisation(case, make_batch):
     assert routing.weights_TE.device.type == "meta"
 
 
-def test_decisions_do_not_depend_on_the_company(case, make_batch):
+def test_decisions_do_not_depend_on_the_company(token_pool_case, make_batch):
     """Invariant 1 for gates whose pool is the token: alone or among others, the same decision."""
-    gate = case.balanced(bias=0.1)
-    if gate.gate.pool != "token":
-        pytest.skip("tokens compete")
+    gate = token_pool_case.balanced(bias=0.1)
     x_SBH = tokens_of(make_batch(LENGTHS, SEQUENCE)).view(SEQUENCE, 4, 16)
     whole = gate(x_SBH.reshape(-1, 16), make_batch(LENGTHS, SEQUENCE))
     alone = gate(x_SBH[:, 2].contiguous(), make_batch([LENGTHS[2]], SEQUENCE, samples=[2]))

@@ -1,0 +1,29 @@
+"""Evaluation of a model or an engine on every rank of a pool."""
+
+from __future__ import annotations
+
+from moe_train.data.options import DataOptions
+from moe_train.evaluation.result import EvaluationResult
+from moe_train.training.options import TrainOptions
+from moe_train.training.run_config import RunConfig
+from moe_train.training.validation import validate
+from tests.distributed.harness.training import Case, build_model, groups_for, make_engine
+
+
+def evaluate(case: Case, prefix: str, micro_batch: int, in_engine: bool = False) -> EvaluationResult:
+    """Validation of a fresh model, as it stands or inside an engine, on this rank's share of the data."""
+    groups = groups_for(case.expert)
+    config = RunConfig(
+        model=case.model,
+        router=case.router,
+        data=DataOptions(sequence_length=case.length),
+        train=TrainOptions(micro_batch_size=micro_batch),
+    )
+    if not in_engine:
+        return validate(build_model(case).eval(), config, groups, prefix)
+    engine = make_engine(case, groups)
+    try:
+        engine.deepspeed.eval()
+        return validate(engine, config, groups, prefix)
+    finally:
+        engine.close()
