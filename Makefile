@@ -1,18 +1,19 @@
 # One environment in .venv, then: make demo, make test, make test-all, make lint, make clean.
 #
 #   make demo FRESH=1           a new run folder instead of the finished run
-#   make test TORCH=torch==2.11 another torch; also a path to a wheel
+#   make demo TORCH=torch==2.11 another torch (also a path to a wheel) than the pinned one; it stays for later calls
 #   make test CONSTRAINTS=FILE  another set of pinned versions (empty: none)
 #   make test PYTHON=python3.12 another interpreter (3.11 or 3.12)
 
 VENV ?= .venv
 CONSTRAINTS ?= constraints/cpu.txt
-TORCH ?= torch
+CHOSEN_TORCH := $(shell cat $(VENV)/torch.txt 2>/dev/null)
+TORCH ?= $(or $(CHOSEN_TORCH),torch)
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(shell \
 	$(p) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13)' 2>/dev/null && echo $(p))))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP_FLAGS := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+PIP_FLAGS := $(if $(CONSTRAINTS),--constraint $(VENV)/constraints.txt)
 
 .PHONY: demo test test-all lint install clean
 
@@ -31,13 +32,23 @@ lint: $(STAMP)
 
 install: $(STAMP)
 
+# A torch that was asked for, other than the one that is there, is installed; one that is not named stays.
+ifneq ($(filter command environment,$(origin TORCH)),)
+ifneq ($(TORCH),$(CHOSEN_TORCH))
+$(STAMP): always
+endif
+endif
+.PHONY: always
+
 # torch first and alone: what needs it later finds it, and the wanted build is not replaced. The stamp is made last, so
 # an install that failed is tried again, and one that succeeded is not repeated (the next call needs no network).
 $(STAMP): pyproject.toml setup.py $(CONSTRAINTS)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; say which with make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(if $(CONSTRAINTS),$(if $(filter torch,$(TORCH)),cat,grep -v '^torch==') $(CONSTRAINTS) > $(VENV)/constraints.txt)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --editable '.[dev]'
+	echo "$(TORCH)" > $(VENV)/torch.txt
 	touch $(STAMP)
 
 clean:

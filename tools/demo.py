@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from moe_train.launch.devices import accelerator_count
 
 DATA = Path("data/demo")
 RUNS = Path("runs")
@@ -24,6 +27,9 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true", help="train again, into a new run folder")
     arguments = parser.parse_args()
     run = choose_run(arguments.fresh)
+    if accelerator_count(os.environ) < PROCESSES:
+        # Too few for one each; on a machine with a single one both processes compute on the processor.
+        os.environ["DS_ACCELERATOR"] = "cpu"
     steps = [
         (
             "text",

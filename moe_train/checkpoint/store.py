@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from moe_train.checkpoint.slices import OwnedSlice
 FORMAT = 1
 _STATE = "state.json"
 _TEMPORARY = ".saving"
+_REPLACED = ".replaced"
 
 
 class CheckpointError(OSError):
@@ -40,21 +42,24 @@ def save(root: Path, step: int, slices: list[OwnedSlice], state: dict[str, Any],
 
     def prepare() -> None:
         root.mkdir(parents=True, exist_ok=True)
-        for stale in root.glob(f"*{_TEMPORARY}"):
-            shutil.rmtree(stale)
+        _tidy(root)
         temporary.mkdir()
 
     def publish() -> None:
         _write_text(temporary / _STATE, json.dumps({"format": FORMAT, "step": step, **state}, indent=1))
         if final.exists():
-            shutil.rmtree(final)
+            # A run that went back to an earlier step comes by again. Until the new one is in place the old one stays.
+            os.rename(final, final.with_name(final.name + _REPLACED))
         os.rename(temporary, final)
         _sync_directory(root)
         _write_text(root / "latest", final.name)
         _sync_directory(root)
-        for old in sorted(root.glob("step_????????"))[:-keep]:
-            if old != final:
-                shutil.rmtree(old)
+        old = [path for path in sorted(root.glob("step_????????"))[:-keep] if path != final]
+        for path in [*old, *root.glob(f"*{_REPLACED}")]:
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                print(f"moe-train: old checkpoint {path} could not be removed: {error}", file=sys.stderr, flush=True)
 
     _together(prepare if dist.get_rank() == 0 else None, final)
     try:
@@ -108,9 +113,24 @@ def latest(root: Path) -> Path | None:
     if not pointer.exists():
         return None
     directory = root / pointer.read_text().strip()
+    replaced = directory.with_name(directory.name + _REPLACED)
+    if not directory.is_dir() and replaced.is_dir():
+        return replaced  # a save ended between the two renames
     if not directory.is_dir():
         raise ValueError(f"{pointer} names {directory.name}, which does not exist; choose another with --resume PATH")
     return directory
+
+
+def _tidy(root: Path) -> None:
+    """What saves that were cut off have left: unfinished ones go, one that was about to be replaced comes back."""
+    for path in root.glob(f"*{_TEMPORARY}"):
+        shutil.rmtree(path)
+    for path in root.glob(f"*{_REPLACED}"):
+        original = path.with_name(path.name.removesuffix(_REPLACED))
+        if original.exists():
+            shutil.rmtree(path)
+        else:
+            os.rename(path, original)
 
 
 def _together(action: Callable[[], None] | None, final: Path) -> None:

@@ -58,6 +58,15 @@ class PackedSampler:
         start = self.start(index)
         return self.dataset.tokens[start : start + self.sequence_length + 1].astype(np.int64)
 
+    def identity(self) -> dict[str, int | bool]:
+        """What decides which tokens sample i is, besides the tokens themselves."""
+        return {
+            "tokens": self.dataset.token_count,
+            "sequence_length": self.sequence_length,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+        }
+
     def epochs(self, samples: int) -> float:
         """How many times a run of so many samples passes over the data."""
         return samples / self.samples_per_epoch

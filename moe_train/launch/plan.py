@@ -6,13 +6,14 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 WORKER = "moe_train.training"
 DEFAULT_PORT = 29500
+DEEPSPEED_ENV = ".deepspeed_env"
 Launcher = Literal["deepspeed", "torchrun", "none"]
 
 
@@ -52,6 +53,11 @@ class LaunchOptions:
             return self.nodes * self.processes
         slots = list(read_hostfile(self.hostfile).values())
         return sum(slots[: self.nodes] if self.nodes > 1 else slots)
+
+    @property
+    def largest_node(self) -> int:
+        """Workers on the node that has most of them."""
+        return self.processes if self.hostfile is None else max(1, *read_hostfile(self.hostfile).values())
 
     @property
     def local_processes(self) -> int | None:
@@ -148,15 +154,31 @@ def worker_environment(
     """The environment of launcher and workers: ``base`` and what is missing in it."""
     environment = dict(base)
     if cpu:
-        environment.setdefault("DS_ACCELERATOR", "cpu")
+        environment["DS_ACCELERATOR"] = "cpu"
+        # Also for code that asks torch: a rank must not find the one accelerator that there may be.
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
         # glibc would give each large tensor's memory back to the system and fault it in again, page by page.
         environment.setdefault("MALLOC_MMAP_MAX_", "0")
         environment.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**33))
     cores = cores or available_cores()
     # Each worker would otherwise start as many threads as there are cores, and they would fight for them.
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // max(1, options.local_processes or 1))))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // options.largest_node)))
     environment.setdefault("PYTHONUNBUFFERED", "1")
     return environment
+
+
+def remote_environment(environment: Mapping[str, str], folders: Iterable[Path]) -> str:
+    """Content of the file of variables that DeepSpeed's launcher sets on other hosts: those of ``.deepspeed_env`` in
+    the folders, then ours."""
+    lines = [line for folder in folders if (path := folder / DEEPSPEED_ENV).is_file() for line in _lines(path)]
+    ours = ("DS_ACCELERATOR", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "OMP_NUM_THREADS", "PYTHONUNBUFFERED")
+    named = {line.split("=", 1)[0] for line in lines}
+    lines += [f"{name}={environment[name]}" for name in ours if name in environment and name not in named]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if "=" in line]
 
 
 def available_cores() -> int:

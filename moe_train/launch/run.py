@@ -7,10 +7,10 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from moe_train.launch.plan import LaunchOptions, command, worker_environment
+from moe_train.launch.plan import LaunchOptions, command, remote_environment, worker_environment
 from moe_train.launch.supervise import Limits, supervise
 from moe_train.training.run_config import RunConfig, check, to_yaml
-from moe_train.training.run_folder import CONFIG, check_free, prepare
+from moe_train.training.run_folder import check_free
 
 
 def default_processes(config: RunConfig, accelerators: int, nodes: int = 1) -> int:
@@ -48,22 +48,23 @@ def launch_run(
     limits: Limits | None = None,
     base_environment: Mapping[str, str] | None = None,
 ) -> int:
-    """Makes the run folder, starts the workers and waits for them; returns the exit code of the run."""
+    """Starts the workers, which make the run folder, and waits for them; returns the exit code of the run."""
     check_launch(config, options, accelerators)
     if options.node_rank == 0:
         check_free(run_dir, resume)
     check_data(config)
     environment = worker_environment(options, base_environment or os.environ, cpu=not accelerators)
-    if options.node_rank == 0:
-        prepare(run_dir, config, resume)
-        config_path = run_dir / CONFIG
-    else:
-        # Node 0 owns the run's folder, which may or may not be on a disk that both see.
-        config_path = run_dir / "nodes" / f"config.node_{options.node_rank}.yaml"
-        config_path.parent.mkdir(parents=True, exist_ok=True)
-        config_path.write_text(to_yaml(config), encoding="utf-8")
+    # Each node's own: the run's folder may or may not be on a disk that all see. Rank 0 makes it the run's when it is
+    # about to take its first step.
+    config_path = run_dir / "nodes" / f"config.node_{options.node_rank}.yaml"
+    config_path.parent.mkdir(parents=True, exist_ok=True)
+    config_path.write_text(to_yaml(config), encoding="utf-8")
     if options.launcher == "none":
-        return _in_process(worker_arguments(run_dir, resume), environment)
+        return _in_process(worker_arguments(run_dir, resume, config_path), environment)
+    if options.hostfile is not None and not options.no_ssh and "DS_ENV_FILE" not in environment:
+        path = config_path.with_name("environment")
+        path.write_text(remote_environment(environment, (Path.home(), Path())), encoding="utf-8")
+        environment["DS_ENV_FILE"] = str(path.resolve())
     launch = uuid.uuid4().hex[:12]
     arguments = worker_arguments(run_dir, resume, config_path, launch)
     return supervise(

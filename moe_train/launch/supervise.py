@@ -175,6 +175,9 @@ def _outcome(
         return first.exit_code
     if stopped_by:
         return 128 + stopped_by
+    if any(status.stopped for status in statuses):
+        say("stopped on request of another process, everything saved; go on with --resume auto")
+        return 128 + signal.SIGTERM
     if launcher_code:
         say(f"the launcher failed with exit code {launcher_code}; see above")
         return _positive(launcher_code)

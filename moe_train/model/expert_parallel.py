@@ -9,6 +9,7 @@ from torch import Tensor
 
 from moe_train.model.experts.module import Experts
 from moe_train.model.upstream import MoEAlltoAllTokenDispatcher
+from moe_train.parallel.device import use_cuda
 
 
 class HostAlltoAllDispatcher(MoEAlltoAllTokenDispatcher):
@@ -27,7 +28,7 @@ class AllToAll:
     """Sends each kept (token, expert) pair to the rank of the expert and brings the result back."""
 
     def __init__(self, config: Any, pg_collection: Any, first: int, num_local: int) -> None:
-        dispatcher = MoEAlltoAllTokenDispatcher if torch.cuda.is_available() else HostAlltoAllDispatcher
+        dispatcher = MoEAlltoAllTokenDispatcher if use_cuda() else HostAlltoAllDispatcher
         self.dispatcher = dispatcher(num_local, list(range(first, first + num_local)), config, pg_collection)
 
     def __call__(self, x_TH: Tensor, weights_TE: Tensor, kept_TE: Tensor, experts: Experts) -> Tensor:

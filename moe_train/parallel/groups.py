@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from moe_train.parallel.device import local_device
 from moe_train.parallel.megatron import import_megatron
 from moe_train.parallel.options import ParallelOptions
 
@@ -59,18 +60,17 @@ class Groups:
             dist.all_reduce(x, group=self.data)
         return x
 
+    def largest(self, value: int) -> int:
+        """The largest of all ranks' values; every rank must call it."""
+        highest = torch.tensor(value, dtype=torch.int64, device=self.device)
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+        return int(highest)
+
     def hosts(self) -> int:
         """Number of machines (by name); every rank must call it."""
         names: list[Any] = [None] * self.world_size
         dist.all_gather_object(names, socket.gethostname())
         return len(set(names))
-
-
-def local_device() -> torch.device:
-    """The accelerator of this local rank, or the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
 
 
 def initialize(options: ParallelOptions) -> Groups:

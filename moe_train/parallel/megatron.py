@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from moe_train.parallel.device import use_cuda
+
 
 @functools.cache
 def import_megatron() -> None:
@@ -28,7 +30,7 @@ def import_megatron() -> None:
     logging.getLogger("megatron.core.transformer.transformer_layer").setLevel(logging.ERROR)
     # 0.16.1 sets this to True even where Transformer Engine is absent; we use none of it.
     multi_latent_attention.HAVE_TE = False
-    if not torch.cuda.is_available():
+    if not use_cuda():
         _redirect_to_cpu()
 
 

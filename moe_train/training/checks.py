@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,9 @@ def _values(config: RunConfig) -> Iterator[Problem]:
         "logging.every": config.logging.every,
         "checkpoint.keep": config.checkpoint.keep,
         "parallel.timeout_seconds": config.parallel.timeout_seconds,
+        "model.init.std": config.model.init.std,
+        "model.norm_eps": config.model.norm_eps,
+        "model.rope_theta": config.model.rope_theta,
     }
     for parallel in ("expert", "tensor", "pipeline", "context"):
         positive[f"parallel.{parallel}"] = getattr(config.parallel, parallel)
@@ -43,7 +47,7 @@ def _values(config: RunConfig) -> Iterator[Problem]:
     if config.profile.start_step:
         positive["profile.steps"] = config.profile.steps
     for path, value in positive.items():
-        if value <= 0:
+        if not value > 0:
             yield Problem(path, f"must be greater than 0, got {value}")
     not_negative = {
         "seed": config.seed,
@@ -58,8 +62,8 @@ def _values(config: RunConfig) -> Iterator[Problem]:
         "profile.start_step": config.profile.start_step,
     }
     for path, value in not_negative.items():
-        if value < 0:
-            yield Problem(path, f"must not be negative, got {value}")
+        if not 0 <= value < math.inf:
+            yield Problem(path, f"must be a number of at least 0, got {value}")
     for path, fraction in (
         ("schedule.decay_fraction", schedule.decay_fraction),
         ("schedule.final_lr_fraction", schedule.final_lr_fraction),
@@ -102,6 +106,10 @@ def _model(config: RunConfig) -> Iterator[Problem]:
     heads, kv = model.num_attention_heads, model.num_key_value_heads
     if heads % kv:
         yield Problem("model.num_key_value_heads", f"{heads} attention heads are not divisible by {kv}")
+    # Rows of experts and of their inputs start at multiples of 16 bytes, which grouped_mm asks for.
+    step = 8 if config.train.precision == "bfloat16" else 4
+    if model.hidden_size % step:
+        yield Problem("model.hidden_size", f"{model.hidden_size} is not a multiple of {step}")
     if model.head_dim is None and model.hidden_size % heads:
         yield Problem(
             "model.hidden_size", f"{model.hidden_size} is not divisible by {heads} attention heads; set model.head_dim"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from moe_train.config.errors import Problem
+from moe_train.config.errors import Problem, nearest
 
 OWNED = {
     "train_batch_size": "use train.global_batch_size",
@@ -38,9 +38,25 @@ OWNED = {
     "sequence_parallel_size": "context parallelism is not supported yet",
 }
 
+PASSED_ON = {
+    "zero_optimization", "comms_logger", "flops_profiler", "wall_clock_breakdown", "memory_breakdown", "dump_state",
+    "aio", "compression_training", "data_efficiency", "data_types", "elasticity", "eigenvalue", "hybrid_engine",
+    "progressive_layer_drop", "sparse_gradients", "disable_allgather", "zero_force_ds_cpu_optimizer", "compile",
+    "use_data_before_expert_parallelism", "dataloader_drop_last", "timers", "nebula", "autotuning",
+}  # fmt: skip
+"""Sections and keys of DeepSpeed 0.19.8, which ignores all others without a word: a typo of one of these is refused."""
+
 
 def clashes(section: dict[str, Any]) -> Iterator[Problem]:
-    """A problem for each key under ``deepspeed:`` that belongs to this project, with what to use instead."""
+    """A problem for each key under ``deepspeed:`` that belongs to this project, with what to use instead, or that
+    looks like a typo."""
+    known = PASSED_ON | {key.split(".")[0] for key in OWNED}
+    for key in section.keys() - known:
+        if guess := nearest(str(key), known):
+            yield Problem(f"deepspeed.{key}", f"is no key of DeepSpeed's; did you mean {guess}?")
+    if not isinstance(section.get("zero_optimization", {}), dict):
+        yield Problem("deepspeed.zero_optimization", "must be a section of DeepSpeed's own keys")
+        return
     for key, advice in OWNED.items():
         value: Any = section
         for name in key.split("."):

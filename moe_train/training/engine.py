@@ -1,9 +1,10 @@
-"""All contact with DeepSpeed (0.19.8, private API included): the engine that owns gradients and optimizer state."""
+"""Contact with DeepSpeed (0.19.8, private API included; one_rank.py has the rest): gradients and optimizer state."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from moe_train.checkpoint.slices import OwnedSlice
 from moe_train.model.language_model import LanguageModel
 from moe_train.model.moe_layer import MoELayer, moe_layers
+from moe_train.parallel.device import use_cuda
 from moe_train.parallel.groups import Groups
 from moe_train.parallel.megatron import without_compiler
 from moe_train.training import one_rank
@@ -26,7 +28,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def import_deepspeed() -> Any:
     """DeepSpeed, quiet and without compiling its shared-memory kernel (a minute, and for inference only)."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if use_cuda() else "cpu")
     with without_compiler():
         import deepspeed
         import deepspeed.ops
@@ -96,6 +98,16 @@ class Engine:
     def gradient_norm(self) -> float:
         """Global norm over all parameters, before clipping, of the last step."""
         return float(self.deepspeed.get_global_grad_norm() or 0.0)
+
+    def step_was_taken(self) -> bool:
+        """Whether the optimizer moved in the last step, by finite gradients; the same on every rank."""
+        norm = self.gradient_norm()
+        # DeepSpeed skips a step whose norm is not finite and says so by -1; without clipping it may not look.
+        return self.deepspeed.was_step_applied() and math.isfinite(norm) and norm >= 0
+
+    def set_training(self, mode: bool) -> None:
+        """Training or evaluation mode."""
+        self.deepspeed.train(mode)
 
     @contextlib.contextmanager
     def whole_parameters(self) -> Iterator[None]:

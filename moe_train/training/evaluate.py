@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_to_end(lambda: evaluate_run(arguments), status)
 
 
-def evaluate_run(arguments: argparse.Namespace) -> None:
+def evaluate_run(arguments: argparse.Namespace) -> bool:
     """Loads the weights into a plain model, without an engine, and evaluates under this process's layout."""
     from moe_train.evaluation.result import write_evaluation
     from moe_train.model.language_model import build_language_model
@@ -59,6 +58,7 @@ def evaluate_run(arguments: argparse.Namespace) -> None:
         write_evaluation(
             arguments.output, result.to_json(step=state["step"], data=arguments.data, unigram_entropy=entropy)
         )
+    return True
 
 
 def _with_layout_for(config: RunConfig, world_size: int) -> RunConfig:
@@ -87,10 +87,11 @@ def find_checkpoint(run_dir: Path, name: str) -> Path:
 
 def unigram_entropy(prefix: str) -> float | None:
     """Entropy in nats of the data's token distribution, as prepare recorded it; None for data from elsewhere."""
-    path = Path(f"{prefix}.manifest.json")
-    if not path.is_file():
+    from moe_train.data.manifest import manifest_path, read_manifest
+
+    if not manifest_path(prefix).is_file():
         return None
-    value = json.loads(path.read_text(encoding="utf-8")).get("unigram_entropy_nats")
+    value = read_manifest(prefix).get("unigram_entropy_nats")
     return None if value is None else float(value)
 
 

@@ -9,6 +9,8 @@ from moe_train.training.run_config import RunConfig, load_run_config, to_yaml
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+_STARTED_FROM = "started_from"
 
 
 def default_run_dir(config: RunConfig) -> Path:
@@ -16,12 +18,12 @@ def default_run_dir(config: RunConfig) -> Path:
 
 
 def holds_run(run_dir: Path) -> bool:
-    """Whether a run was started in this folder."""
-    return any((run_dir / name).exists() for name in (CONFIG, "metrics.jsonl", CHECKPOINTS))
+    """Whether a run has got as far as its first step in this folder; a configuration alone loses nothing."""
+    return any((run_dir / name).exists() for name in (METRICS, CHECKPOINTS))
 
 
 def prepare(run_dir: Path, config: RunConfig, resume: str | None) -> None:
-    """Makes the folder and writes the resolved configuration.
+    """Makes the folder and writes the resolved configuration; for when everything that can be refused was checked.
 
     ``resume``: None for a new run, "auto" to go on where the folder's run stopped (or to start it), or the path of a
     checkpoint. A run that is there already is refused unless it is the one to go on with; the configuration that it was
@@ -33,6 +35,8 @@ def prepare(run_dir: Path, config: RunConfig, resume: str | None) -> None:
     text = to_yaml(config)
     if path.exists() and (before := path.read_text(encoding="utf-8")) != text:
         _write(_unused(run_dir), before)
+    if resume is not None and not _goes_on(run_dir, resume):
+        _write(run_dir / _STARTED_FROM, str(Path(resume).resolve()))
     _write(path, text)
 
 
@@ -46,6 +50,12 @@ def check_free(run_dir: Path, resume: str | None) -> None:
         raise ValueError(
             f"{run_dir} holds a run already: go on with it by --resume auto, or choose another folder with --run-dir"
         )
+
+
+def started_from(run_dir: Path) -> Path | None:
+    """The checkpoint of another run that this one began with; its own beginning as long as it has saved nothing."""
+    path = run_dir / _STARTED_FROM
+    return Path(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def load(run_dir: Path) -> RunConfig:

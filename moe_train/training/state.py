@@ -17,16 +17,28 @@ from moe_train.training.engine import Engine
 
 
 def save_checkpoint(
-    engine: Engine, root: Path, *, step: int, consumed: int, tokens: int, keep: int, config: dict[str, Any]
+    engine: Engine,
+    root: Path,
+    *,
+    step: int,
+    consumed: int,
+    tokens: int,
+    samples: dict[str, Any],
+    keep: int,
+    config: dict[str, Any],
 ) -> Path:
-    """Parameters and moments as float32 masters, gate state, generators, position. Collective."""
+    """Parameters and moments as float32 masters, gate state, generators, position. Collective.
+
+    ``samples``: which samples there are and in which order, so that a resumed run can tell whether they are the same.
+    """
     slices = engine.owned_slices()
     if dist.get_rank() == 0:
         slices += [_whole(f"model.{name}", buffer) for name, buffer in _buffers(engine.module)]
-    slices.append(_whole(f"rng.{dist.get_rank()}", torch.get_rng_state()))
+    slices += [_whole(key, state) for key, state in _generators(engine.groups).items()]
     state = {
         "consumed_samples": consumed,
         "tokens": tokens,
+        "samples": samples,
         "optimizer_steps": engine.optimizer_steps(),
         "layout": _layout(engine),
         "config": config,
@@ -41,12 +53,15 @@ def load_checkpoint(engine: Engine, directory: Path) -> dict[str, Any]:
     buffers = {f"model.{name}": buffer for name, buffer in _buffers(engine.module)}
     slices += [_whole(key, buffer) for key, buffer in buffers.items()]
     expected = _all_shapes(slices)
-    rng = torch.get_rng_state()
-    if state["layout"] == _layout(engine):
-        slices.append(_whole(f"rng.{dist.get_rank()}", rng))
-        expected |= {f"rng.{rank}": tuple(rng.shape) for rank in range(dist.get_world_size())}
+    generators = _generators(engine.groups)
+    same_layout = state["layout"] == _layout(engine)
+    if same_layout:
+        own = [_whole(key, values) for key, values in generators.items()]
+        slices += own
+        expected |= _all_shapes(own)
     store.load(directory, slices, expected)
-    torch.set_rng_state(rng)
+    if same_layout:
+        _set_generators(engine.groups, generators)
     engine.refresh_parameters(state["optimizer_steps"])
     return state
 
@@ -77,6 +92,20 @@ def _slice_of(model: nn.Module, groups: Groups, name: str, local: Tensor) -> Own
     return OwnedSlice(f"model.{name}", (experts, *local.shape[1:]), owner.first * local[0].numel(), local.view(-1))
 
 
+def _generators(groups: Groups) -> dict[str, Tensor]:
+    """State of this rank's random number generators by name in a checkpoint, uint8 on the CPU."""
+    states = {f"rng.{groups.rank}": torch.get_rng_state()}
+    if groups.device.type == "cuda":
+        states[f"rng.cuda.{groups.rank}"] = torch.cuda.get_rng_state(groups.device)
+    return states
+
+
+def _set_generators(groups: Groups, states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states[f"rng.{groups.rank}"])
+    if groups.device.type == "cuda":
+        torch.cuda.set_rng_state(states[f"rng.cuda.{groups.rank}"], groups.device)
+
+
 def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Gate state: persistent buffers, equal on all ranks."""
     persistent = module.state_dict().keys() - {name for name, _ in module.named_parameters(remove_duplicate=False)}
@@ -87,9 +116,10 @@ def _whole(key: str, tensor: Tensor) -> OwnedSlice:
     return OwnedSlice(key, tuple(tensor.shape), 0, tensor.detach().view(-1))
 
 
-def _layout(engine: Engine) -> dict[str, int]:
+def _layout(engine: Engine) -> dict[str, Any]:
     groups = engine.groups
-    return {"processes": groups.world_size, "expert": groups.expert_size, "zero_stage": engine.train.zero_stage}
+    layout: dict[str, Any] = {"processes": groups.world_size, "expert": groups.expert_size}
+    return layout | {"zero_stage": engine.train.zero_stage, "device": groups.device.type}
 
 
 def _all_shapes(slices: list[OwnedSlice]) -> dict[str, tuple[int, ...]]:

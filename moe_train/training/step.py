@@ -5,6 +5,7 @@ Suffixes: S sequence, B batch, T = S * B tokens, L MoE layers, E experts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -107,6 +108,9 @@ def train_step(
 
     The language loss is the sum over all target tokens of the step divided by their number, over all ranks and
     micro-batches; auxiliary losses likewise from their (sum, count) pairs, in the same backward pass.
+
+    FloatingPointError, on every rank, where loss or gradients are not finite: gates and optimizer are not to be used
+    any more.
     """
     groups, device = engine.groups, engine.groups.device
     assert len(batches) == engine.accumulation
@@ -114,7 +118,7 @@ def train_step(
     total = groups.sum_over_data(torch.cat([counts(batches), wanted]).to(device))
     totals = {name: total[i].clamp(min=1).float() for i, name in enumerate(_COUNTS)}
     engine.set_lr(lr)
-    engine.deepspeed.train()
+    engine.set_training(True)
     window = Window(groups)
     collected = _Collector(len(moe_layers(engine.module)))
     for batch in batches:
@@ -127,6 +131,10 @@ def train_step(
         engine.step()
         collected.add(nll_sum.detach(), micro_batch)
     sums, losses, loss_sum = collected.reduce(groups)
+    if not math.isfinite(loss_sum):
+        raise FloatingPointError(f"the loss is {loss_sum}")
+    if not engine.step_was_taken():
+        raise FloatingPointError("a gradient is not finite, so that the optimizer did not move")
     for layer, layer_sums in zip(moe_layers(engine.module), sums, strict=True):
         layer.router.after_step(layer_sums)
     empty = torch.zeros(0, 0, dtype=torch.int64)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,16 +26,16 @@ from moe_train.training.interval import Interval
 from moe_train.training.peak import peak_flops
 from moe_train.training.record import DeviceFacts, build_eval_record
 from moe_train.training.run_config import RunConfig, to_dict
-from moe_train.training.run_folder import CHECKPOINTS
+from moe_train.training.run_folder import CHECKPOINTS, prepare, started_from
 from moe_train.training.schedules import lr_factor
 from moe_train.training.state import load_checkpoint, save_checkpoint
 from moe_train.training.step import Requests, StepResult, train_step
 from moe_train.training.stop import StopRequest
-from moe_train.training.validation import check_vocabulary, validate
+from moe_train.training.validation import check_ids, check_vocabulary, validate
 
 
-def train(config: RunConfig, run_dir: Path, resume: str | None, stop: StopRequest) -> None:
-    """Trains until the last step, or until ``stop`` is requested and a checkpoint is saved; raises otherwise.
+def train(config: RunConfig, run_dir: Path, resume: str | None, stop: StopRequest) -> bool:
+    """Trains until the last step (True), or until ``stop`` is requested and a checkpoint is saved (False).
 
     ``resume``: None, "auto" (the run's latest checkpoint, if there is one) or the path of a checkpoint.
     """
@@ -45,12 +45,16 @@ def train(config: RunConfig, run_dir: Path, resume: str | None, stop: StopReques
         torch.use_deterministic_algorithms(True)
     trainer = Trainer(config, run_dir, groups)
     trainer.restore(resume)
+    if groups.rank == 0:
+        # Not earlier: what cannot start must not leave its configuration in the folder of a run that could.
+        prepare(run_dir, config, resume)
     status: Status = "failed"
     try:
         finished = trainer.run(stop)
         status = "finished" if finished else "interrupted"
     finally:
         trainer.close(status)
+    return finished
 
 
 class Trainer:
@@ -88,9 +92,12 @@ class Trainer:
         """Goes on from a checkpoint; "auto" without one starts from the beginning."""
         if resume is None:
             return
-        directory = store.latest(self.run_dir / CHECKPOINTS) if resume == "auto" else Path(resume)
-        if directory is None:
-            return
+        directory = Path(resume)
+        if resume == "auto":
+            found = store.latest(self.run_dir / CHECKPOINTS) or started_from(self.run_dir)
+            if found is None:
+                return
+            directory = found
         state = load_checkpoint(self.engine, directory)
         self.step, self.tokens = state["step"], state["tokens"]
         expected = self.step * self.config.train.global_batch_size
@@ -99,13 +106,21 @@ class Trainer:
                 f"{directory} has consumed {state['consumed_samples']} samples in {self.step} steps, which is not "
                 f"train.global_batch_size = {self.config.train.global_batch_size} per step; use the run's own value"
             )
+        before, now = state["samples"], self.sampler.identity()
+        changed = [f"{key}: {before[key]} then, {now[key]} now" for key in now if now[key] != before[key]]
+        if changed and resume == "auto":
+            raise ValueError(
+                f"{directory} was trained on other samples ({'; '.join(changed)}): some would be read twice and others "
+                "never; use the run's own values, or begin a new run with --resume PATH --run-dir NEW"
+            )
+        if changed and self.groups.rank == 0:
+            print(f"note: other samples than before ({'; '.join(changed)}), from position {expected}", flush=True)
 
     def run(self, stop: StopRequest) -> bool:
         """Returns True when the last step was taken, False when it stopped on request."""
         config, options = self.config, self.config.train
         self._announce()
         interval = Interval()
-        saved_step = self.step
         while self.step < options.steps:
             self.profile.start_step(self.step + 1)
             result = self._train_step(Requests(stop=stop.requested, save=self._save_is_due()))
@@ -120,12 +135,9 @@ class Trainer:
             every = config.checkpoint.every_steps
             if last or result.requests.save or (every and self.step % every == 0):
                 self._save()
-                saved_step = self.step
                 interval.restart_clock()
             if result.requests.stop:
                 break
-        if saved_step != self.step:
-            self._save()
         return self.step >= options.steps
 
     def close(self, status: Status) -> None:
@@ -136,16 +148,17 @@ class Trainer:
         config = self.config
         factor = lr_factor(self.step, config.train.steps, config.schedule)
         self.lr = config.optimizer.lr * factor
-        result = train_step(
-            self.engine, list(self._batches()), lr=self.lr, seed=config.seed, step=self.step, requests=requests
-        )
+        try:
+            result = train_step(
+                self.engine, list(self._batches()), lr=self.lr, seed=config.seed, step=self.step, requests=requests
+            )
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"step {self.step + 1}: {error}; the last checkpoint is untouched. Try a smaller optimizer.lr, more "
+                "schedule.warmup_steps or train.gradient_clipping"
+            ) from None
         self.step += 1
         self.tokens += result.tokens
-        if not math.isfinite(result.loss_sum):
-            raise FloatingPointError(
-                f"the loss of step {self.step} is {result.loss_sum}; the last checkpoint is untouched. Try a smaller "
-                "optimizer.lr, more schedule.warmup_steps or train.gradient_clipping"
-            )
         return result
 
     def _batches(self) -> Iterator[Batch]:
@@ -155,12 +168,7 @@ class Trainer:
         for index in range(self.engine.accumulation):
             first = rank_slice(start, index, groups.data_rank, groups.data_size, micro)
             batch = micro_batch(self.sampler, first, micro)
-            highest = max(int(batch.ids_BS.max()), int(batch.labels_BS.max()))
-            if highest >= config.model.vocab_size:
-                raise ValueError(
-                    f"{config.data.train} holds token {highest}, more than model.vocab_size = "
-                    f"{config.model.vocab_size} knows; use the vocabulary of the tokenizer that wrote the data"
-                )
+            check_ids(batch, config.data.train, config.model.vocab_size)
             yield batch
 
     def _announce(self) -> None:
@@ -185,7 +193,7 @@ class Trainer:
             tokens=self.tokens,
             lr=self.lr,
             grad_norm=self.engine.gradient_norm(),
-            memory_bytes=_memory(self.groups.device),
+            memory_bytes=self.groups.largest(_memory(self.groups.device)),
             facts=self.facts,
             per_layer=self.config.logging.per_layer,
         )
@@ -194,7 +202,7 @@ class Trainer:
     def _validate(self) -> None:
         if not self.config.data.validation:
             return
-        self.engine.deepspeed.eval()
+        self.engine.set_training(False)
         result = validate(
             self.engine,
             self.config,
@@ -215,6 +223,7 @@ class Trainer:
             step=self.step,
             consumed=self.step * self.config.train.global_batch_size,
             tokens=self.tokens,
+            samples=self.sampler.identity(),
             keep=self.config.checkpoint.keep,
             config=to_dict(self.config),
         )
@@ -226,9 +235,7 @@ def _peak(device: torch.device) -> float | None:
 
 
 def _memory(device: torch.device) -> int:
-    """Highest use of this rank's device so far: allocated memory on CUDA, resident memory of the process on CPU."""
+    """Highest use by this rank so far: allocated memory on CUDA, resident memory of the process on CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 from moe_train.data.batches import Batch, evaluation_batches
 from moe_train.data.domains import Domains, documents_path
 from moe_train.data.indexed import IndexedDataset
+from moe_train.data.manifest import read_token_bytes, token_bytes_path
 from moe_train.evaluation.loss import evaluate
 from moe_train.evaluation.result import EvaluationResult
 from moe_train.model.micro_batch import MicroBatch, use
@@ -24,8 +24,7 @@ from moe_train.training.step import token_batch
 
 def token_bytes(prefix: str) -> np.ndarray | None:
     """Bytes of text per token id, written by prepare beside the data; None for data from elsewhere."""
-    path = Path(f"{prefix}.token_bytes.npy")
-    return np.load(path) if path.is_file() else None
+    return read_token_bytes(prefix) if token_bytes_path(prefix).is_file() else None
 
 
 def check_vocabulary(prefix: str, vocab_size: int) -> None:
@@ -35,6 +34,16 @@ def check_vocabulary(prefix: str, vocab_size: int) -> None:
         raise ValueError(
             f"the tokenizer of {prefix} has {len(known)} ids, more than the model's vocabulary: "
             f"set model.vocab_size to at least {len(known)} (it is {vocab_size})"
+        )
+
+
+def check_ids(batch: Batch, prefix: str, vocab_size: int) -> None:
+    """Raises ValueError when the batch holds a token that the model does not know."""
+    highest = max(int(batch.ids_BS.max()), int(batch.labels_BS.max()))
+    if highest >= vocab_size:
+        raise ValueError(
+            f"{prefix} holds token {highest}, more than model.vocab_size = {vocab_size} knows; use the vocabulary of "
+            "the tokenizer that wrote the data"
         )
 
 
@@ -64,7 +73,7 @@ def validate(
     check_vocabulary(prefix, config.model.vocab_size)
     dataset = IndexedDataset(prefix)
     domains = Domains(dataset) if with_domains and documents_path(prefix).is_file() else None
-    batches = evaluation_batches(
+    everything = evaluation_batches(
         dataset,
         config.data.sequence_length,
         config.train.micro_batch_size,
@@ -75,7 +84,7 @@ def validate(
     )
     return evaluate(
         forward_function(model, groups),
-        batches,
+        _checked(everything, prefix, config.model.vocab_size),
         num_layers=config.model.num_layers,
         num_experts=config.model.moe.num_experts,
         token_bytes=token_bytes(prefix),
@@ -83,3 +92,9 @@ def validate(
         reduce=groups.sum_over_data,
         device=groups.device,
     )
+
+
+def _checked(batches: Iterable[Batch], prefix: str, vocab_size: int) -> Iterator[Batch]:
+    for batch in batches:
+        check_ids(batch, prefix, vocab_size)
+        yield batch

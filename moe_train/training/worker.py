@@ -16,9 +16,9 @@ from moe_train.training.worker_status import StatusFile
 if TYPE_CHECKING:
     from moe_train.training.run_config import RunConfig
 
-Train = Callable[["RunConfig", Path, "str | None", StopRequest], None]
-"""(configuration, run folder, None | "auto" | path of a checkpoint, stop request). Returns when the run is finished or
-has stopped on request, everything saved; raises otherwise."""
+Train = Callable[["RunConfig", Path, "str | None", StopRequest], bool]
+"""(configuration, run folder, None | "auto" | path of a checkpoint, stop request) -> True when the run is finished,
+False when it has stopped on request, everything saved; raises otherwise."""
 
 WRONG_INPUT = 2
 FAILED = 1
@@ -52,14 +52,18 @@ def main(argv: Sequence[str] | None = None, train: Train | None = None, stop: St
     return run_to_end(lambda: _train(arguments, rank, stop, train), status)
 
 
-def run_to_end(work: Callable[[], None], status: StatusFile) -> int:
-    """Does the work of a worker process, says on stderr and in the status file how it ended; returns the exit code."""
+def run_to_end(work: Callable[[], bool], status: StatusFile) -> int:
+    """Does the work of a worker process, says on stderr and in the status file how it ended; returns the exit code.
+
+    ``work`` returns False when it was stopped before its end.
+    """
     error: str | None = None
+    finished = True
     code = 0
     try:
         # Before anything slow is imported: the launching process must know whom to tell to stop.
         status.start()
-        work()
+        finished = work()
     except KeyboardInterrupt:
         code, error = 130, "interrupted"
     except (ValueError, OSError) as problem:
@@ -71,13 +75,13 @@ def run_to_end(work: Callable[[], None], status: StatusFile) -> int:
         traceback.print_exc()
     if error is not None:
         print(f"moe-train: rank {status.status.rank}: error: {error}", file=sys.stderr, flush=True)
-    status.finish(code, error and error.splitlines()[0])
+    status.finish(code, error and error.splitlines()[0], stopped=not finished)
     return code
 
 
-def _train(arguments: argparse.Namespace, rank: int, stop: StopRequest, train: Train | None) -> None:
+def _train(arguments: argparse.Namespace, rank: int, stop: StopRequest, train: Train | None) -> bool:
     from moe_train.training.run_config import check, load_run_config
-    from moe_train.training.run_folder import CONFIG, default_run_dir, prepare
+    from moe_train.training.run_folder import CONFIG, check_free, default_run_dir
 
     resume = None if arguments.resume == "none" else arguments.resume
     if arguments.config is None:
@@ -88,14 +92,14 @@ def _train(arguments: argparse.Namespace, rank: int, stop: StopRequest, train: T
         config = load_run_config(arguments.config, arguments.overrides)
     run_dir = arguments.run_dir or default_run_dir(config)
     check(config, int(os.environ.get("WORLD_SIZE", "1")))
-    if arguments.config is not None and not arguments.status and rank == 0:
-        # Started by hand, without the command line that prepares the folder otherwise.
-        prepare(run_dir, config, resume)
+    if not arguments.status and rank == 0:
+        # Started by hand, without the command line that looks first.
+        check_free(run_dir, resume)
     if train is None:
         from moe_train.training.trainer import train as real_train
 
         train = real_train
-    train(config, run_dir, resume, stop)
+    return train(config, run_dir, resume, stop)
 
 
 def exit_now(code: int) -> None:

@@ -31,6 +31,8 @@ class WorkerStatus:
     """One line on why it failed."""
     ended: float | None = None
     """Seconds since the epoch."""
+    stopped: bool = False
+    """It was asked to stop before its last step, by whomever, and did so."""
 
     @property
     def is_local(self) -> bool:
@@ -65,8 +67,8 @@ class StatusFile:
     def start(self) -> None:
         self._write()
 
-    def finish(self, exit_code: int, error: str | None = None) -> None:
-        self.status = replace(self.status, exit_code=exit_code, error=error, ended=time.time())
+    def finish(self, exit_code: int, error: str | None = None, stopped: bool = False) -> None:
+        self.status = replace(self.status, exit_code=exit_code, error=error, ended=time.time(), stopped=stopped)
         try:
             self._write()
         except OSError:

@@ -212,6 +212,35 @@ def test_a_disk_that_is_full(processes: Processes, small_disk: Path) -> None:
 
 def test_only_the_newest_are_kept(processes: Processes, tmp_path: Path) -> None:
     case = CASE.with_(expert=2)
-    processes(2).run(checkpointing.train_and_save, case=case, root=str(tmp_path), saves=[1, 2, 3], until=3)
+    run = checkpointing.train_and_save
+    processes(2).run(run, case=case, root=str(tmp_path), saves=[1, 2, 3], until=3, keep=2)
     assert processes(2).run(checkpointing.latest, root=str(tmp_path)) == ["step_00000003"] * 2
-    assert sorted(p.name for p in tmp_path.glob("step_*")) == ["step_00000001", "step_00000002", "step_00000003"]
+    assert sorted(p.name for p in tmp_path.glob("step_*")) == ["step_00000002", "step_00000003"]
+
+
+def test_a_step_that_is_saved_again_replaces_the_old_one(processes: Processes, tmp_path: Path) -> None:
+    """Until the new one is in place the old one is found, whenever the save is cut off."""
+    case = CASE.with_(expert=2)
+    processes(2).run(checkpointing.train_and_save, case=case, root=str(tmp_path), saves=[1], until=1)
+    (tmp_path / "step_00000001").rename(tmp_path / "step_00000001.replaced")
+    assert processes(2).run(checkpointing.latest, root=str(tmp_path)) == ["step_00000001.replaced"] * 2
+    processes(2).run(checkpointing.train_and_save, case=case.with_(seed=5), root=str(tmp_path), saves=[1], until=1)
+    assert processes(2).run(checkpointing.latest, root=str(tmp_path)) == ["step_00000001"] * 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_00000001"]
+
+
+def test_the_generators_go_on(processes: Processes, tmp_path: Path) -> None:
+    ranks = processes(2).run(checkpointing.draws_around_a_checkpoint, case=CASE.with_(expert=2), root=str(tmp_path))
+    for after_save, later, after_load in ranks:
+        assert torch.equal(after_load, after_save) and not torch.equal(later, after_save)
+    assert not torch.equal(ranks[0][0], ranks[1][0])
+
+
+@pytest.mark.parametrize(("size", "expert"), [(2, 2), (4, 2)])
+def test_resume_under_zero_3_as_users_have_it(processes: Processes, tmp_path: Path, size: int, expert: int) -> None:
+    """Small parameters stay whole on every rank (DeepSpeed's default), not only in pieces as elsewhere here."""
+    case = CASE.with_(expert=expert, zero=3, persistent=True)
+    want = processes(size).run(checkpointing.train_and_save, case=case, root=str(tmp_path), saves=[2], until=3)[0]
+    directory = str(tmp_path / "step_00000002")
+    _, after, _ = processes(size).run(checkpointing.resume, case=case, directory=directory, until=3)[0]
+    assert_same(after, want)

@@ -82,7 +82,7 @@ def test_everything_on_two_experts(processes: Processes, size: int, expert: int,
     check(processes, case, records)
 
 
-@pytest.mark.parametrize("gate", ["softmax_topk", "dynamic_k"])
+@pytest.mark.parametrize("gate", ROUTERS)
 @pytest.mark.parametrize(("size", "expert", "zero", "recompute"), [(1, 1, 1, True), (2, 2, 3, True), (4, 2, 2, False)])
 def test_exact_ties(processes: Processes, gate: str, size: int, expert: int, zero: int, recompute: bool) -> None:
     """Pitfall 27 and 28: equal logits everywhere choose the lower indices. Pitfall 8: vmoe PR218 (a balancing loss with
@@ -91,7 +91,7 @@ def test_exact_ties(processes: Processes, gate: str, size: int, expert: int, zer
         router=ROUTERS[gate], expert=expert, zero=zero, recompute=recompute, zero_gate=True, steps=1, accumulation=2
     )
     records = processes(size).run(training.train, case=case)
-    chosen = {"softmax_topk": 2, "dynamic_k": 5}[gate]
+    chosen = {"softmax_topk": 2, "lpr": 2, "dynamic_k": 5}[gate]
     assert (records[0][0].load_LE[:, :chosen] > 0).all() and not records[0][0].load_LE[:, chosen:].any()
     check(processes, case, records)
 
@@ -163,3 +163,14 @@ def test_every_group_carries_the_timeout(processes: Processes, size: int, expert
     for timeouts in processes(size).run(bits.group_timeouts, expert=expert, seconds=420.0):
         assert {"_EXPERT_MODEL_PARALLEL_GROUP", "_DATA_PARALLEL_GROUP"} <= timeouts.keys()
         assert set(timeouts.values()) == {datetime.timedelta(minutes=7)}, timeouts
+
+
+@pytest.mark.parametrize(("size", "expert", "clip"), [(1, 1, 0.0), (1, 1, 1.0), (2, 2, 0.0), (4, 2, 1.0)])
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_a_gradient_that_is_not_finite(processes: Processes, size: int, expert: int, clip: float, zero: int) -> None:
+    """Invariant 4: gate state moves in steps that were taken only. DeepSpeed skips such a step without a word, or
+    takes it; one rank's infinite gradient must end the run on all, with biases as they were."""
+    case = Case(router=ROUTERS["softmax_topk"], expert=expert, zero=zero, clip=clip)
+    for message, biases in processes(size).run(bits.step_with_infinite_gradient, case=case, rank=size - 1):
+        assert "gradient is not finite" in message
+        assert biases and not any(bias.any() for bias in biases)

@@ -71,6 +71,15 @@ def test_clipping(processes: Processes, size: int, expert: int, zero: int) -> No
     check(processes, case, records)
 
 
+@pytest.mark.parametrize(("size", "expert"), [(1, 1), (2, 2), (4, 2)])
+@pytest.mark.parametrize("gate", ["softmax_topk", "lpr"])
+def test_zero_3_as_users_have_it(processes: Processes, size: int, expert: int, gate: str) -> None:
+    """Small parameters stay whole on every rank (DeepSpeed's default); elsewhere here all are in pieces."""
+    case = Case(router=scoped(gate, "sequence"), expert=expert, zero=3, accumulation=2, persistent=True)
+    case = away_from_ties(processes, case)
+    check(processes, case, processes(size).run(training.train, case=case))
+
+
 @pytest.mark.parametrize(("size", "expert", "zero", "recompute"), [(1, 1, 3, False), (2, 1, 3, True), (4, 2, 2, False)])
 def test_tied_head(processes: Processes, size: int, expert: int, zero: int, recompute: bool) -> None:
     model = dataclasses.replace(MODEL, tie_embeddings=True)

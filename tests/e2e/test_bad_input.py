@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import resource
 import shutil
 from collections.abc import Callable
@@ -106,6 +107,32 @@ def test_token_beyond_the_vocabulary_without_a_table(train: Train, tmp_path: Pat
     refused(train(tmp_path / "run", *overrides(tmp_path)), "model.vocab_size")
 
 
+def test_validation_token_beyond_the_vocabulary_without_a_table(train: Train, tmp_path: Path) -> None:
+    write_tokens(tmp_path / "train", 2000, seed=1)
+    write_tokens(tmp_path / "validation", 500, seed=2, vocab=500)
+    refused(train(tmp_path / "run", *overrides(tmp_path, "eval.every=1")), "validation", "model.vocab_size")
+
+
+def test_damaged_token_bytes(train: Train, tmp_path: Path) -> None:
+    write_tokens(tmp_path / "train", 2000, seed=1)
+    write_tokens(tmp_path / "validation", 500, seed=2)
+    (tmp_path / "train.token_bytes.npy").write_bytes(b"")
+    refused(train(tmp_path / "run", *overrides(tmp_path)), "train.token_bytes.npy", "damaged")
+
+
+def test_after_a_failed_start_the_right_command_works(train: Train, tmp_path: Path) -> None:
+    """What never took a step is no run that would have to be gone on with."""
+    write_tokens(tmp_path / "train", 2000, seed=1)
+    write_tokens(tmp_path / "validation", 500, seed=2)
+    whole = (tmp_path / "train.bin").read_bytes()
+    (tmp_path / "train.bin").write_bytes(whole[:-100])
+    arguments = overrides(tmp_path, "train.steps=1", "eval.every=0")
+    refused(train(tmp_path / "run", *arguments), "train.bin")
+    (tmp_path / "train.bin").write_bytes(whole)
+    result = train(tmp_path / "run", *arguments)
+    assert result.code == 0, result.stderr[-2000:]
+
+
 @pytest.fixture(scope="module")
 def trained(train: Train, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("trained") / "run"
@@ -118,6 +145,37 @@ def test_checkpoint_of_another_geometry(train: Train, trained: Path, data: Path,
     other = overrides(data, "train.steps=4", "eval.every=0", "model.moe.num_experts=4")
     result = train(tmp_path / "run", *other, "--resume", str(latest(trained)))
     refused(result, "of another model", "experts.weight1")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["model.moe.num_experts=4"], ["of another model"]),
+        (["data.sequence_length=16"], ["sequence_length: 32 then, 16 now"]),
+        (["seed=9"], ["seed: 1 then, 9 now"]),
+    ],
+)
+def test_going_on_with_something_else(
+    train: Train, trained: Path, data: Path, tmp_path: Path, change: list[str], words: list[str]
+) -> None:
+    """Refused, and the run's own configuration stays the one in its folder."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    before = (run / "config.yaml").read_text()
+    refused(train(run, *overrides(data, "train.steps=4", "eval.every=0", *change), "--resume", "auto"), *words)
+    assert (run / "config.yaml").read_text() == before
+
+
+def test_a_run_that_began_with_another_ones_checkpoint(train: Train, trained: Path, data: Path, tmp_path: Path) -> None:
+    """As long as it has saved nothing itself, going on means beginning there again, not with random weights."""
+    run = tmp_path / "run"
+    arguments = overrides(data, "train.steps=3", "eval.every=0", "logging.every=1")
+    for resume in (str(latest(trained)), "auto"):
+        result = train(run, *arguments, "--resume", resume)
+        assert result.code == 0, result.stderr[-2000:]
+        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert [record["step"] for record in records] == [3]
+        shutil.rmtree(run / "checkpoints")
 
 
 def test_inspect_shows_run_and_checkpoint(processes: Any, trained: Path) -> None:

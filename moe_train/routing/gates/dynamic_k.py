@@ -5,6 +5,7 @@ Suffixes: T tokens, H hidden, E experts, K slots (max_k, or E).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,9 @@ from moe_train.routing.arithmetic import full_precision, gate_dtype, softmax_ove
 from moe_train.routing.interface import Gate, Routing, TokenBatch
 from moe_train.routing.registry import register_gate
 from moe_train.routing.topk import slots, top_k
+
+_ONE = 2**52
+"""The probability 1 in the unit that sums are taken in; exact for float32 probabilities from 2^-29 on."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +91,11 @@ class DynamicKGate(Gate):
 
     def _select(self, probs_TE: Tensor, experts_TK: Tensor) -> Tensor:
         """bool [T, E] from the experts by falling probability."""
-        # In float64, so that the sum's own rounding does not decide.
-        probs_TK = torch.gather(probs_TE.detach(), 1, experts_TK).double()
+        # In integers, so that no rounding of the sum decides, and the same on every device.
+        probs_TK = (torch.gather(probs_TE.detach(), 1, experts_TK).double() * _ONE).round().long()
         before_TK = F.pad(probs_TK.cumsum(dim=1)[:, :-1], (1, 0))
         # All of them by definition at 1, where rounded probabilities may already sum to more.
-        chosen_TK = before_TK < (self.options.threshold if self.options.threshold < 1 else float("inf"))
+        threshold = self.options.threshold
+        chosen_TK = before_TK < (math.ceil(threshold * _ONE) if threshold < 1 else 2 * _ONE)
         chosen_TK[:, : self.options.min_k] = True
         return torch.zeros_like(probs_TE, dtype=torch.bool).scatter(1, experts_TK, chosen_TK)

@@ -20,21 +20,17 @@ class CsvWriter(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._columns: list[str] = ["kind", "step"]
-        self._kept: set[tuple[str, str]] = set()
 
     def on_start(self, run: RunInfo) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             rows = [row for row in self._read() if row["step"].isdigit() and int(row["step"]) <= run.start_step]
-            self._kept = {(row["kind"], row["step"]) for row in rows}
             self._rewrite(rows)
         except OSError as error:
             raise write_error(self.path, error) from None
 
     def on_record(self, record: Record) -> None:
         row = {"kind": str(record["kind"]), "step": str(record["step"])}
-        if (row["kind"], row["step"]) in self._kept:
-            return
         row |= {tag: repr(value) for tag, value in scalar_tags(record).items()}
         new = [column for column in row if column not in self._columns]
         try:

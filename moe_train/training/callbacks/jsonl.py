@@ -19,23 +19,18 @@ class JsonlWriter(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: FileIO | None = None
-        self._kept: set[tuple[str, int]] = set()
 
     def on_start(self, run: RunInfo) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            kept = _records_until(self.path, run.start_step)
-            self._kept = {(record["kind"], record["step"]) for _, record in kept}
             if self.path.is_file():
-                _replace(self.path, b"".join(line for line, _ in kept))
+                _replace(self.path, b"".join(_lines_until(self.path, run.start_step)))
             self._file = open(self.path, "ab", buffering=0)
         except OSError as error:
             raise write_error(self.path, error) from None
 
     def on_record(self, record: Record) -> None:
         assert self._file is not None, "on_start comes first"
-        if (record["kind"], record["step"]) in self._kept:
-            return  # A run that resumes exactly at a recorded step may validate there once more.
         line = memoryview((json.dumps(jsonable(record), allow_nan=False) + "\n").encode())
         try:
             while line:
@@ -60,17 +55,15 @@ def jsonable(value: Any) -> Any:
     return value
 
 
-def _records_until(path: Path, step: int) -> list[tuple[bytes, Record]]:
-    kept: list[tuple[bytes, Record]] = []
-    if not path.is_file():
-        return kept
+def _lines_until(path: Path, step: int) -> list[bytes]:
+    kept = []
     for line in path.read_bytes().splitlines(keepends=True):
         try:
             record = json.loads(line)
         except ValueError:
             continue
         if line.endswith(b"\n") and isinstance(record, dict) and record.get("step", step + 1) <= step:
-            kept.append((line, {"kind": record.get("kind", ""), "step": record["step"]}))
+            kept.append(line)
     return kept
 
 

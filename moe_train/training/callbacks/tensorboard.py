@@ -27,9 +27,8 @@ class TensorBoardWriter(Callback):
                 f"logging.tensorboard is on, but TensorBoard cannot be imported ({error}): "
                 "pip install tensorboard, or set logging.tensorboard=false"
             ) from None
-        purge = run.start_step + 1 if run.start_step else None
         try:
-            self._writer = SummaryWriter(str(self.folder), purge_step=purge, flush_secs=30)
+            self._writer = SummaryWriter(str(self.folder), purge_step=run.start_step + 1, flush_secs=30)
         except OSError as error:
             raise write_error(self.folder, error) from None
 

@@ -125,6 +125,22 @@ def train_with_other_ties_in_recomputation(case: Case) -> tuple[list[Record], in
             patch.stop()
 
 
+def step_with_infinite_gradient(case: Case, rank: int) -> tuple[str, list[Tensor]]:
+    """A step in which one rank's gradient of the final norm is infinite: what is raised, and the gates' biases."""
+    engine = make_engine(case, groups_for(case.expert))
+    if engine.groups.rank == rank:
+        parameter = next(p for name, p in engine.module.named_parameters() if name.endswith("final_layernorm.weight"))
+        parameter.register_hook(lambda gradient: gradient + float("inf"))
+    try:
+        training.one_step(engine, case, 0)
+        message = ""
+    except FloatingPointError as error:
+        message = str(error)
+    biases = [b.clone() for n, b in engine.module.named_buffers() if n.endswith("bias_E")]
+    engine.close()
+    return message, biases
+
+
 def repeated_layer(case: Case, times: int) -> bool:
     """Whether the layer's output and all gradients are the same bits each time."""
     first = layers.moe_layer(case, None, dtype=torch.float32)

@@ -53,21 +53,35 @@ def snapshot(engine: Engine, records: list[Record]) -> Snapshot:
 def save_at(engine: Engine, root: str, step: int, case: Case, keep: int = 5) -> None:
     tokens = case.sequences * case.length * step
     save_checkpoint(
-        engine, Path(root), step=step, consumed=case.sequences * step, tokens=tokens, keep=keep, config={"name": "test"}
-    )
+        engine, Path(root), step=step, consumed=case.sequences * step, tokens=tokens, samples={}, keep=keep,
+        config={"name": "test"},
+    )  # fmt: skip
 
 
-def train_and_save(case: Case, root: str, saves: list[int], until: int) -> Snapshot:
+def train_and_save(case: Case, root: str, saves: list[int], until: int, keep: int = 5) -> Snapshot:
     """Trains from the start; after step k of ``saves`` writes a checkpoint."""
     engine = make_engine(case, groups_for(case.expert))
     records = []
     for step in range(until):
         records.append(one_step(engine, case, step))
         if step + 1 in saves:
-            save_at(engine, root, step + 1, case)
+            save_at(engine, root, step + 1, case, keep)
     result = snapshot(engine, records)
     engine.close()
     return result
+
+
+def draws_around_a_checkpoint(case: Case, root: str) -> list[Tensor]:
+    """Random numbers of this rank's generator: after a save, after as many others, and after loading that save."""
+    engine = make_engine(case, groups_for(case.expert))
+    one_step(engine, case, 0)
+    torch.manual_seed(100 + engine.groups.rank)
+    torch.rand(3)
+    save_at(engine, root, 1, case)
+    drawn = [torch.rand(5), torch.rand(5)]
+    load_checkpoint(engine, Path(root) / "step_00000001")
+    engine.close()
+    return [*drawn, torch.rand(5)]
 
 
 def resume(case: Case, directory: str, until: int) -> tuple[Snapshot, Snapshot, dict[str, Any]]:

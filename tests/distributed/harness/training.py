@@ -55,6 +55,8 @@ class Case:
     constant: bool = False
     zero_gate: bool = False
     """Start with gate weights of zero (prototypes: all alike): every logit of every token ties exactly."""
+    persistent: bool = False
+    """ZeRO-3 keeps small parameters whole on every rank, as is DeepSpeed's default."""
     other_padding: bool = False
     """Other ids and labels where there is padding."""
 
@@ -143,7 +145,8 @@ def make_engine(case: Case, groups: Groups) -> Engine:
         recompute=case.recompute,
     )
     # Tiny tensors would otherwise stay whole on every rank, and nothing would be partitioned.
-    passthrough = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if case.zero == 3 else {}
+    pieces = case.zero == 3 and not case.persistent
+    passthrough = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if pieces else {}
     return Engine(build_model(case), groups, train, case.optimizer, passthrough)
 
 

@@ -22,8 +22,8 @@ def main() -> int:
     status = StatusFile(folder, arguments.status, rank)
     status.start()
     (folder / f"started_{rank}").write_text(" ".join(sys.argv[1:]) + f" world {os.environ['WORLD_SIZE']}")
-    if behaviour == "finish":
-        status.finish(0)
+    if behaviour in ("finish", "stopped"):
+        status.finish(0, stopped=behaviour == "stopped")
         return 0
     while sum((folder / f"started_{r}").exists() for r in range(int(os.environ["WORLD_SIZE"]))) < 2:
         time.sleep(0.02)

@@ -116,6 +116,12 @@ def test_workers_that_do_not_stop_are_killed_in_time(launch: Launch) -> None:
     assert launch.nothing_left()
 
 
+def test_a_run_that_another_process_stopped_is_not_finished(launch: Launch) -> None:
+    """As on the other nodes of a run that was stopped on one."""
+    assert launch.run("stopped") == 143
+    assert "--resume auto" in launch.said
+
+
 def test_workers_without_anything_to_save_end_at_once(launch: Launch) -> None:
     assert launch.run("stubborn", meanwhile=signal_self(signal.SIGTERM), saves=False) == 143
     assert saved(launch.folder) == 0 and launch.nothing_left() and launch.messages == []

@@ -47,7 +47,7 @@ def test_the_published_off_by_one_is_not_repeated(threshold, expected, make_batc
     p = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
     with torch.no_grad():
         # A hair less for the last, so that three exceed .95 and rounding does not decide.
-        gate.weight.copy_((p * torch.tensor([1.0, 1.0, 1.0, 1 - 1e-9])).log()[:, None])
+        gate.weight.copy_((p * torch.tensor([1.0, 1.0, 1.0, 1 - 1e-9], dtype=p.dtype)).log()[:, None])
     assert gate(torch.ones(1, 1).double(), make_batch([1], 1)).selected_TE[0].nonzero().flatten().tolist() == expected
 
 

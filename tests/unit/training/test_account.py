@@ -114,9 +114,7 @@ def test_flops_equal_torchs_counter() -> None:
 
 def test_memory_by_zero_stage() -> None:
     """Two ranks, EP 2: experts have one replica each, so ZeRO shards the rest only."""
-    memory = {
-        stage: memory_per_rank(load_run_config("demo", [f"train.zero_stage={stage}"]), 2) for stage in (1, 2, 3)
-    }
+    memory = {stage: memory_per_rank(load_run_config("demo", [f"train.zero_stage={stage}"]), 2) for stage in (1, 2, 3)}
     counted = parameters(load_run_config("demo"))
     whole, shard = counted.dense + counted.experts // 2, counted.dense // 2 + counted.experts // 2
     assert [memory[stage].parameters for stage in (1, 2, 3)] == [4 * whole, 4 * whole, 4 * shard]

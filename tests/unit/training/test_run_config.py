@@ -82,6 +82,8 @@ def test_options_of_another_gate_name_the_allowed_ones() -> None:
         ("model.num_key_value_heads=3", "model.num_key_value_heads"),
         ("model.hidden_size=66", "model.hidden_size"),
         ("model.head_dim=15", "model.head_dim"),
+        ("model.init.std=.nan", "model.init.std"),
+        ("optimizer.lr=.nan", "optimizer.lr"),
         ("model.moe.num_experts=0", "model.moe.num_experts"),
         ("model.moe.shared_expert_hidden_size=0", "model.moe.shared_expert_hidden_size"),
         ("schedule.decay_fraction=1.5", "schedule.decay_fraction"),
@@ -137,6 +139,19 @@ def test_what_fits_passes() -> None:
 def test_deepspeed_keys_that_are_ours_are_refused(key: str, value: str, advice: str) -> None:
     (message,) = paths(f"deepspeed.{key}={value}").values()
     assert advice in message
+
+
+def test_a_typo_of_a_deepspeed_key_is_refused() -> None:
+    (message,) = paths("deepspeed.zero_optimisation.reduce_bucket_size=1000").values()
+    assert "did you mean zero_optimization" in message
+    (message,) = paths("deepspeed.zero_optimization=3").values()
+    assert "section" in message
+
+
+def test_rows_that_grouped_mm_refuses() -> None:
+    sizes = ["model.hidden_size=60", "model.num_attention_heads=4", "model.num_key_value_heads=2", "model.head_dim=16"]
+    load_run_config("tiny", sizes)
+    assert "multiple of 8" in paths(*sizes, "train.precision=bfloat16")["model.hidden_size"]
 
 
 def test_other_deepspeed_keys_pass_through() -> None:

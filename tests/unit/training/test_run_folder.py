@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moe_train.training.run_config import load_run_config
-from moe_train.training.run_folder import CONFIG, default_run_dir, holds_run, load, prepare
+from moe_train.training.run_folder import CONFIG, default_run_dir, holds_run, load, prepare, started_from
 
 
 def test_a_new_run_gets_its_configuration(tmp_path: Path) -> None:
@@ -20,10 +20,18 @@ def test_a_new_run_gets_its_configuration(tmp_path: Path) -> None:
 def test_an_empty_folder_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     prepare(tmp_path, load_run_config("tiny"), None)
-    assert holds_run(tmp_path)
+    assert load(tmp_path) == load_run_config("tiny")
 
 
-@pytest.mark.parametrize("content", [CONFIG, "metrics.jsonl", "checkpoints"])
+def test_a_configuration_alone_is_no_run(tmp_path: Path) -> None:
+    """It is kept, though."""
+    (tmp_path / CONFIG).write_text("mine")
+    prepare(tmp_path, load_run_config("tiny"), None)
+    assert (tmp_path / "config.before_1.yaml").read_text() == "mine"
+    assert not holds_run(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["metrics.jsonl", "checkpoints"])
 def test_an_existing_run_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / content).write_text("old")
     with pytest.raises(ValueError, match=r"--resume auto.*--run-dir"):
@@ -44,13 +52,16 @@ def test_resume_auto_keeps_the_earlier_configuration(tmp_path: Path) -> None:
 
 def test_resume_auto_may_start_a_run(tmp_path: Path) -> None:
     prepare(tmp_path / "new", load_run_config("tiny"), "auto")
-    assert holds_run(tmp_path / "new")
+    assert load(tmp_path / "new") == load_run_config("tiny")
+    assert started_from(tmp_path / "new") is None
 
 
 def test_a_checkpoint_of_another_run_does_not_open_this_folder(tmp_path: Path) -> None:
     other = tmp_path / "other" / "checkpoints" / "step_00000100"
     other.mkdir(parents=True)
     prepare(tmp_path / "mine", load_run_config("tiny"), str(other))
+    assert started_from(tmp_path / "mine") == other
+    (tmp_path / "mine" / "metrics.jsonl").touch()
     with pytest.raises(ValueError, match="holds a run already"):
         prepare(tmp_path / "mine", load_run_config("tiny"), str(other))
 

@@ -37,7 +37,7 @@ def test_it_hands_over_what_it_was_told(run_dir: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     arguments = ["--run-dir", str(run_dir), "--resume", "auto", "--status", "x", "--local_rank=1"]
-    assert main(arguments, lambda *given: seen.append(given)) == 0
+    assert main(arguments, lambda *given: not seen.append(given)) == 0
     ((config, folder, resume, stop),) = seen
     assert (config, folder, resume) == (load_run_config("tiny"), run_dir, "auto")
     assert not stop.requested
@@ -46,7 +46,7 @@ def test_it_hands_over_what_it_was_told(run_dir: Path, monkeypatch: pytest.Monke
 
 
 def test_without_a_launch_no_file_is_written(run_dir: Path) -> None:
-    assert main(["--run-dir", str(run_dir)], lambda *_: None) == 0
+    assert main(["--run-dir", str(run_dir)], lambda *_: True) == 0
     assert not (run_dir / "processes").exists()
 
 
@@ -70,12 +70,20 @@ def test_a_world_that_does_not_fit_is_refused(run_dir: Path, monkeypatch: pytest
     assert main(["--run-dir", str(run_dir)], lambda *_: pytest.fail("started")) == 2
 
 
-def test_by_hand_it_prepares_the_folder(tmp_path: Path) -> None:
+def test_by_hand_it_looks_at_the_folder(tmp_path: Path) -> None:
     run = tmp_path / "byhand"
     arguments = ["--config", "tiny", "--run-dir", str(run), "train.steps=3"]
-    assert main(arguments, lambda config, *_: None if config.train.steps == 3 else pytest.fail("override lost")) == 0
-    assert (run / "config.yaml").exists()
-    assert main(arguments, lambda *_: pytest.fail("overwrote a run")) == 2
+    assert main(arguments, lambda config, *_: config.train.steps == 3 or pytest.fail("override lost")) == 0
+    run.mkdir()
+    (run / "metrics.jsonl").touch()
+    assert main(arguments, lambda *_: pytest.fail("would overwrite a run")) == 2
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_whether_it_was_stopped_is_in_its_file(run_dir: Path, finished: bool) -> None:
+    assert main(["--run-dir", str(run_dir), "--status", "x"], lambda *_: finished) == 0
+    (status,) = read_statuses(run_dir, "x")
+    assert status.stopped != finished
 
 
 def test_neither_folder_nor_configuration() -> None:
@@ -83,9 +91,10 @@ def test_neither_folder_nor_configuration() -> None:
 
 
 def test_a_signal_becomes_a_request(run_dir: Path) -> None:
-    def train(_config: Any, _folder: Any, _resume: Any, stop: StopRequest) -> None:
+    def train(_config: Any, _folder: Any, _resume: Any, stop: StopRequest) -> bool:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.requested and stop.signal == signal.SIGTERM
+        return False
 
     assert main(["--run-dir", str(run_dir)], train) == 0
 

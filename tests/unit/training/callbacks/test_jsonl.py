@@ -46,15 +46,6 @@ def test_resume_drops_later_records_and_a_torn_line(tmp_path: Path) -> None:
     assert steps(path) == [("train", 10), ("train", 20), ("train", 30), ("eval", 30), ("train", 40)]
 
 
-def test_resume_exactly_at_a_recorded_step_records_it_once(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    start(path).on_record({"kind": "eval", "step": 30})
-    writer = start(path, step=30)
-    writer.on_record({"kind": "eval", "step": 30})
-    writer.on_record({"kind": "train", "step": 30})
-    assert steps(path) == [("eval", 30), ("train", 30)]
-
-
 def test_nan_is_written_as_null_so_that_every_reader_can_go_on(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     record = {"kind": "train", "step": 1, "loss": float("nan"), "balance": {"x": float("inf")}, "l": [1.5]}

@@ -90,6 +90,15 @@ def test_tensorboard_resume_shows_no_step_twice(tmp_path: Path) -> None:
     assert points == [(10, 0.0), (20, 10.0), (30, 10.0)]
 
 
+def test_tensorboard_of_a_run_that_starts_again_from_step_0(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        writer = TensorBoardWriter(tmp_path)
+        writer.on_start(run_info(tmp_path, 0))
+        writer.on_record({**RECORD, "step": 10, "loss": value})
+        writer.on_end("failed")
+    assert [(e.step, e.value) for e in read_tensorboard(tmp_path).Scalars("train/loss")] == [(10, 2.0)]
+
+
 def rows(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
