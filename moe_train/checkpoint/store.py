@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from moe_train.checkpoint.planners import SliceLoadPlanner, SliceSavePlanner, check_geometry
 from moe_train.checkpoint.slices import OwnedSlice
+from moe_train.data.files import write_atomically
 
 FORMAT = 1
 _STATE = "state.json"
@@ -46,14 +47,14 @@ def save(root: Path, step: int, slices: list[OwnedSlice], state: dict[str, Any],
         temporary.mkdir()
 
     def publish() -> None:
-        _write_text(temporary / _STATE, json.dumps({"format": FORMAT, "step": step, **state}, indent=1))
+        text = json.dumps({"format": FORMAT, "step": step, **state}, indent=1)
+        write_atomically(temporary / _STATE, text.encode())
         if final.exists():
             # A run that went back to an earlier step comes by again. Until the new one is in place the old one stays.
             os.rename(final, final.with_name(final.name + _REPLACED))
         os.rename(temporary, final)
         _sync_directory(root)
-        _write_text(root / "latest", final.name)
-        _sync_directory(root)
+        write_atomically(root / "latest", final.name.encode())
         old = [path for path in sorted(root.glob("step_????????"))[:-keep] if path != final]
         for path in [*old, *root.glob(f"*{_REPLACED}")]:
             try:
@@ -163,16 +164,6 @@ def _failure(final: Path, error: BaseException) -> str:
         f"checkpoint {final} could not be saved: {reason}. Earlier checkpoints are untouched; free space or choose "
         "another --run-dir, then go on with --resume auto"
     )
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Replaces a file atomically and durably."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _sync_directory(path: Path) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from moe_train.data.files import write_atomically
 from moe_train.training.callbacks.base import Callback, Record, RunInfo, Status, write_error
 
 
@@ -24,7 +24,7 @@ class JsonlWriter(Callback):
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.is_file():
-                _replace(self.path, b"".join(_lines_until(self.path, run.start_step)))
+                write_atomically(self.path, b"".join(_lines_until(self.path, run.start_step)))
             self._file = open(self.path, "ab", buffering=0)
         except OSError as error:
             raise write_error(self.path, error) from None
@@ -65,13 +65,3 @@ def _lines_until(path: Path, step: int) -> list[bytes]:
         if line.endswith(b"\n") and isinstance(record, dict) and record.get("step", step + 1) <= step:
             kept.append(line)
     return kept
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Atomic: a crash leaves the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
