@@ -13,7 +13,8 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(shell \
 	$(p) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13)' 2>/dev/null && echo $(p))))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP_FLAGS := $(if $(CONSTRAINTS),--constraint $(VENV)/constraints.txt)
+# Python compiles what it imports by itself; pip would compile everything, which takes longer than the rest.
+PIP_FLAGS := --quiet --disable-pip-version-check --no-compile $(if $(CONSTRAINTS),--constraint $(VENV)/constraints.txt)
 
 .PHONY: demo test test-all lint install clean
 
@@ -46,8 +47,8 @@ $(STAMP): pyproject.toml setup.py $(CONSTRAINTS)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; say which with make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(if $(CONSTRAINTS),$(if $(filter torch,$(TORCH)),cat,grep -v '^torch==') $(CONSTRAINTS) > $(VENV)/constraints.txt)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --editable '.[dev]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) "$(TORCH)"
+	$(BIN)/python -m pip install $(PIP_FLAGS) --editable '.[dev]'
 	echo "$(TORCH)" > $(VENV)/torch.txt
 	touch $(STAMP)
 

@@ -128,7 +128,7 @@ def save_on_a_full_disk(case: Case, root: str, failing_rank: int | None, where: 
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     target = {
         "data": ("torch.distributed.checkpoint.filesystem._write_item", full),
-        "state": ("moe_train.checkpoint.store._write_text", full),
+        "state": ("moe_train.checkpoint.store.write_atomically", full),
     }.get(where)
     try:
         if target is not None and dist.get_rank() == failing_rank:
