@@ -45,8 +45,7 @@ def main() -> int:
         (
             "tokens",
             DATA / "validation.manifest.json",
-            ["prepare", str(DATA / "corpus"), "--output", str(DATA), "--tokenizer", str(DATA / "tokenizer.model")]
-            + ["--validation-fraction", "0.03"],
+            ["prepare", str(DATA / "corpus"), "--output", str(DATA), "--tokenizer", str(DATA / "tokenizer.model")],
         ),
         (
             "training",
