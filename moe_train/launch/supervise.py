@@ -107,8 +107,8 @@ def _watch(
             told |= _tell(statuses, told)
         if death_at == float("inf"):
             failed = any(status.exit_code for status in statuses)
-            # Once one has failed, launchers kill the others: those are no cause.
-            dead = [] if failed else [status.rank for status in statuses if status.died]
+            # At the first sign only: once one has failed, launchers end the others, which are no cause.
+            dead = [status.rank for status in statuses if status.died]
             if failed or dead:
                 death_at = now + limits.death
         if signals.count > 1 or now > stop_at:
@@ -162,17 +162,18 @@ def _outcome(
         say("killed before all had saved; go on from the last complete checkpoint with --resume auto")
         return 128 + stopped_by
     if silent and (dead or not failed):
-        # Whoever ended without a word was killed or crashed; the others failed because of it.
+        # Whoever ended without a word was killed or crashed; others may have failed because of it, or before it.
         say(
             f"rank {', '.join(map(str, dead or silent))} died without a word: it was killed (out of memory?) or it "
             "crashed." + (" Complete checkpoints are untouched; go on with --resume auto" if saves else "")
         )
-        return _positive(launcher_code)
     if failed:
         first = failed[0]
         assert first.exit_code is not None
         say(f"rank {first.rank} failed with exit code {first.exit_code}: {first.error or 'see above'}")
         return first.exit_code
+    if silent:
+        return _positive(launcher_code)
     if stopped_by:
         return 128 + stopped_by
     if any(status.stopped for status in statuses):

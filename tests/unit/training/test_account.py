@@ -131,7 +131,7 @@ def test_recomputation_needs_less_memory() -> None:
 
 
 def test_summary_says_the_figures() -> None:
-    config = load_run_config("demo", ["train.steps=128", "train.global_batch_size=16"])
+    config = load_run_config("demo", ["train.steps=128", "train.global_batch_size=16", "train.micro_batch_size=4"])
     text = summary(config, 2, Path("runs/demo"), "cpu")
     for figure in ("17,467,904", "6,457,856", "EP 2", "16 experts each", "accumulation 2", "524,288 tokens"):
         assert figure in text
