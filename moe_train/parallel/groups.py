@@ -49,10 +49,6 @@ class Groups:
     def expert_size(self) -> int:
         return dist.get_world_size(self.expert)
 
-    @property
-    def expert_data_rank(self) -> int:
-        return dist.get_rank(self.expert_data)
-
     def sum_over_data(self, x: Tensor) -> Tensor:
         """x summed over the data-parallel ranks (a new tensor)."""
         x = x.clone()
