@@ -43,7 +43,7 @@ def find_experiment(name_or_path: str) -> Path:
         return shipped
     known = names(EXPERIMENTS)
     guess = nearest(name_or_path, known)
-    hint = f"did you mean {guess}? " if guess else ""
+    hint = f"Did you mean {guess}? " if guess else ""
     raise ValueError(
         f"no configuration {name_or_path!r}: it is neither a file nor a shipped experiment. {hint}"
         f"Shipped experiments: {listing(known)}"
