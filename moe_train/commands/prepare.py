@@ -20,7 +20,14 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("source", nargs="*", metavar="SOURCE", help="parquet files, folders with such, or globs")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write to")
-    parser.add_argument("--tokenizer", metavar="MODEL", help="sentencepiece .model file")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help="sentencepiece .model, Hugging Face tokenizer.json (or a folder with one), tiktoken rank file",
+    )
+    parser.add_argument(
+        "--eod-token", metavar="TOKEN", help="special token that ends documents (default: what the tokenizer says)"
+    )
     parser.add_argument("--corpus", choices=["stdlib"], help="write this corpus as parquet instead of reading sources")
     parser.add_argument(
         "--max-bytes", type=int, default=12_000_000, metavar="N", help="with --corpus: most text (default 12 MB)"
@@ -43,7 +50,9 @@ def run(args: argparse.Namespace) -> int:
     if not args.source or args.tokenizer is None:
         raise ValueError("prepare needs a SOURCE and --tokenizer MODEL, or --corpus stdlib; --help says more")
     from moe_train.data.prepare import PrepareOptions, prepare
+    from moe_train.data.sources import find_sources, first_texts
     from moe_train.data.tokenizers import load_tokenizer
+    from moe_train.data.tokenizers.gigatoken_engine import with_fast_engine
 
     options = PrepareOptions(
         text_column=args.text_column,
@@ -53,7 +62,12 @@ def run(args: argparse.Namespace) -> int:
         validation_fraction=args.validation_fraction,
         split_seed=args.split_seed,
     )
-    manifests = prepare(args.source, args.output, load_tokenizer(args.tokenizer), options, _Reporter())
+    tokenizer = with_fast_engine(
+        load_tokenizer(args.tokenizer, args.eod_token),
+        first_texts(find_sources(args.source), args.text_column, 200),
+        lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    manifests = prepare(args.source, args.output, tokenizer, options, _Reporter())
     for split, manifest in manifests.items():
         skipped = ", ".join(f"{count} {reason}" for reason, count in manifest["skipped"].items() if count)
         print(

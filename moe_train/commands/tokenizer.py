@@ -25,7 +25,8 @@ def register(parser: argparse.ArgumentParser) -> None:
     )
 
     inspect = actions.add_parser("inspect", help="size, special tokens, bytes per token")
-    inspect.add_argument("model", metavar="MODEL")
+    inspect.add_argument("model", metavar="PATH", help="sentencepiece, Hugging Face or tiktoken")
+    inspect.add_argument("--eod-token", metavar="TOKEN", help="special token that ends documents")
     inspect.add_argument("--text", help="show how this text is cut into tokens")
 
 
@@ -48,14 +49,14 @@ def _train(args: argparse.Namespace) -> int:
 def _inspect(args: argparse.Namespace) -> int:
     from moe_train.data.tokenizers import load_tokenizer
 
-    tokenizer = load_tokenizer(args.model)
+    tokenizer = load_tokenizer(args.model, args.eod_token)
     sizes = tokenizer.token_bytes()
-    special = [f"{token} {tokenizer.piece(token)}" for token in range(tokenizer.vocab_size) if not sizes[token]]
+    special = sorted((token, spelling) for spelling, token in tokenizer.special_tokens.items())
     longest = sorted(range(tokenizer.vocab_size), key=lambda token: (-sizes[token], token))[:8]
     print(f"tokens             {tokenizer.vocab_size}")
     print(f"sha256             {tokenizer.checksum}")
     print(f"end of document    {tokenizer.eod_id} {tokenizer.piece(tokenizer.eod_id)}")
-    print(f"special tokens     {', '.join(special)}")
+    print(f"special tokens     {', '.join(f'{token} {spelling}' for token, spelling in special)}")
     print(f"bytes per token    {sizes[sizes > 0].mean():.2f} on average over the vocabulary, {sizes.max()} at most")
     print(f"longest tokens     {', '.join(repr(tokenizer.piece(token)) for token in longest)}")
     if args.text:

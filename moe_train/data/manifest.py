@@ -59,7 +59,7 @@ def tokenizer_of(prefix: str | Path) -> Tokenizer:
     Errors: FileNotFoundError where the copy is gone, ValueError where it is another one.
     """
     recorded = read_manifest(prefix)["tokenizer"]
-    tokenizer = load_tokenizer(Path(prefix).parent / recorded["file"])
+    tokenizer = load_tokenizer(Path(prefix).parent / recorded["file"], recorded["eod_token"])
     if tokenizer.checksum != recorded["checksum"]:
         raise ValueError(f"{tokenizer.path} is not the tokenizer that {prefix} was written with")
     return tokenizer

@@ -177,6 +177,7 @@ def _job(files: Sequence[SourceFile], tokenizer: Tokenizer, options: PrepareOpti
             "checksum": tokenizer.checksum,
             "vocab_size": tokenizer.vocab_size,
             "eod_id": tokenizer.eod_id,
+            "eod_token": tokenizer.piece(tokenizer.eod_id),
         },
         "options": asdict(options),
         "corpora": {f.name: facts for f in files if (facts := _corpus_facts(f)) is not None},

@@ -75,6 +75,17 @@ def read_rows(file: SourceFile, columns: Sequence[str]) -> Iterator[tuple[int, d
         raise ValueError(f"{file.path} cannot be read as parquet behind row {row}: {error}") from error
 
 
+def first_texts(files: Sequence[SourceFile], column: str, count: int) -> list[str]:
+    """Up to ``count`` texts from the beginnings of files that are spread evenly over all of them."""
+    chosen = files[:: max(1, len(files) // 16)]
+    share = -(-count // max(1, len(chosen)))
+    texts: list[str] = []
+    for file in chosen:
+        _, values = next(read_rows(file, [column]), (0, {column: []}))
+        texts += [text for text in values[column] if text][:share]
+    return texts
+
+
 def column_names(file: SourceFile) -> list[str]:
     """The columns of a file. ValueError where it is not parquet."""
     import pyarrow as pa

@@ -1,0 +1,127 @@
+"""The fast engine: gigatoken, in place of a tokenizer's own engine where it has proved itself equal.
+
+A reimplementation may differ from the original in rare cases, which would train a model on other tokens than it is used
+with. So it is asked to encode a sample of the run's own text first, and takes over only if every id is the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from moe_train.data.tokenizers.hugging_face import HuggingFaceTokenizer
+from moe_train.data.tokenizers.interface import Encoded, IdArray, Tokenizer
+from moe_train.data.tokenizers.sentencepiece_model import SentencePieceTokenizer
+from moe_train.data.tokenizers.tiktoken_file import TiktokenTokenizer
+
+Say = Callable[[str], None]
+
+
+class GigatokenTokenizer(Tokenizer):
+    """A tokenizer with gigatoken's engine. Texts that spell a special token, or hold what else the original treats in a
+    way of its own, go to the original."""
+
+    def __init__(self, original: Tokenizer, engine: Any) -> None:
+        self.original, self._engine = original, engine
+        self.path, self.checksum = original.path, original.checksum
+        self._careful = "|".join(re.escape(spelling) for spelling in _special_spellings(original))
+
+    @property
+    def vocab_size(self) -> int:
+        return self.original.vocab_size
+
+    @property
+    def eod_id(self) -> int:
+        return self.original.eod_id
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        return self.original.special_tokens
+
+    def token_bytes_of(self, token: int) -> bytes:
+        return self.original.token_bytes_of(token)
+
+    def piece(self, token: int) -> str:
+        return self.original.piece(token)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[IdArray]:
+        import pyarrow as pa
+
+        encoded = self.encode_column(pa.array(texts, pa.large_string()))
+        ends = np.cumsum(encoded.lengths_D)
+        return [ids.astype(np.int32) for ids in np.split(encoded.ids_N, ends[:-1])] if len(texts) else []
+
+    def encode_column(self, texts: Any) -> Encoded:
+        import awkward as ak
+        import pyarrow.compute as pc
+
+        result = self._engine.encode_batch(_as_awkward(texts), parallel=False)
+        encoded = Encoded(np.asarray(ak.flatten(result, axis=1)), np.asarray(ak.num(result, axis=1), np.int64))
+        careful = np.flatnonzero(pc.match_substring_regex(texts, self._careful).to_numpy(zero_copy_only=False))
+        if not len(careful):
+            return encoded
+        ends = np.cumsum(encoded.lengths_D)
+        parts = np.split(encoded.ids_N, ends[:-1])
+        rows = careful.tolist()
+        for row, ids in zip(rows, self.original.encode_batch([texts[row].as_py() for row in rows]), strict=True):
+            parts[row] = ids.astype(encoded.ids_N.dtype)
+        return Encoded(np.concatenate(parts), np.array([len(part) for part in parts], np.int64))
+
+
+def with_fast_engine(tokenizer: Tokenizer, sample: Sequence[str], say: Say) -> Tokenizer:
+    """The tokenizer with gigatoken's engine if that is installed, takes the model, and encodes the sample alike; else
+    the tokenizer itself, and ``say`` is told why."""
+    try:
+        fast = GigatokenTokenizer(tokenizer, _engine(tokenizer))
+    except ImportError:
+        say("gigatoken is not installed (pip install 'moe-train[data]'): encoding with the far slower reference engine")
+        return tokenizer
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic inside the library is no Exception
+        say(f"gigatoken does not take {tokenizer.path} ({error}): encoding with the reference engine")
+        return tokenizer
+    wanted = tokenizer.encode_batch(sample)
+    for text, got, want in zip(sample, fast.encode_batch(sample), wanted, strict=True):
+        if not np.array_equal(got, want):
+            say(
+                f"WARNING: gigatoken encodes a document of this data differently from the reference ({len(got)} and "
+                f"{len(want)} tokens, beginning {text[:60]!r}): encoding with the reference engine, far slower"
+            )
+            return tokenizer
+    return fast
+
+
+def _engine(tokenizer: Tokenizer) -> Any:
+    import gigatoken
+
+    if isinstance(tokenizer, TiktokenTokenizer):
+        return gigatoken.Tokenizer.from_tiktoken(tokenizer.path, tokenizer.encoding.scheme, {})
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return gigatoken.Tokenizer.from_sentencepiece(tokenizer.path)
+    assert isinstance(tokenizer, HuggingFaceTokenizer), type(tokenizer)
+    return gigatoken.Tokenizer(str(tokenizer.path))
+
+
+def _as_awkward(texts: Any) -> Any:
+    """A pyarrow string or large_string array without nulls as gigatoken takes it, without a copy of the text."""
+    import awkward as ak
+
+    assert texts.null_count == 0, "nulls are no text"
+    _, offsets, content = texts.buffers()
+    wide = str(texts.type) == "large_string"
+    index = np.frombuffer(offsets, np.int64 if wide else np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    # No text at all has no buffer.
+    letters = np.frombuffer(content, np.uint8) if content is not None else np.zeros(0, np.uint8)
+    characters = ak.contents.NumpyArray(letters, parameters={"__array__": "char"})
+    # gigatoken takes offsets of 64 bits only.
+    wide_index = ak.index.Index64(index.astype(np.int64))
+    return ak.Array(ak.contents.ListOffsetArray(wide_index, characters, parameters={"__array__": "string"}))
+
+
+def _special_spellings(tokenizer: Tokenizer) -> list[str]:
+    extra = ["\u2581"] if isinstance(tokenizer, SentencePieceTokenizer) else []
+    return [*tokenizer.special_tokens, *extra]

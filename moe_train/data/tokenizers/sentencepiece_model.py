@@ -1,0 +1,153 @@
+"""Sentencepiece models: reading and training them.
+
+Newlines, tabs and runs of spaces are ordinary characters here: a trained model has pieces such as `):` + newline or
+eight spaces, and what has no piece is spelled in bytes. Nothing is normalised and no space is put in front, so
+decode(encode(text)) == text, and the token bytes of a text add up to its length in UTF-8.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_train.data.files import sha256_of, write_atomically
+from moe_train.data.tokenizers.interface import IdArray, Tokenizer
+
+END_OF_DOCUMENT = "<|endoftext|>"
+_SPACE_MARK = "\u2581"  # sentencepiece writes a space as this character inside its pieces
+_MAX_SENTENCE_BYTES = 4000
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A sentencepiece `.model` file; its end-of-sentence symbol ends documents, or the control symbol ``eod_token``.
+
+    Errors: FileNotFoundError; ValueError for a file that is no such model or that has no such symbol.
+    """
+
+    def __init__(self, path: str | Path, eod_token: str | None = None) -> None:
+        import sentencepiece
+
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"tokenizer {self.path} does not exist")
+        try:
+            self._model: Any = sentencepiece.SentencePieceProcessor(model_file=str(self.path))
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"{self.path} is not a sentencepiece model, or it is damaged") from error
+        self._eod_id = int(self._model.eos_id())
+        if eod_token is not None:
+            self._eod_id = int(self._model.piece_to_id(eod_token))
+            if not self._model.is_control(self._eod_id):
+                raise ValueError(f"{self.path} has no control symbol {eod_token!r} that could end documents")
+        elif self._eod_id < 0:
+            raise ValueError(f"{self.path} has no end-of-sentence symbol; name what ends documents by --eod-token")
+        self.checksum = sha256_of(self.path)
+        self._bytes = [self._bytes_of(token) for token in range(self.vocab_size)]
+        self._ids_of_space_mark = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._model.vocab_size())
+
+    @property
+    def eod_id(self) -> int:
+        return self._eod_id
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        kinds = (self._model.is_control, self._model.is_unknown, self._model.is_unused)
+        return {self._model.id_to_piece(i): i for i in range(self.vocab_size) if any(kind(i) for kind in kinds)}
+
+    def encode_batch(self, texts: Sequence[str]) -> list[IdArray]:
+        encoded = self._model.encode(list(texts), num_threads=os.cpu_count() or 1)
+        for index, text in enumerate(texts):
+            if _SPACE_MARK in text:
+                encoded[index] = self._encode_with_space_mark(text)
+        return [np.array(ids, dtype=np.int32) for ids in encoded]
+
+    def token_bytes_of(self, token: int) -> bytes:
+        return self._bytes[token]
+
+    def piece(self, token: int) -> str:
+        return super().piece(token) if self._bytes[token] else str(self._model.id_to_piece(token))
+
+    def _encode_with_space_mark(self, text: str) -> list[int]:
+        """Spells U+2581 in bytes: sentencepiece itself would turn it into a space."""
+        parts = self._model.encode(text.split(_SPACE_MARK))
+        ids: list[int] = list(parts[0])
+        for part in parts[1:]:
+            ids += self._ids_of_space_mark
+            ids += part
+        return ids
+
+    def _bytes_of(self, token: int) -> bytes:
+        model = self._model
+        if model.is_control(token) or model.is_unknown(token) or model.is_unused(token):
+            return b""
+        if model.is_byte(token):
+            return bytes([int(model.id_to_piece(token)[3:5], 16)])
+        return str(model.id_to_piece(token)).replace(_SPACE_MARK, " ").encode()
+
+
+def train_sentencepiece(texts: Iterable[str], output: str | Path, vocab_size: int) -> SentencePieceTokenizer:
+    """Trains a BPE model with byte fallback, identity normalisation and no dummy prefix.
+
+    The same texts give the same bytes.
+    vocab_size: V, of which 256 are bytes, one is unknown (never used), and one ends documents (id 1).
+    Errors: ValueError where the texts are too few for so many pieces.
+    """
+    import io
+
+    import sentencepiece
+
+    if vocab_size < 260:
+        raise ValueError(f"a vocabulary of {vocab_size} is too small: 256 bytes, 2 special tokens, letters")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_training_lines(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            max_sentence_length=2 * _MAX_SENTENCE_BYTES,
+            unk_id=0,
+            eos_id=1,
+            eos_piece=END_OF_DOCUMENT,
+            bos_id=-1,
+            pad_id=-1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).strip().rpartition("] ")[2] or str(error)
+        raise ValueError(f"sentencepiece could not train {vocab_size} pieces on this text: {reason}") from error
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, model.getvalue())
+    return SentencePieceTokenizer(path)
+
+
+def _training_lines(texts: Iterable[str]) -> Iterator[str]:
+    """Pieces of text below the trainer's limit, cut behind newlines where possible (it drops longer ones)."""
+    for text in texts:
+        lines: list[str] = []
+        size = 0
+        for line in text.splitlines(keepends=True):
+            # A character has at most four bytes.
+            for begin in range(0, len(line), _MAX_SENTENCE_BYTES // 4):
+                part = line[begin : begin + _MAX_SENTENCE_BYTES // 4]
+                if lines and size + len(part.encode()) > _MAX_SENTENCE_BYTES:
+                    yield "".join(lines)
+                    lines, size = [], 0
+                lines.append(part)
+                size += len(part.encode())
+        if lines:
+            yield "".join(lines)
