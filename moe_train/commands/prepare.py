@@ -1,4 +1,4 @@
-"""moe-train prepare: parquet files to token files, or the demo corpus to parquet."""
+"""moe-train prepare: text to token files, or the demo corpus to parquet."""
 
 from __future__ import annotations
 
@@ -15,10 +15,21 @@ Running a finished job again does nothing; changed inputs are refused with the d
 
 
 def register(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Turn text in parquet files into token files for training and validation."
+    parser.description = "Turn text into token files for training and validation."
     parser.epilog = _EXAMPLE
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("source", nargs="*", metavar="SOURCE", help="parquet files, folders with such, or globs")
+    parser.add_argument("source", nargs="*", metavar="SOURCE", help="files, folders or globs: parquet, JSONL, text")
+    parser.add_argument(
+        "--text-format",
+        choices=["lines", "document"],
+        help="read .txt and files of other names as a document per line or per file (default for .txt: per file)",
+    )
+    parser.add_argument(
+        "--on-bad",
+        choices=["stop", "skip"],
+        default="stop",
+        help="about rows that cannot be read: bad JSON, invalid UTF-8, no text (default: stop)",
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write to")
     parser.add_argument(
         "--tokenizer",
@@ -61,13 +72,14 @@ def run(args: argparse.Namespace) -> int:
         split_column=args.split_column,
         validation_fraction=args.validation_fraction,
         split_seed=args.split_seed,
+        on_bad=args.on_bad,
     )
     tokenizer = with_fast_engine(
         load_tokenizer(args.tokenizer, args.eod_token),
-        first_texts(find_sources(args.source), args.text_column, 200),
+        first_texts(find_sources(args.source, args.text_format), args.text_column, 200),
         lambda text: print(text, file=sys.stderr, flush=True),
     )
-    manifests = prepare(args.source, args.output, tokenizer, options, _Reporter())
+    manifests = prepare(args.source, args.output, tokenizer, options, _Reporter(), args.text_format)
     for split, manifest in manifests.items():
         skipped = ", ".join(f"{count} {reason}" for reason, count in manifest["skipped"].items() if count)
         print(
@@ -75,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
             f"{manifest['text_bytes']:,} bytes of text, unigram entropy {manifest['unigram_entropy_nats']:.3f} nats"
             + (f"; skipped in all: {skipped}" if skipped else "")
         )
+        for problem in manifest["problems"][:3]:
+            print(f"  left out: {problem['file']}, row {problem['row']}: {problem['reason']}")
         if manifest["inexact_documents"]:
             print(
                 f"  note: in {manifest['inexact_documents']:,} documents the bytes of the tokens do not add up to the "

@@ -15,8 +15,9 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    train = actions.add_parser("train", help="train on parquet files")
-    train.add_argument("source", nargs="+", metavar="SOURCE", help="parquet files, folders with such, or globs")
+    train = actions.add_parser("train", help="train on files of text")
+    train.add_argument("source", nargs="+", metavar="SOURCE", help="files, folders or globs: parquet, JSONL, text")
+    train.add_argument("--text-format", choices=["lines", "document"], help="how plain text is read, as for prepare")
     train.add_argument("--output", required=True, metavar="MODEL", help="file to write; its name ends in .model")
     train.add_argument("--vocab-size", type=int, default=8192, metavar="N", help="number of tokens (default 8192)")
     train.add_argument("--text-column", default="text", metavar="NAME", help="column with the text (default: text)")
@@ -40,7 +41,7 @@ def _train(args: argparse.Namespace) -> int:
 
     if not args.output.endswith(".model"):
         raise ValueError(f"the name of a sentencepiece model ends in .model, unlike {args.output}")
-    texts = sample_texts(find_sources(args.source), args.text_column, args.sample_bytes)
+    texts = sample_texts(find_sources(args.source, args.text_format), args.text_column, args.sample_bytes)
     tokenizer = train_sentencepiece(texts, args.output, args.vocab_size)
     print(f"{args.output}: {tokenizer.vocab_size} tokens, sha256 {tokenizer.checksum}")
     return 0

@@ -1,4 +1,4 @@
-"""Parquet to tokens: OUT/train.* and OUT/validation.*, each document in one of them, exactly once.
+"""Text to tokens: OUT/train.* and OUT/validation.*, each document in one of them, exactly once.
 
 Rows are read a few hundred at a time in source order (file name, then row), so memory stays flat but for 4 bytes per
 document. All files are written under temporary names and published together at the end, the .idx files last.
@@ -13,17 +13,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import moe_train
 from moe_train.data.files import partial_path, publish, sha256_of, write_atomically
 from moe_train.data.indexed import idx_path
 from moe_train.data.manifest import manifest_path, read_manifest
-from moe_train.data.sources import SourceFile, column_names, find_sources, read_rows
+from moe_train.data.sources import Rows, SourceFile, column_names, find_sources, read_rows, text_column
 from moe_train.data.split_writer import SplitWriter
 from moe_train.data.tokenizers import Tokenizer
 
 _FORMAT = 1
+_PROBLEMS = 100
+"""So many rows that could not be read are named in the manifest; all are counted."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class PrepareOptions:
     """Share of the documents (by hash of the split column) for validation; 0 writes no validation set."""
     split_seed: int = 0
     """Another seed gives another split."""
+    on_bad: Literal["stop", "skip"] = "stop"
+    """What to do about a row that cannot be read: bad JSON, invalid UTF-8, no text. ``skip`` counts it and goes on."""
 
 
 @dataclass
@@ -58,17 +62,18 @@ def prepare(
     tokenizer: Tokenizer,
     options: PrepareOptions | None = None,
     progress: Callable[[Progress], None] | None = None,
+    plain_text: Literal["lines", "document"] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Tokenizes sources into `output`; does nothing where the same job has already finished there.
 
-    progress: called after each batch of rows.
+    progress: called after each batch of rows.   plain_text: see `find_sources`.
     Returns the manifest of each split that was written ("train", "validation").
     Errors: FileNotFoundError, ValueError: unreadable sources, missing columns, an empty result, or an output folder
     that holds the result of a different job (the message says what differs).
     """
     options = options or PrepareOptions()
     _check_options(options)
-    files = find_sources(sources)
+    files = find_sources(sources, plain_text)
     output = Path(output)
     job = _job(files, tokenizer, options)
     splits = ["train", "validation"] if options.validation_fraction > 0 else ["train"]
@@ -78,7 +83,7 @@ def prepare(
     keep_tokenizer = _tokenizer_copy(output, tokenizer)
     writers = {split: SplitWriter(output / split, tokenizer) for split in splits}
     try:
-        skipped = _tokenize(files, tokenizer, options, writers, progress)
+        skipped, problems = _tokenize(files, tokenizer, options, writers, progress)
         manifests: dict[str, dict[str, Any]] = {}
         paths: list[Path] = []
         for split, writer in writers.items():
@@ -86,7 +91,8 @@ def prepare(
                 raise ValueError(_empty_split(split, skipped))
             written = writer.complete()
             sizes = {path.name: partial_path(path).stat().st_size for path in written}
-            manifests[split] = job | {"split": split, "skipped": dict(skipped)} | writer.facts() | {"files": sizes}
+            left_out = {"skipped": dict(skipped), "problems": problems}
+            manifests[split] = job | {"split": split} | left_out | writer.facts() | {"files": sizes}
             path = manifest_path(output / split)
             partial_path(path).write_text(json.dumps(manifests[split], indent=2) + "\n")
             paths += [path, *written]
@@ -112,22 +118,26 @@ def _tokenize(
     options: PrepareOptions,
     writers: dict[str, SplitWriter],
     progress: Callable[[Progress], None] | None,
-) -> Counter[str]:
+) -> tuple[Counter[str], list[dict[str, Any]]]:
+    """Counts of what was skipped by reason, and the first of what could not be read."""
     skipped: Counter[str] = Counter({"null": 0, "empty": 0})
+    problems: list[dict[str, Any]] = []
     begin = time.monotonic()
     for number, file in enumerate(files, start=1):
-        have = column_names(file)
-        wanted = {options.text_column, options.split_column}
-        wanted |= {name for name in (options.id_column, options.domain_column) if name in have}
-        for first_row, values in read_rows(file, sorted(wanted)):
-            texts = values[options.text_column]
-            _check_texts(texts, file, options)
-            kept = [i for i, text in enumerate(texts) if text]
-            skipped["null"] += sum(text is None for text in texts)
+        for rows in read_rows(file, _columns(file, options)):
+            values = rows.values
+            texts = values[text_column(file, options.text_column)]
+            bad = _bad_rows(file, rows, texts, options)
+            for i, reason in sorted(bad.items()):
+                skipped[reason] += 1
+                if len(problems) < _PROBLEMS:
+                    problems.append({"file": file.name, "row": rows.first_row + i, "reason": reason})
+            kept = [i for i, text in enumerate(texts) if text and i not in bad]
+            skipped["null"] += sum(text is None and i not in bad for i, text in enumerate(texts))
             skipped["empty"] += sum(text == "" for text in texts)
             encoded = tokenizer.encode_batch([texts[i] for i in kept])
             for i, ids in zip(kept, encoded, strict=True):
-                row = first_row + i
+                row = rows.first_row + i
                 name = _value(values, options.id_column, i) or f"{file.name}:{row}"
                 key = _value(values, options.split_column, i) or name
                 side = "validation" if is_validation(key, options) else "train"
@@ -141,7 +151,30 @@ def _tokenize(
                     for name in ("documents", "text_bytes", "tokens")
                 )
                 progress(Progress(number, len(files), documents, size, tokens, time.monotonic() - begin))
-    return skipped
+    return skipped, problems
+
+
+def _columns(file: SourceFile, options: PrepareOptions) -> list[str]:
+    """What to read of a file. Parquet must have the split column; elsewhere a document's name stands in for it."""
+    have = column_names(file)
+    wanted = {text_column(file, options.text_column)}
+    if file.kind == "parquet":
+        wanted.add(options.split_column)
+    others = (options.id_column, options.domain_column, options.split_column)
+    return sorted(wanted | {name for name in others if have is None or name in have})
+
+
+def _bad_rows(file: SourceFile, rows: Rows, texts: list[Any], options: PrepareOptions) -> dict[int, str]:
+    """Place -> reason. ValueError for the first one, unless such rows are to be skipped."""
+    if file.kind == "parquet":
+        _check_texts(texts, file, options)
+    bad = rows.bad | {i: "no text" for i, text in enumerate(texts) if not isinstance(text, str | None)}
+    if bad and options.on_bad == "stop":
+        first = min(bad)
+        raise ValueError(
+            f"{file.path}, row {rows.first_row + first}: {bad[first]}; --on-bad skip counts and leaves out such rows"
+        )
+    return bad
 
 
 def _value(values: dict[str, list[Any]], column: str, row: int) -> str:
@@ -171,7 +204,7 @@ def _job(files: Sequence[SourceFile], tokenizer: Tokenizer, options: PrepareOpti
     return {
         "format": _FORMAT,
         "version": moe_train.__version__,
-        "sources": [{"name": f.name, "size": f.size, "sha256": sha256_of(f.path)} for f in files],
+        "sources": [{"name": f.name, "kind": f.kind, "size": f.size, "sha256": sha256_of(f.path)} for f in files],
         "tokenizer": {
             "file": f"tokenizer{tokenizer.path.suffix}",
             "checksum": tokenizer.checksum,

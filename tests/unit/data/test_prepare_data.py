@@ -140,7 +140,7 @@ def test_result_does_not_depend_on_how_rows_are_read(
 ) -> None:
     source = write_parquet(tmp_path / "in.parquet", make_texts(1, 100), row_group_size=13)
     prepare([source], tmp_path / "a", tokenizer, HALF)
-    monkeypatch.setattr(sources, "_ROWS_PER_BATCH", 3)
+    monkeypatch.setattr("moe_train.data.sources.parquet.ROWS_PER_BATCH", 3)
     prepare([source], tmp_path / "b", tokenizer, HALF)
     a, b = contents(tmp_path / "a"), contents(tmp_path / "b")
     assert len(a) == 11 and a == b
@@ -229,11 +229,11 @@ def test_bad_input(tmp_path: Path, tokenizer, write_parquet, make_texts) -> None
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         prepare([tmp_path / "nowhere"], out, tokenizer, by_id)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="empty holds no .parquet file"):
+    with pytest.raises(FileNotFoundError, match="empty holds no file that ends in .parquet"):
         prepare([tmp_path / "empty"], out, tokenizer, by_id)
-    (tmp_path / "notes.txt").write_text("text")
-    with pytest.raises(ValueError, match="notes.txt is not a .parquet file"):
-        prepare([tmp_path / "notes.txt"], out, tokenizer, by_id)
+    (tmp_path / "notes.md").write_text("text")
+    with pytest.raises(ValueError, match="notes.md is of no known kind"):
+        prepare([tmp_path / "notes.md"], out, tokenizer, by_id)
     (tmp_path / "bad.parquet").write_text("text")
     with pytest.raises(ValueError, match="bad.parquet is not a parquet file"):
         prepare([tmp_path / "bad.parquet"], out, tokenizer, by_id)

@@ -1,0 +1,16 @@
+"""Sources of text: files of several kinds, read as rows."""
+
+from moe_train.data.sources.discovery import find_sources
+from moe_train.data.sources.reading import column_names, first_texts, read_rows, sample_texts, text_column
+from moe_train.data.sources.rows import Rows, SourceFile
+
+__all__ = [
+    "Rows",
+    "SourceFile",
+    "column_names",
+    "find_sources",
+    "first_texts",
+    "read_rows",
+    "sample_texts",
+    "text_column",
+]
