@@ -96,7 +96,7 @@ def test_a_reference_to_nothing(tmp_path: Path) -> None:
 
 
 def test_an_unknown_experiment_lists_the_shipped_ones() -> None:
-    with pytest.raises(ValueError, match=r"did you mean demo\?.*tiny"):
+    with pytest.raises(ValueError, match=r"Did you mean demo\?.*tiny"):
         find_experiment("deom")
 
 
