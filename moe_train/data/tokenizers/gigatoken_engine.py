@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from moe_train.data.tokenizers.hugging_face import HuggingFaceTokenizer
-from moe_train.data.tokenizers.interface import Encoded, IdArray, Tokenizer
+from moe_train.data.tokenizers.interface import IdArray, Tokenizer
 from moe_train.data.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from moe_train.data.tokenizers.tiktoken_file import TiktokenTokenizer
 
@@ -26,49 +26,25 @@ class GigatokenTokenizer(Tokenizer):
 
     def __init__(self, original: Tokenizer, engine: Any) -> None:
         self.original, self._engine = original, engine
-        self.path, self.checksum = original.path, original.checksum
+        self.path, self.checksum, self.eod_id = original.path, original.checksum, original.eod_id
+        self.special_tokens, self.bytes_V = original.special_tokens, original.bytes_V
         self._careful = "|".join(re.escape(spelling) for spelling in _special_spellings(original))
 
-    @property
-    def vocab_size(self) -> int:
-        return self.original.vocab_size
-
-    @property
-    def eod_id(self) -> int:
-        return self.original.eod_id
-
-    @property
-    def special_tokens(self) -> dict[str, int]:
-        return self.original.special_tokens
-
-    def token_bytes_of(self, token: int) -> bytes:
-        return self.original.token_bytes_of(token)
-
-    def piece(self, token: int) -> str:
-        return self.original.piece(token)
-
     def encode_batch(self, texts: Sequence[str]) -> list[IdArray]:
-        import pyarrow as pa
-
-        encoded = self.encode_column(pa.array(texts, pa.large_string()))
-        ends = np.cumsum(encoded.lengths_D)
-        return [ids.astype(np.int32) for ids in np.split(encoded.ids_N, ends[:-1])] if len(texts) else []
-
-    def encode_column(self, texts: Any) -> Encoded:
         import awkward as ak
+        import pyarrow as pa
         import pyarrow.compute as pc
 
-        result = self._engine.encode_batch(_as_awkward(texts), parallel=False)
-        encoded = Encoded(np.asarray(ak.flatten(result, axis=1)), np.asarray(ak.num(result, axis=1), np.int64))
-        careful = np.flatnonzero(pc.match_substring_regex(texts, self._careful).to_numpy(zero_copy_only=False))
-        if not len(careful):
-            return encoded
-        ends = np.cumsum(encoded.lengths_D)
-        parts = np.split(encoded.ids_N, ends[:-1])
-        rows = careful.tolist()
-        for row, ids in zip(rows, self.original.encode_batch([texts[row].as_py() for row in rows]), strict=True):
-            parts[row] = ids.astype(encoded.ids_N.dtype)
-        return Encoded(np.concatenate(parts), np.array([len(part) for part in parts], np.int64))
+        column = pa.array(texts, pa.large_string())
+        result = self._engine.encode_batch(_as_awkward(column), parallel=False)
+        ids_N, ends_D = np.asarray(ak.flatten(result, axis=1)), np.cumsum(np.asarray(ak.num(result, axis=1), np.int64))
+        encoded = [ids.astype(np.int32) for ids in np.split(ids_N, ends_D[:-1])] if texts else []
+        careful = np.flatnonzero(
+            pc.match_substring_regex(column, self._careful).to_numpy(zero_copy_only=False)
+        ).tolist()
+        for row, ids in zip(careful, self.original.encode_batch([texts[row] for row in careful]), strict=True):
+            encoded[row] = ids
+        return encoded
 
 
 def with_fast_engine(tokenizer: Tokenizer, sample: Sequence[str], say: Say) -> Tokenizer:
@@ -107,19 +83,16 @@ def _engine(tokenizer: Tokenizer) -> Any:
 
 
 def _as_awkward(texts: Any) -> Any:
-    """A pyarrow string or large_string array without nulls as gigatoken takes it, without a copy of the text."""
+    """A pyarrow large_string array without nulls as gigatoken takes it, without a copy of the text."""
     import awkward as ak
 
-    assert texts.null_count == 0, "nulls are no text"
     _, offsets, content = texts.buffers()
-    wide = str(texts.type) == "large_string"
-    index = np.frombuffer(offsets, np.int64 if wide else np.int32)[texts.offset : texts.offset + len(texts) + 1]
-    # No text at all has no buffer.
+    index = np.frombuffer(offsets, np.int64)[: len(texts) + 1] if len(texts) else np.zeros(1, np.int64)
+    # No letter at all has no buffer.
     letters = np.frombuffer(content, np.uint8) if content is not None else np.zeros(0, np.uint8)
     characters = ak.contents.NumpyArray(letters, parameters={"__array__": "char"})
-    # gigatoken takes offsets of 64 bits only.
-    wide_index = ak.index.Index64(index.astype(np.int64))
-    return ak.Array(ak.contents.ListOffsetArray(wide_index, characters, parameters={"__array__": "string"}))
+    layout = ak.contents.ListOffsetArray(ak.index.Index64(index), characters, parameters={"__array__": "string"})
+    return ak.Array(layout)
 
 
 def _special_spellings(tokenizer: Tokenizer) -> list[str]:

@@ -46,44 +46,26 @@ class HuggingFaceTokenizer(Tokenizer):
         self._engine.no_truncation()
         self._engine.no_padding()
         self.checksum = sha256_of(self.path)
-        self._special = {t["content"]: int(t["id"]) for t in self._config.get("added_tokens") or [] if t["special"]}
-        self._bytes = self._vocabulary()
-        self._eod_id = self._end_of_document(eod_token)
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self._bytes)
-
-    @property
-    def eod_id(self) -> int:
-        return self._eod_id
-
-    @property
-    def special_tokens(self) -> dict[str, int]:
-        return dict(self._special)
+        self.special_tokens = {
+            t["content"]: int(t["id"]) for t in self._config.get("added_tokens") or [] if t["special"]
+        }
+        self.bytes_V = self._vocabulary()
+        self.eod_id = self._end_of_document(eod_token)
 
     def encode_batch(self, texts: Sequence[str]) -> list[IdArray]:
         encoded = self._engine.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(one.ids, dtype=np.int32) for one in encoded]
-
-    def token_bytes_of(self, token: int) -> bytes:
-        return self._bytes[token]
-
-    def piece(self, token: int) -> str:
-        if self._bytes[token]:
-            return super().piece(token)
-        return str(self._engine.id_to_token(token) or f"<unused {token}>")
 
     def _vocabulary(self) -> list[bytes]:
         """[V] bytes of text per id; an id without a token stands for none."""
         pieces = self._engine.get_vocab(with_added_tokens=False)
         added_tokens = self._config.get("added_tokens") or []
         added = {int(t["id"]): t["content"].encode() for t in added_tokens if not t["special"]}
-        size = 1 + max([*pieces.values(), *added, *self._special.values()])
+        size = 1 + max([*pieces.values(), *added, *self.special_tokens.values()])
         read = self._reader()
         found = [b""] * size
         for piece, token in pieces.items():
-            if piece not in self._special:
+            if piece not in self.special_tokens:
                 found[token] = read(piece)
         for token, content in added.items():
             found[token] = content
@@ -107,16 +89,18 @@ class HuggingFaceTokenizer(Tokenizer):
         if wanted is None and beside.is_file():
             named = json.loads(beside.read_text(encoding="utf-8")).get("eos_token")
             wanted = named.get("content") if isinstance(named, dict) else named
-        if wanted is None and len(self._special) == 1:
-            wanted = next(iter(self._special))
+        if wanted is None and len(self.special_tokens) == 1:
+            wanted = next(iter(self.special_tokens))
         if wanted is None:
-            known = ", ".join(self._special) or "none"
+            known = ", ".join(self.special_tokens) or "none"
             raise ValueError(f"{self.path} does not say which token ends a document; name it by --eod-token ({known})")
         token = self._engine.token_to_id(wanted)
         if token is None:
-            raise ValueError(f"{self.path} has no token {wanted!r}; its special tokens are {', '.join(self._special)}")
-        self._bytes[token] = b""
-        self._special.setdefault(wanted, int(token))
+            raise ValueError(
+                f"{self.path} has no token {wanted!r}; its special tokens are {', '.join(self.special_tokens)}"
+            )
+        self.bytes_V[token] = b""
+        self.special_tokens.setdefault(wanted, int(token))
         return int(token)
 
 

@@ -38,29 +38,21 @@ class SentencePieceTokenizer(Tokenizer):
             self._model: Any = sentencepiece.SentencePieceProcessor(model_file=str(self.path))
         except (RuntimeError, OSError) as error:
             raise ValueError(f"{self.path} is not a sentencepiece model, or it is damaged") from error
-        self._eod_id = int(self._model.eos_id())
+        self.eod_id = int(self._model.eos_id())
         if eod_token is not None:
-            self._eod_id = int(self._model.piece_to_id(eod_token))
-            if not self._model.is_control(self._eod_id):
+            self.eod_id = int(self._model.piece_to_id(eod_token))
+            if not self._model.is_control(self.eod_id):
                 raise ValueError(f"{self.path} has no control symbol {eod_token!r} that could end documents")
-        elif self._eod_id < 0:
+        elif self.eod_id < 0:
             raise ValueError(f"{self.path} has no end-of-sentence symbol; name what ends documents by --eod-token")
         self.checksum = sha256_of(self.path)
-        self._bytes = [self._bytes_of(token) for token in range(self.vocab_size)]
+        size = int(self._model.vocab_size())
+        self.bytes_V = [self._bytes_of(token) for token in range(size)]
+        textless = (self._model.is_control, self._model.is_unknown, self._model.is_unused)
+        self.special_tokens = {
+            str(self._model.id_to_piece(i)): i for i in range(size) if any(is_so(i) for is_so in textless)
+        }
         self._ids_of_space_mark = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
-
-    @property
-    def vocab_size(self) -> int:
-        return int(self._model.vocab_size())
-
-    @property
-    def eod_id(self) -> int:
-        return self._eod_id
-
-    @property
-    def special_tokens(self) -> dict[str, int]:
-        kinds = (self._model.is_control, self._model.is_unknown, self._model.is_unused)
-        return {self._model.id_to_piece(i): i for i in range(self.vocab_size) if any(kind(i) for kind in kinds)}
 
     def encode_batch(self, texts: Sequence[str]) -> list[IdArray]:
         encoded = self._model.encode(list(texts), num_threads=os.cpu_count() or 1)
@@ -68,12 +60,6 @@ class SentencePieceTokenizer(Tokenizer):
             if _SPACE_MARK in text:
                 encoded[index] = self._encode_with_space_mark(text)
         return [np.array(ids, dtype=np.int32) for ids in encoded]
-
-    def token_bytes_of(self, token: int) -> bytes:
-        return self._bytes[token]
-
-    def piece(self, token: int) -> str:
-        return super().piece(token) if self._bytes[token] else str(self._model.id_to_piece(token))
 
     def _encode_with_space_mark(self, text: str) -> list[int]:
         """Spells U+2581 in bytes: sentencepiece itself would turn it into a space."""

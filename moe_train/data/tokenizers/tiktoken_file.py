@@ -126,36 +126,18 @@ class TiktokenTokenizer(Tokenizer):
         eod = eod_token or self.encoding.eod
         if eod not in self.encoding.special:
             raise ValueError(f"{name} has no special token {eod!r}; it has {', '.join(self.encoding.special)}")
-        self._eod_id = self.encoding.special[eod]
+        self.special_tokens = dict(self.encoding.special)
+        self.eod_id = self.encoding.special[eod]
         self._engine: Any = tiktoken.Encoding(
             name, pat_str=self.encoding.pattern, mergeable_ranks=ranks, special_tokens=self.encoding.special
         )
         self.checksum = sha256_of(self.path)
-        self._bytes = [b""] * (1 + max(*ranks.values(), *self.encoding.special.values()))
+        self.bytes_V = [b""] * (1 + max(*ranks.values(), *self.encoding.special.values()))
         for content, token in ranks.items():
-            self._bytes[token] = content
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self._bytes)
-
-    @property
-    def eod_id(self) -> int:
-        return self._eod_id
-
-    @property
-    def special_tokens(self) -> dict[str, int]:
-        return dict(self.encoding.special)
+            self.bytes_V[token] = content
 
     def encode_batch(self, texts: Sequence[str]) -> list[IdArray]:
         return [np.array(ids, np.int32) for ids in self._engine.encode_ordinary_batch(list(texts))]
-
-    def token_bytes_of(self, token: int) -> bytes:
-        return self._bytes[token]
-
-    def piece(self, token: int) -> str:
-        names = {number: name for name, number in self.encoding.special.items()}
-        return super().piece(token) if self._bytes[token] else names.get(token, f"<unused {token}>")
 
 
 def is_rank_file(path: Path) -> bool:
