@@ -35,7 +35,9 @@ def prepare(run_dir: Path, config: RunConfig, resume: str | None) -> None:
     text = to_yaml(config)
     if path.exists() and (before := path.read_text(encoding="utf-8")) != text:
         _write(_unused(run_dir), before)
-    if resume is not None and not _goes_on(run_dir, resume):
+    if resume is None:
+        (run_dir / _STARTED_FROM).unlink(missing_ok=True)  # of an attempt that took no step
+    elif not _goes_on(run_dir, resume):
         _write(run_dir / _STARTED_FROM, str(Path(resume).resolve()))
     _write(path, text)
 

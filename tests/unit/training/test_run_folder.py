@@ -61,6 +61,8 @@ def test_a_checkpoint_of_another_run_does_not_open_this_folder(tmp_path: Path) -
     other.mkdir(parents=True)
     prepare(tmp_path / "mine", load_run_config("tiny"), str(other))
     assert started_from(tmp_path / "mine") == other
+    prepare(tmp_path / "mine", load_run_config("tiny"), None)
+    assert started_from(tmp_path / "mine") is None
     (tmp_path / "mine" / "metrics.jsonl").touch()
     with pytest.raises(ValueError, match="holds a run already"):
         prepare(tmp_path / "mine", load_run_config("tiny"), str(other))
