@@ -1,58 +1,132 @@
-"""moe-train prepare: text to token files, or the demo corpus to parquet."""
+"""moe-train prepare: text to token files, or a corpus of our own to parquet."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-import time
+from typing import Any
 
 _EXAMPLE = """examples:
   moe-train prepare --corpus stdlib --output data/demo/corpus
-  moe-train prepare data/demo/corpus --output data/demo --tokenizer data/demo/tokenizer.model
+  moe-train prepare books/ --output data/books --tokenizer data/books.model --validation-fraction 0.05
+  moe-train prepare 'fineweb/*.parquet' --output data/fineweb --tokenizer gpt2/ --workers 16
+  moe-train prepare 'c4/c4-train.*.json.gz' --output data/c4 --tokenizer gpt2/ --task $SLURM_ARRAY_TASK_ID/32
+  moe-train prepare 'c4/c4-train.*.json.gz' --output data/c4 --tokenizer gpt2/ --merge
 
-Writes OUTPUT/train.* and OUTPUT/validation.*: Megatron .bin and .idx, provenance, token bytes and a manifest.
-Running a finished job again does nothing; changed inputs are refused with the difference."""
+Writes PREFIX_text_document.bin and .idx as Megatron names them (PREFIX_train_text_document, ... with a split),
+provenance, token bytes and a manifest. The same command again goes on where an unfinished job was, and does nothing
+where it is finished; changed inputs or options are refused with the difference."""
 
 
 def register(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Turn text into token files for training and validation."
+    parser.description = "Turn text into token files."
     parser.epilog = _EXAMPLE
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("source", nargs="*", metavar="SOURCE", help="files, folders or globs: parquet, JSONL, text")
     parser.add_argument(
-        "--text-format",
-        choices=["lines", "document"],
-        help="read .txt and files of other names as a document per line or per file (default for .txt: per file)",
+        "source",
+        nargs="*",
+        metavar="SOURCE",
+        help="files, folders, globs or URLs (s3://, hf://): parquet, JSONL, text, also .gz and .zst; .npy of token ids",
     )
     parser.add_argument(
-        "--on-bad",
-        choices=["stop", "skip"],
-        default="stop",
-        help="about rows that cannot be read: bad JSON, invalid UTF-8, no text (default: stop)",
+        "--output", required=True, metavar="PREFIX", help="what the files' names begin with; a folder with --corpus"
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write to")
     parser.add_argument(
         "--tokenizer",
         metavar="PATH",
         help="sentencepiece .model, Hugging Face tokenizer.json (or a folder with one), tiktoken rank file",
     )
-    parser.add_argument(
-        "--eod-token", metavar="TOKEN", help="special token that ends documents (default: what the tokenizer says)"
-    )
     parser.add_argument("--corpus", choices=["stdlib"], help="write this corpus as parquet instead of reading sources")
     parser.add_argument(
         "--max-bytes", type=int, default=12_000_000, metavar="N", help="with --corpus: most text (default 12 MB)"
     )
-    parser.add_argument("--text-column", default="text", metavar="NAME", help="column with the text (default: text)")
-    parser.add_argument("--id-column", default="id", metavar="NAME", help="column that names a document (default: id)")
-    parser.add_argument("--domain-column", default="dump", metavar="NAME", help="column with a label (default: dump)")
-    parser.add_argument(
-        "--split-column", default="url", metavar="NAME", help="rows equal here stay on one side (default: url)"
+    _reading(parser.add_argument_group("reading"))
+    _choice(parser.add_argument_group("which documents"))
+    _writing(parser.add_argument_group("writing"))
+    _work(parser.add_argument_group("work (the result does not depend on it)"))
+
+
+def _reading(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--text-format",
+        choices=["lines", "document"],
+        help="read .txt and files of other names as a document per line or per file (default for .txt: per file)",
     )
-    parser.add_argument(
-        "--validation-fraction", type=float, default=0.05, metavar="X", help="for validation, 0 for none (default 0.05)"
+    group.add_argument(
+        "--on-bad",
+        choices=["stop", "skip"],
+        default="stop",
+        help="about rows that cannot be read: bad JSON, invalid UTF-8, no text, a damaged page (default: stop)",
     )
-    parser.add_argument("--split-seed", type=int, default=0, metavar="N", help="another seed gives another split")
+    group.add_argument("--text-column", default="text", metavar="NAME", help="column with the text (default: text)")
+    group.add_argument("--id-column", default="id", metavar="NAME", help="column that names a document (default: id)")
+    group.add_argument("--domain-column", default="dump", metavar="NAME", help="column with a label (default: dump)")
+
+
+def _choice(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--min-language-score", type=float, metavar="X", help="of column language_score")
+    group.add_argument("--dump", action="append", default=[], metavar="NAME", help="only of this dump; may be repeated")
+    group.add_argument("--url-include", default="", metavar="REGEX", help="only documents whose url matches (RE2)")
+    group.add_argument("--url-exclude", default="", metavar="REGEX", help="no documents whose url matches")
+    group.add_argument("--min-chars", type=int, default=0, metavar="N", help="no shorter texts")
+    group.add_argument("--max-chars", type=int, metavar="N", help="no longer texts")
+    group.add_argument(
+        "--sample", type=float, default=1.0, metavar="X", help="share of the documents, by hash of the id"
+    )
+    group.add_argument("--sample-seed", type=int, default=0, metavar="N", help="another seed takes other documents")
+    group.add_argument("--max-documents", type=int, metavar="N", help="the first N in source order")
+    group.add_argument("--max-tokens", type=int, metavar="N", help="the first documents that have no more together")
+    group.add_argument(
+        "--validation-fraction",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="for validation, by hash (default: no split)",
+    )
+    group.add_argument("--test-fraction", type=float, default=0.0, metavar="X", help="for a test set, by hash")
+    group.add_argument(
+        "--split-column",
+        default="url",
+        metavar="NAME",
+        help="rows equal here stay on one side (default: url; where it is missing the id, else the text)",
+    )
+    group.add_argument("--split-seed", type=int, default=0, metavar="N", help="another seed gives another split")
+    group.add_argument(
+        "--split-from", default="", metavar="NAME", help="column that says train, validation or test by itself"
+    )
+
+
+def _writing(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--eod-token", metavar="TOKEN", help="special token that ends documents (default: what the tokenizer says)"
+    )
+    group.add_argument("--no-eod", action="store_true", help="do not end documents with a token")
+    group.add_argument(
+        "--shard-tokens", type=int, metavar="N", help="several pairs of files with at most N tokens each"
+    )
+
+
+def _work(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--workers", type=int, default=_processors(), metavar="N", help="processes (default: %(default)s, one per core)"
+    )
+    group.add_argument(
+        "--executor", choices=["local", "ray"], default="local", help="local processes, or those of a Ray cluster"
+    )
+    group.add_argument("--task", type=_task, metavar="I/N", help="only the I-th of N parts of the work, from 1")
+    group.add_argument("--merge", action="store_true", help="put together what all tasks have done")
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _task(text: str) -> tuple[int, int]:
+    number, mark, count = text.partition("/")
+    if not (mark and number.isdigit() and count.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form I/N, as 3/8")
+    return int(number), int(count)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,7 +134,8 @@ def run(args: argparse.Namespace) -> int:
         return _corpus(args)
     if not args.source or args.tokenizer is None:
         raise ValueError("prepare needs a SOURCE and --tokenizer MODEL, or --corpus stdlib; --help says more")
-    from moe_train.data.prepare import PrepareOptions, prepare
+    from moe_train.commands.prepare_progress import reporter
+    from moe_train.data.prepare import How, PrepareOptions, prepare
     from moe_train.data.sources import find_sources, first_texts
     from moe_train.data.tokenizers import load_tokenizer
     from moe_train.data.tokenizers.gigatoken_engine import with_fast_engine
@@ -70,31 +145,58 @@ def run(args: argparse.Namespace) -> int:
         id_column=args.id_column,
         domain_column=args.domain_column,
         split_column=args.split_column,
+        split_from=args.split_from,
         validation_fraction=args.validation_fraction,
+        test_fraction=args.test_fraction,
         split_seed=args.split_seed,
+        append_eod=not args.no_eod,
+        min_language_score=args.min_language_score,
+        dumps=tuple(args.dump),
+        url_include=args.url_include,
+        url_exclude=args.url_exclude,
+        min_chars=args.min_chars,
+        max_chars=args.max_chars,
+        sample=args.sample,
+        sample_seed=args.sample_seed,
+        max_documents=args.max_documents,
+        max_tokens=args.max_tokens,
+        shard_tokens=args.shard_tokens,
         on_bad=args.on_bad,
     )
+    how = How(workers=args.workers, executor=args.executor, task=args.task, merge_only=args.merge)
+    files = find_sources(args.source, args.text_format)
     tokenizer = with_fast_engine(
-        load_tokenizer(args.tokenizer, args.eod_token),
-        first_texts(find_sources(args.source, args.text_format), args.text_column, 200),
-        lambda text: print(text, file=sys.stderr, flush=True),
+        load_tokenizer(args.tokenizer, args.eod_token), first_texts(files, args.text_column, 200), _say
     )
-    manifests = prepare(args.source, args.output, tokenizer, options, _Reporter(), args.text_format)
-    for split, manifest in manifests.items():
-        skipped = ", ".join(f"{count} {reason}" for reason, count in manifest["skipped"].items() if count)
+    with reporter() as report:
+        manifests = prepare(files, args.output, tokenizer, options, how, report)
+    if args.task is not None:
         print(
-            f"{args.output}/{split}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens, "
-            f"{manifest['text_bytes']:,} bytes of text, unigram entropy {manifest['unigram_entropy_nats']:.3f} nats"
-            + (f"; skipped in all: {skipped}" if skipped else "")
+            f"task {args.task[0]} of {args.task[1]} is done; when all are, the same command with --merge ends the job"
         )
-        for problem in manifest["problems"][:3]:
-            print(f"  left out: {problem['file']}, row {problem['row']}: {problem['reason']}")
-        if manifest["inexact_documents"]:
-            print(
-                f"  note: in {manifest['inexact_documents']:,} documents the bytes of the tokens do not add up to the "
-                "text (the tokenizer normalises); bits per byte are approximate"
-            )
+    for split, manifest in manifests.items():
+        _show(args.output, split, manifest)
     return 0
+
+
+def _show(prefix: str, split: str, manifest: dict[str, Any]) -> None:
+    from moe_train.data.prepare.names import stem_of
+
+    shards = len(manifest["shards"])
+    skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["skipped"].items())
+    print(
+        f"{stem_of(prefix, split)}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens, "
+        f"{manifest['text_bytes']:,} bytes of text"
+        + (f", {shards} shards" if shards > 1 else "")
+        + (f"; left out in all: {skipped}" if skipped else "")
+    )
+    for problem in manifest["problems"][:3]:
+        rows = f"row {problem['row']}" if problem["rows"] == 1 else f"{problem['rows']} rows from {problem['row']}"
+        print(f"  left out: {problem['file']}, {rows}: {problem['reason']}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _corpus(args: argparse.Namespace) -> int:
@@ -109,24 +211,3 @@ def _corpus(args: argparse.Namespace) -> int:
     for domain, counts in facts["domains"].items():
         print(f"  {domain}: {counts['documents']:,} documents, {counts['bytes']:,} bytes")
     return 0
-
-
-class _Reporter:
-    """Prints a line to stderr every few seconds."""
-
-    def __init__(self, every_seconds: float = 2.0) -> None:
-        self._every = every_seconds
-        self._next = time.monotonic() + every_seconds
-
-    def __call__(self, progress) -> None:  # type: ignore[no-untyped-def]  # Progress; importing it here would be slow
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + self._every
-        seconds = max(progress.seconds, 1e-9)
-        print(
-            f"file {progress.files}/{progress.total_files}  {progress.documents:,} documents  "
-            f"{progress.tokens:,} tokens  "
-            f"{progress.text_bytes / 1e6 / seconds:.1f} MB/s  {progress.tokens / seconds:,.0f} tokens/s",
-            file=sys.stderr,
-            flush=True,
-        )

@@ -23,11 +23,11 @@ def publish(paths: Iterable[Path]) -> None:
     """
     final = list(paths)
     for path in final:
-        _fsync(partial_path(path))
+        sync(partial_path(path))
     for path in final:
         os.replace(partial_path(path), path)
     for folder in {path.parent for path in final}:
-        _fsync(folder)
+        sync(folder)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -45,7 +45,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _fsync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

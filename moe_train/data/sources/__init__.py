@@ -1,16 +1,27 @@
 """Sources of text: files of several kinds, read as rows."""
 
 from moe_train.data.sources.discovery import find_sources
-from moe_train.data.sources.reading import column_names, first_texts, read_rows, sample_texts, text_column
-from moe_train.data.sources.rows import Rows, SourceFile
+from moe_train.data.sources.reading import (
+    check_columns,
+    column_names,
+    first_texts,
+    read_rows,
+    sample_texts,
+    text_bytes,
+    text_column,
+)
+from moe_train.data.sources.rows import Rows, SourceFile, Span
 
 __all__ = [
     "Rows",
     "SourceFile",
+    "Span",
+    "check_columns",
     "column_names",
     "find_sources",
     "first_texts",
     "read_rows",
     "sample_texts",
+    "text_bytes",
     "text_column",
 ]

@@ -7,23 +7,25 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
-from moe_train.data.sources.rows import INVALID_UTF8, ROWS_PER_BATCH, Rows, SourceFile
+from moe_train.data.sources.rows import BATCH_BYTES, INVALID_UTF8, ROWS_PER_BATCH, Rows, SourceFile, Span
 
-_BATCH_BYTES = 4 << 20
 TEXT = "text"
 """The column that plain text has."""
 
 
-def open_bytes(file: SourceFile) -> BinaryIO:
+def open_text(file: SourceFile) -> BinaryIO:
     """The file's bytes, decompressed by the ending of its name."""
     import pyarrow as pa
 
-    return io.BufferedReader(pa.input_stream(str(file.path), compression="detect"), 1 << 20)  # type: ignore[arg-type]
+    stream = file.open()
+    if file.compression is None:
+        return stream
+    return io.BufferedReader(pa.CompressedInputStream(stream, file.compression), 1 << 20)  # type: ignore[type-var]
 
 
-def read_jsonl(file: SourceFile, columns: Sequence[str]) -> Iterator[Rows]:
+def read_jsonl(file: SourceFile, columns: Sequence[str], span: Span) -> Iterator[Rows]:
     """A JSON object per line; a key that an object lacks is None there."""
-    for first_row, lines in _batches(file):
+    for first_row, lines in _batches(file, span):
         bad: dict[int, str] = {}
         objects: list[dict[str, Any]] = []
         for place, line in enumerate(lines):
@@ -32,26 +34,48 @@ def read_jsonl(file: SourceFile, columns: Sequence[str]) -> Iterator[Rows]:
                 found = json.loads(line.decode("utf-8")) if line.strip() else {}
             except UnicodeDecodeError:
                 bad[place] = INVALID_UTF8
-            except ValueError:
+            except (ValueError, RecursionError):
                 bad[place] = "bad JSON"
             if not isinstance(found, dict):
                 bad[place] = "no JSON object"
                 found = {}
             objects.append(found)
-        yield Rows(first_row, {name: [one.get(name) for one in objects] for name in columns}, bad)
+        values = {name: [_text(one.get(name), place, bad) for place, one in enumerate(objects)] for name in columns}
+        yield Rows(first_row, len(lines), values, bad)
 
 
-def read_lines(file: SourceFile) -> Iterator[Rows]:
+def _text(value: Any, place: int, bad: dict[int, str]) -> Any:
+    """JSON may spell half of a surrogate pair, which is no character and has no UTF-8."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            bad[place] = INVALID_UTF8
+            return None
+    return value
+
+
+def read_lines(file: SourceFile, span: Span) -> Iterator[Rows]:
     """A document per line, without the end of the line."""
-    for first_row, lines in _batches(file):
+    for first_row, lines in _batches(file, span):
         yield _decoded(first_row, [line.rstrip(b"\r\n") for line in lines])
 
 
 def read_document(file: SourceFile) -> Iterator[Rows]:
     """The whole file as one document."""
-    with _errors_named(file, 0), open_bytes(file) as stream:
+    with _errors_named(file, 0), open_text(file) as stream:
         content = stream.read()
     yield _decoded(0, [content])
+
+
+def lines_before(file: SourceFile, position: int) -> int:
+    """Number of lines that begin before a place in an uncompressed file."""
+    count, left = 0, position
+    with file.open() as stream:
+        while left and (content := stream.read(min(left, 1 << 20))):
+            count += content.count(b"\n")
+            left -= len(content)
+    return count
 
 
 def _decoded(first_row: int, contents: list[bytes]) -> Rows:
@@ -63,22 +87,29 @@ def _decoded(first_row: int, contents: list[bytes]) -> Rows:
         except UnicodeDecodeError:
             texts.append(None)
             bad[place] = INVALID_UTF8
-    return Rows(first_row, {TEXT: texts}, bad)
+    return Rows(first_row, len(texts), {TEXT: texts}, bad)
 
 
-def _batches(file: SourceFile) -> Iterator[tuple[int, list[bytes]]]:
-    """(number of the first line, lines), bounded in number and, but for single long lines, in bytes."""
+def _batches(file: SourceFile, span: Span) -> Iterator[tuple[int, list[bytes]]]:
+    """(number of the first line, lines) of the lines that begin in the span, bounded in number and, but for single
+    long lines, in bytes."""
     row = 0
     lines: list[bytes] = []
     size = 0
-    with _errors_named(file, row), open_bytes(file) as stream:
+    with _errors_named(file, row), open_text(file) as stream:
+        place = 0
+        if span.start:
+            # The line that the byte before belongs to is another span's.
+            stream.seek(span.start - 1)
+            place = span.start - 1 + len(stream.readline())
         while True:
             with _errors_named(file, row + len(lines)):
-                line = stream.readline()
+                line = stream.readline() if span.stop is None or place < span.stop else b""
             if line:
                 lines.append(line)
                 size += len(line)
-            if lines and (not line or len(lines) >= ROWS_PER_BATCH or size >= _BATCH_BYTES):
+                place += len(line)
+            if lines and (not line or len(lines) >= ROWS_PER_BATCH or size >= BATCH_BYTES):
                 yield row, lines
                 row += len(lines)
                 lines, size = [], 0

@@ -3,65 +3,95 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from moe_train.data.sources.rows import INVALID_UTF8, ROWS_PER_BATCH, Rows, SourceFile
+from moe_train.data.sources.rows import BATCH_BYTES, ROWS_PER_BATCH, Rows, SourceFile, Span
+
+DAMAGED = "damaged page"
 
 
-def read_parquet(file: SourceFile, columns: Sequence[str]) -> Iterator[Rows]:
-    """Rows in order; only these columns are read. ValueError naming the file, where it is damaged or lacks a column."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    row = 0
-    try:
-        with pq.ParquetFile(file.path) as parquet:
-            missing = [name for name in columns if name not in parquet.schema_arrow.names]
-            if missing:
-                have = ", ".join(parquet.schema_arrow.names)
-                raise ValueError(f"{file.path} has no column {', '.join(missing)}; it has {have}")
-            for group in range(parquet.num_row_groups):
-                for batch in parquet.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=list(columns)):
-                    yield _rows(row, batch)
-                    row += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file.path} cannot be read as parquet behind row {row}: {error}") from error
+@dataclass(frozen=True)
+class RowGroup:
+    rows: int
+    column_bytes: int
+    """Of one column, uncompressed."""
 
 
-def _rows(first_row: int, batch: Any) -> Rows:
-    try:
-        return Rows(first_row, batch.to_pydict())
-    except UnicodeDecodeError:
-        pass
-    # Some row is not UTF-8: value by value, in columns of text.
-    values: dict[str, list[Any]] = {}
-    bad: dict[int, str] = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        values[name] = []
-        for place in range(batch.num_rows):
+def read_parquet(file: SourceFile, columns: Sequence[str], span: Span, skip_damaged: bool) -> Iterator[Rows]:
+    """Rows of the row groups of ``span``; only these columns are read, and those that the file has.
+
+    ``skip_damaged``: rows from a damaged page to the end of its row group are bad, not an error.
+    Errors: ValueError naming the file and the row.
+    """
+    with _open(file) as parquet:
+        have = set(parquet.schema_arrow.names)
+        wanted = [name for name in columns if name in have]
+        row = 0
+        stop = parquet.num_row_groups if span.stop is None else span.stop
+        for group in range(span.start, stop):
+            end = row + parquet.metadata.row_group(group).num_rows
             try:
-                values[name].append(column[place].as_py())
-            except UnicodeDecodeError:
-                values[name].append(None)
-                bad[place] = INVALID_UTF8
-    return Rows(first_row, values, bad)
+                for batch in _batches(parquet, group, wanted):
+                    yield Rows(row, batch.num_rows, dict(zip(batch.schema.names, batch.columns, strict=True)))
+                    row += batch.num_rows
+            except _errors() as error:
+                if not skip_damaged:
+                    before = sum(parquet.metadata.row_group(i).num_rows for i in range(span.start))
+                    raise ValueError(
+                        f"{file.path} cannot be read as parquet behind row {before + row} ({error}); "
+                        "--on-bad skip leaves out the rest of such a row group"
+                    ) from error
+                lost = end - row
+                yield Rows(row, lost, {name: [None] * lost for name in wanted}, dict.fromkeys(range(lost), DAMAGED))
+            row = end
+
+
+def row_groups(file: SourceFile, column: str) -> list[RowGroup]:
+    """What the file says about its row groups; a column that is missing has no bytes."""
+    with _open(file) as parquet:
+        meta = parquet.metadata
+        places = [i for i in range(meta.num_columns) if meta.schema.column(i).path.split(".")[0] == column]
+        groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
+        return [RowGroup(g.num_rows, sum(g.column(i).total_uncompressed_size for i in places)) for g in groups]
 
 
 def parquet_columns(file: SourceFile) -> list[str]:
     """The columns of a file. ValueError where it is not parquet."""
+    with _open(file) as parquet:
+        return list(parquet.schema_arrow.names)
+
+
+def _batches(parquet: Any, group: int, columns: list[str]) -> Iterator[Any]:
+    facts = parquet.metadata.row_group(group)
+    per_row = max(1, facts.total_byte_size // max(1, facts.num_rows))
+    size = max(1, min(ROWS_PER_BATCH, BATCH_BYTES // per_row))
+    return iter(parquet.iter_batches(size, row_groups=[group], columns=columns, use_threads=False))
+
+
+class _open:
+    """The file as pyarrow reads it. ValueError where it is not parquet."""
+
+    def __init__(self, file: SourceFile) -> None:
+        self.file = file
+
+    def __enter__(self) -> Any:
+        import pyarrow.parquet as pq
+
+        try:
+            self._stream = None if self.file.is_local else self.file.open()
+            self._parquet = pq.ParquetFile(self._stream or self.file.path, page_checksum_verification=True)
+        except _errors() as error:
+            raise ValueError(f"{self.file.path} is not a parquet file, or it is damaged: {error}") from error
+        return self._parquet
+
+    def __exit__(self, *_: object) -> None:
+        self._parquet.close()
+        if self._stream is not None:
+            self._stream.close()
+
+
+def _errors() -> tuple[type[Exception], ...]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    try:
-        return list(pq.read_schema(file.path).names)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file.path} is not a parquet file, or it is damaged: {error}") from error
-
-
-def text_bytes(file: SourceFile, column: str) -> int:
-    """About how many bytes of text a column holds, by the file's own account."""
-    import pyarrow.parquet as pq
-
-    meta = pq.read_metadata(file.path)
-    chunks = [meta.row_group(i).column(j) for i in range(meta.num_row_groups) for j in range(meta.num_columns)]
-    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column)
+    return (pa.ArrowException, OSError)

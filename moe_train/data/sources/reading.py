@@ -1,27 +1,34 @@
-"""Any kind of source as a stream of rows."""
+"""Any kind of source of text as a stream of rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from moe_train.data.sources.lines import TEXT, read_document, read_jsonl, read_lines
-from moe_train.data.sources.parquet import parquet_columns, read_parquet, text_bytes
-from moe_train.data.sources.rows import Rows, SourceFile
+from moe_train.data.sources.parquet import parquet_columns, read_parquet, row_groups
+from moe_train.data.sources.rows import Rows, SourceFile, Span
 
 _COMPRESSED = 3
 """About how much smaller compressed text is."""
+_ALL = Span()
 
 
-def read_rows(file: SourceFile, columns: Sequence[str]) -> Iterator[Rows]:
-    """The file's rows in order, some hundred at a time. Plain text has the one column of `text_column`.
+def read_rows(
+    file: SourceFile, columns: Sequence[str], span: Span = _ALL, skip_damaged: bool = False
+) -> Iterator[Rows]:
+    """The rows of a part of a file in order, a bounded number at a time, numbered from the part's first.
 
-    Errors: ValueError naming file and row, where the file is damaged or lacks a column.
+    Plain text has the one column of `text_column`. A damaged parquet page is an error, or (``skip_damaged``) the rest
+    of its row group is bad rows.
+    Errors: ValueError naming file and row, where the file is damaged or is no text.
     """
     if file.kind == "parquet":
-        return read_parquet(file, columns)
+        return read_parquet(file, columns, span, skip_damaged)
     if file.kind == "jsonl":
-        return read_jsonl(file, columns)
-    return read_lines(file) if file.kind == "lines" else read_document(file)
+        return read_jsonl(file, columns, span)
+    if file.kind == "tokens":
+        raise ValueError(f"{file.path} holds token ids, not text")
+    return read_lines(file, span) if file.kind == "lines" else read_document(file)
 
 
 def text_column(file: SourceFile, wanted: str) -> str:
@@ -39,15 +46,33 @@ def column_names(file: SourceFile) -> list[str] | None:
     return None if file.kind == "jsonl" else [TEXT]
 
 
+def check_columns(file: SourceFile, columns: Sequence[str]) -> None:
+    """ValueError where a file certainly lacks one of the columns."""
+    have = column_names(file)
+    missing = [name for name in columns if have is not None and name not in have]
+    if have is not None and missing:
+        raise ValueError(f"{file.path} has no column {', '.join(missing)}; it has {', '.join(have)}")
+
+
+def text_bytes(file: SourceFile, column: str) -> int:
+    """About how many bytes of text a file holds."""
+    if file.kind == "parquet":
+        return sum(group.column_bytes for group in row_groups(file, column))
+    return file.size * (_COMPRESSED if file.compression else 1)
+
+
 def first_texts(files: Sequence[SourceFile], column: str, count: int) -> list[str]:
     """Up to ``count`` texts from the beginnings of files that are spread evenly over all of them."""
+    files = [file for file in files if file.kind != "tokens"]
     chosen = files[:: max(1, len(files) // 16)]
     share = -(-count // max(1, len(chosen)))
     texts: list[str] = []
     for file in chosen:
         name = text_column(file, column)
-        rows = next(iter(read_rows(file, [name])), None)
-        texts += [text for text in (rows.values[name] if rows else []) if isinstance(text, str) and text][:share]
+        check_columns(file, [name])
+        rows = next(iter(read_rows(file, [name], skip_damaged=True)), None)
+        found = rows.texts(name)[0].to_pylist() if rows else []
+        texts += [text for text in found if text][:share]
     return texts
 
 
@@ -56,22 +81,17 @@ def sample_texts(files: Sequence[SourceFile], column: str, max_bytes: int) -> It
     over. Deterministic."""
     total = 0
     for file in files:
-        have = column_names(file)
-        if have is not None and text_column(file, column) not in have:
-            raise ValueError(f"{file.path} has no column {column}; it has {', '.join(have)}")
-        if file.kind == "parquet":
-            total += text_bytes(file, column)
-        else:
-            total += file.size * (_COMPRESSED if file.path.suffix in (".gz", ".zst") else 1)
+        check_columns(file, [text_column(file, column)])
+        total += text_bytes(file, column)
     share = min(1.0, max_bytes / max(total, 1))
     due, number = 0.0, 0
     for file in files:
         name = text_column(file, column)
-        for rows in read_rows(file, [name]):
-            for text in rows.values[name]:
+        for rows in read_rows(file, [name], skip_damaged=True):
+            for text in rows.texts(name)[0].to_pylist():
                 # Row n is taken where n * share passes an integer.
                 number += 1
                 if number * share >= due + 1:
                     due += 1
-                    if isinstance(text, str):
+                    if text is not None:
                         yield text

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from moe_train.data.tokenizers.hugging_face import HuggingFaceTokenizer
-from moe_train.data.tokenizers.interface import IdArray, Tokenizer
+from moe_train.data.tokenizers.interface import IdArray, LengthArray, Tokenizer
 from moe_train.data.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from moe_train.data.tokenizers.tiktoken_file import TiktokenTokenizer
 
@@ -31,20 +32,31 @@ class GigatokenTokenizer(Tokenizer):
         self._careful = "|".join(re.escape(spelling) for spelling in _special_spellings(original))
 
     def encode_batch(self, texts: Sequence[str]) -> list[IdArray]:
-        import awkward as ak
         import pyarrow as pa
+
+        ids, lengths_D = self.encode_column(pa.array(texts, pa.large_string()))
+        return [part.astype(np.int32) for part in np.split(ids, np.cumsum(lengths_D)[:-1])] if texts else []
+
+    def encode_column(self, texts_D: Any) -> tuple[npt.NDArray[Any], LengthArray]:
+        import awkward as ak
         import pyarrow.compute as pc
 
-        column = pa.array(texts, pa.large_string())
-        result = self._engine.encode_batch(_as_awkward(column), parallel=False)
-        ids_N, ends_D = np.asarray(ak.flatten(result, axis=1)), np.cumsum(np.asarray(ak.num(result, axis=1), np.int64))
-        encoded = [ids.astype(np.int32) for ids in np.split(ids_N, ends_D[:-1])] if texts else []
-        careful = np.flatnonzero(
-            pc.match_substring_regex(column, self._careful).to_numpy(zero_copy_only=False)
-        ).tolist()
-        for row, ids in zip(careful, self.original.encode_batch([texts[row] for row in careful]), strict=True):
-            encoded[row] = ids
-        return encoded
+        result = self._engine.encode_batch(_as_awkward(texts_D), parallel=False)
+        ids = np.asarray(ak.flatten(result, axis=1))
+        lengths_D = np.array(ak.num(result, axis=1), np.int64)
+        careful = pc.match_substring_regex(texts_D, self._careful)
+        if careful.true_count == 0:
+            return ids, lengths_D
+        parts = np.split(ids, np.cumsum(lengths_D)[:-1])
+        again = self.original.encode_batch(texts_D.filter(careful).to_pylist())
+        for row, part in zip(np.flatnonzero(careful.to_numpy(zero_copy_only=False)), again, strict=True):
+            parts[row], lengths_D[row] = part.astype(ids.dtype), len(part)
+        return np.concatenate(parts), lengths_D
+
+
+def fast_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with gigatoken's engine, for a process whose parent has seen it prove itself."""
+    return GigatokenTokenizer(tokenizer, _engine(tokenizer))
 
 
 def with_fast_engine(tokenizer: Tokenizer, sample: Sequence[str], say: Say) -> Tokenizer:
@@ -85,7 +97,10 @@ def _engine(tokenizer: Tokenizer) -> Any:
 def _as_awkward(texts: Any) -> Any:
     """A pyarrow large_string array without nulls as gigatoken takes it, without a copy of the text."""
     import awkward as ak
+    import pyarrow as pa
 
+    if texts.offset:
+        texts = pa.concat_arrays([texts, texts[:0]])  # copies: the buffers then hold these texts only
     _, offsets, content = texts.buffers()
     index = np.frombuffer(offsets, np.int64)[: len(texts) + 1] if len(texts) else np.zeros(1, np.int64)
     # No letter at all has no buffer.

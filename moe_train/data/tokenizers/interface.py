@@ -1,6 +1,6 @@
 """What a tokenizer is to the rest of the system.
 
-Suffixes: V vocabulary.
+Suffixes: V vocabulary, D documents.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 IdArray = npt.NDArray[np.int32]
+LengthArray = npt.NDArray[np.int64]
 
 
 class Tokenizer(ABC):
@@ -36,6 +38,15 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[IdArray]:
         """One [tokens] int32 array per text, without an end-of-document id."""
+
+    def encode_column(self, texts_D: Any) -> tuple[npt.NDArray[Any], LengthArray]:
+        """The ids of all texts one after the other (integers of some type), and the number of ids of each text.
+
+        texts_D: an arrow large_string array without nulls.
+        """
+        encoded = self.encode_batch(texts_D.to_pylist())
+        lengths_D = np.array([len(ids) for ids in encoded], np.int64)
+        return np.concatenate([*encoded, np.zeros(0, np.int32)]), lengths_D
 
     def piece(self, token: int) -> str:
         """How an id is shown to people: its text, or its name where it is special."""

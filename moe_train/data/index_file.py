@@ -1,0 +1,37 @@
+"""Writing an index of Megatron's format (indexed.py describes it) with flat memory."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_HEADER = struct.Struct("<9sQBQQ")
+_MAGIC, _VERSION = b"MMIDIDX\x00\x00", 1
+_CODES: dict[np.dtype[Any], int] = {np.dtype(np.uint8): 1, np.dtype(np.int32): 4, np.dtype(np.uint16): 8}
+_CHUNK = 1 << 20
+
+
+def write_index(path: Path, dtype: np.dtype[Any], count: int, lengths: Iterable[npt.NDArray[Any]]) -> None:
+    """One sequence per document.
+
+    dtype: of the tokens.   count: number of documents.   lengths: their tokens, in parts of any size.
+    """
+    with open(path, "wb") as stream:
+        stream.write(_HEADER.pack(_MAGIC, _VERSION, _CODES[dtype], count, count + 1))
+        for part in lengths:
+            stream.write(part.astype("<i4").tobytes())
+        assert stream.tell() == _HEADER.size + 4 * count, "lengths and count disagree"
+        stream.flush()
+        written = np.memmap(path, "<i4", "r", offset=_HEADER.size, shape=(count,)) if count else np.zeros(0, "<i4")
+        position = 0
+        for begin in range(0, count, _CHUNK):
+            sizes = written[begin : begin + _CHUNK].astype(np.int64) * dtype.itemsize
+            stream.write((position + np.cumsum(sizes) - sizes).astype("<i8").tobytes())
+            position += int(sizes.sum())
+        for begin in range(0, count + 1, _CHUNK):
+            stream.write(np.arange(begin, min(begin + _CHUNK, count + 1), dtype="<i8").tobytes())

@@ -1,0 +1,114 @@
+"""Which documents are kept, and on which side. A document's own values decide, never its neighbours or its place.
+
+Suffixes: N rows that were read, D documents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_train.data.prepare.options import SPLITS, PrepareOptions
+from moe_train.data.sources import Rows
+
+Mask = npt.NDArray[np.bool_]
+
+
+def choose(rows: Rows, texts_N: Any, bad: dict[int, str], options: PrepareOptions) -> tuple[Mask, Counter[str]]:
+    """Which rows become documents, [N] bool, and how many do not, by the first reason that holds.
+
+    texts_N: arrow large_string array; null at bad rows.
+    """
+    import pyarrow.compute as pc
+
+    keep_N = np.ones(rows.count, bool)
+    skipped: Counter[str] = Counter(bad.values())
+    keep_N[list(bad)] = False
+
+    def leave_out(reason: str, out_N: Mask) -> None:
+        skipped[reason] += int((keep_N & out_N).sum())
+        keep_N[out_N] = False
+
+    leave_out("null", _bools(texts_N.is_null()))
+    sizes_N = pc.fill_null(pc.binary_length(texts_N), 0).to_numpy(zero_copy_only=False)
+    leave_out("empty", sizes_N == 0)
+    if options.min_chars or options.max_chars is not None:
+        chars_N = pc.fill_null(pc.utf8_length(texts_N), 0).to_numpy(zero_copy_only=False)
+        leave_out("too short", chars_N < options.min_chars)
+        if options.max_chars is not None:
+            leave_out("too long", chars_N > options.max_chars)
+    if options.min_language_score is not None:
+        leave_out("language score", ~(rows.numbers("language_score") >= options.min_language_score))
+    if options.dumps:
+        leave_out("dump", np.array([dump not in options.dumps for dump in rows.labels("dump").to_pylist()], bool))
+    if options.url_include or options.url_exclude:
+        urls_N = pc.fill_null(rows.labels("url"), "")
+        if options.url_include:
+            leave_out("url", ~_bools(pc.match_substring_regex(urls_N, options.url_include)))
+        if options.url_exclude:
+            leave_out("url", _bools(pc.match_substring_regex(urls_N, options.url_exclude)))
+    if options.sample < 1:
+        places = np.flatnonzero(keep_N)
+        names = _names(rows, texts_N, places, [options.id_column])
+        out_N = np.zeros(rows.count, bool)
+        out_N[places] = [_share(f"sample {options.sample_seed}:", name) >= options.sample for name in names]
+        leave_out("not sampled", out_N)
+    return keep_N, skipped
+
+
+def sides(rows: Rows, texts_N: Any, places_D: npt.NDArray[Any], options: PrepareOptions) -> npt.NDArray[np.int8]:
+    """[D] the split of each kept row, as its place in `options.splits`.
+
+    Errors: ValueError for a side that is not known, where a column names it.
+    """
+    if len(options.splits) == 1:
+        return np.zeros(len(places_D), np.int8)
+    if options.split_from:
+        values = rows.labels(options.split_from).take(_indices(places_D)).to_pylist()
+        unknown = sorted({str(value) for value in values if value not in SPLITS})
+        if unknown:
+            raise ValueError(f"column {options.split_from} names sides {', '.join(SPLITS)}; found {', '.join(unknown)}")
+        return np.array([SPLITS.index(value) for value in values], np.int8)
+    names = _names(rows, texts_N, places_D, [options.split_column, options.id_column])
+    return np.array([options.splits.index(side(name, options)) for name in names], np.int8)
+
+
+def side(name: str, options: PrepareOptions) -> str:
+    """The split of a document, from the value of its split column alone."""
+    share = _share(f"{options.split_seed}:", name)
+    if share < options.validation_fraction:
+        return "validation"
+    return "test" if share < options.validation_fraction + options.test_fraction else "train"
+
+
+def _share(salt: str, name: str) -> float:
+    digest = hashlib.blake2b((salt + name).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64
+
+
+def _names(rows: Rows, texts_N: Any, places_D: npt.NDArray[Any], columns: list[str]) -> list[str]:
+    """What stands for each document: the first of the columns that has a value, else the text."""
+    import pyarrow.compute as pc
+
+    indices = _indices(places_D)
+    found = [rows.labels(column).take(indices) for column in columns]
+    names: list[str | None] = pc.coalesce(*found).to_pylist()
+    missing = [place for place, name in enumerate(names) if not name]
+    for place, text in zip(missing, texts_N.take(indices.take(_indices(np.array(missing, np.int64)))), strict=True):
+        names[place] = text.as_py()
+    return [name or "" for name in names]
+
+
+def _indices(places: npt.NDArray[Any]) -> Any:
+    import pyarrow as pa
+
+    return pa.array(places, pa.int64())
+
+
+def _bools(column: Any) -> Mask:
+    found: Mask = column.to_numpy(zero_copy_only=False)
+    return found

@@ -1,0 +1,68 @@
+"""Where the documents of a job end, as results of its pieces come in, in any order."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moe_train.data.prepare.part import PartFacts
+from moe_train.data.prepare.work import Context, PieceTask, Task
+
+
+class Limits:
+    """Adds up the pieces that are done from the first one on."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._waiting: dict[int, PartFacts] = {}
+        self._documents = self._tokens = 0
+        self.next = 0
+        """First piece that is not counted yet."""
+        self.cut: tuple[int, int] | None = None
+        """The last piece of the job, and how many of its documents are taken; None where all pieces are whole."""
+        self.error = False
+        """Whether some piece that may count cannot be done."""
+
+    def add(self, number: int, facts: PartFacts) -> None:
+        self._waiting[number] = facts
+        self.error = self.error or facts.error is not None
+        while self.cut is None and (found := self._waiting.get(self.next)) is not None and found.error is None:
+            del self._waiting[self.next]
+            self._count(found)
+
+    def check(self) -> None:
+        """ValueError where a piece that counts could not be done: the first one in source order."""
+        errors = {number: facts.error for number, facts in self._waiting.items() if facts.error is not None}
+        if errors and self.cut is None:
+            raise ValueError(errors[min(errors)])
+
+    def is_behind(self, task: Task) -> bool:
+        """Whether the job ends before this piece or source, as far as is known."""
+        if self.cut is None:
+            return False
+        last = self.cut[0]
+        if isinstance(task, PieceTask):
+            return task.piece > last
+        return task.file > self._context.pieces[last].file
+
+    def files_done(self) -> int:
+        pieces = self._context.pieces
+        return len(self._context.files) if self.next >= len(pieces) else pieces[self.next].file
+
+    def _count(self, facts: PartFacts) -> None:
+        options = self._context.options
+        documents = None if options.max_documents is None else options.max_documents - self._documents
+        tokens = None if options.max_tokens is None else options.max_tokens - self._tokens
+        over = (documents is not None and facts.documents >= documents) or (
+            tokens is not None and facts.tokens > tokens
+        )
+        if over:
+            taken = facts.documents if documents is None else min(documents, facts.documents)
+            if tokens is not None:
+                table = self._context.part(self.next).table(["length"])
+                ends = np.cumsum(table.column("length").to_numpy())
+                taken = min(taken, int(np.searchsorted(ends, tokens, side="right")))
+            self.cut = (self.next, taken)
+            return
+        self._documents += facts.documents
+        self._tokens += facts.tokens
+        self.next += 1
