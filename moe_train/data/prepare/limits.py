@@ -37,12 +37,14 @@ class Limits:
 
     def is_behind(self, task: Task) -> bool:
         """Whether the job ends before this piece or source, as far as is known."""
-        if self.cut is None:
-            return False
-        last = self.cut[0]
         if isinstance(task, PieceTask):
-            return task.piece > last
-        return task.file > self._context.pieces[last].file
+            return task.piece >= self.end
+        return task.file > self._context.pieces[self.end - 1].file
+
+    @property
+    def end(self) -> int:
+        """Number of pieces that the job has, as far as is known."""
+        return len(self._context.pieces) if self.cut is None else self.cut[0] + 1
 
     def files_done(self) -> int:
         pieces = self._context.pieces

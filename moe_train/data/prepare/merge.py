@@ -103,10 +103,8 @@ class _Merging:
 
     def __init__(self, context: Context, limits: Limits) -> None:
         self.context = context
-        last = len(context.pieces) if limits.cut is None else limits.cut[0]
-        self.parts: list[Part] = [context.part(number) for number in range(last)]
-        if limits.cut is not None:
-            self.parts.append(context.part(last, cut=True))
+        cut = None if limits.cut is None else limits.cut[0]
+        self.parts: list[Part] = [context.part(number, cut=number == cut) for number in range(limits.end)]
         self.facts: list[PartFacts] = []
         self.first_rows: list[int] = []
         """Row of the file that a part begins with."""

@@ -145,7 +145,14 @@ class _Tasks:
                     self.limits.add(task.piece, facts)
                     self._report(executor)
         self.limits.check()
-        if self.how.task is None and self.limits.cut is not None:
+        if self.how.task is None:
+            self._finish(tokenizer)
+
+    def _finish(self, tokenizer: Tokenizer) -> None:
+        """What only the whole job can tell: the piece that a limit cuts, and the sources up to it."""
+        for piece in self.context.pieces[: self.limits.end]:
+            perform(self.context, tokenizer, ChecksumTask(piece.file))
+        if self.limits.cut is not None:
             number, documents = self.limits.cut
             facts = perform(self.context, tokenizer, PieceTask(number, documents))
             assert facts is not None and facts.documents == documents, (facts, documents)

@@ -70,12 +70,13 @@ def read_document(file: SourceFile) -> Iterator[Rows]:
 
 def lines_before(file: SourceFile, position: int) -> int:
     """Number of lines that begin before a place in an uncompressed file."""
-    count, left = 0, position
+    count, left, last = 0, position, b"\n"
     with file.open() as stream:
         while left and (content := stream.read(min(left, 1 << 20))):
             count += content.count(b"\n")
             left -= len(content)
-    return count
+            last = content[-1:]
+    return count + (last != b"\n")
 
 
 def _decoded(first_row: int, contents: list[bytes]) -> Rows:

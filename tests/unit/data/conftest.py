@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tokenizers
 
 from moe_train.data.tokenizers import SentencePieceTokenizer, train_sentencepiece
 
@@ -25,6 +27,26 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceTokenize
     rng = random.Random(5)
     texts = [english(rng, 200) for _ in range(20)]
     return train_sentencepiece(texts, tmp_path_factory.mktemp("tokenizer") / "small.model", 320)
+
+
+@pytest.fixture(scope="session")
+def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small byte-level BPE as GPT-2 has one."""
+    engine = tokenizers.Tokenizer(tokenizers.models.BPE())
+    engine.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<|endoftext|>", "<|other|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    rng = random.Random(6)
+    engine.train_from_iterator([english(rng, 200) + " it's 12345 é 日本語" for _ in range(50)], trainer)
+    folder = tmp_path_factory.mktemp("byte_level")
+    engine.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|endoftext|>"}}))
+    return folder
 
 
 @pytest.fixture

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import json
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizers
 
 from moe_train.data.tokenizers import SentencePieceTokenizer, Tokenizer, load_tokenizer
 from moe_train.data.tokenizers.gigatoken_engine import GigatokenTokenizer, with_fast_engine
@@ -23,25 +21,6 @@ def texts(count: int, seed: int = 0) -> list[str]:
     rng = random.Random(seed)
     plain = ["".join(rng.choice(WORDS) for _ in range(rng.randrange(40))) for _ in range(count)]
     return ["", *AWKWARD, *plain, *(random_text(rng) for _ in range(count))]
-
-
-@pytest.fixture(scope="module")
-def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small byte-level BPE as GPT-2 has one."""
-    engine = tokenizers.Tokenizer(tokenizers.models.BPE())
-    engine.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    engine.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=500,
-        special_tokens=["<|endoftext|>", "<|other|>"],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    engine.train_from_iterator(texts(300), trainer)
-    folder = tmp_path_factory.mktemp("byte_level")
-    engine.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|endoftext|>"}}))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moe_train.data.indexed import IndexedDataset
-from moe_train.data.prepare import PrepareOptions, prepare
-from moe_train.data.sources import find_sources, first_texts, read_rows, sample_texts
-from moe_train.data.sources.rows import ROWS_PER_BATCH, SourceFile
-
-ONE_SET = PrepareOptions(validation_fraction=0.0)
-SKIP = PrepareOptions(validation_fraction=0.0, on_bad="skip")
+from moe_train.data.sources import SourceFile, Span, find_sources, first_texts, read_rows, sample_texts
+from moe_train.data.sources.lines import lines_before
+from moe_train.data.sources.rows import ROWS_PER_BATCH
+from moe_train.data.sources.tokens import read_token_array
 
 
 def compressed(path: Path, content: bytes) -> Path:
@@ -41,7 +40,8 @@ def all_values(file: SourceFile, column: str) -> list[Any]:
     found: list[Any] = []
     for rows in read_rows(file, [column]):
         assert rows.first_row == len(found)
-        found += rows.values[column]
+        found += rows.objects(column)
+        assert len(found) == rows.first_row + rows.count
     return found
 
 
@@ -83,49 +83,6 @@ def test_what_no_ending_tells(tmp_path: Path) -> None:
     assert find_sources([tmp_path / "notes.md"], "document")[0].kind == "document"
 
 
-def broken_jsonl(folder: Path) -> Path:
-    lines = [
-        b'{"text": "good one"}',
-        b'{"text": "no end',
-        b'{"text": "\xff\xfe"}',
-        b"[1, 2]",
-        b'{"text": 5}',
-        b'{"other": "x"}',
-        b'{"text": ""}',
-        b'{"text": "good two"}',
-    ]
-    return compressed(folder / "broken.jsonl", b"\n".join(lines))
-
-
-def test_rows_that_cannot_be_read_stop_with_file_and_row(tmp_path: Path, tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match=r"broken.jsonl, row 1: bad JSON; --on-bad skip"):
-        prepare([broken_jsonl(tmp_path)], tmp_path / "out", tokenizer, ONE_SET)
-
-
-def test_rows_that_cannot_be_read_are_counted(tmp_path: Path, tokenizer: Any) -> None:
-    manifest = prepare([broken_jsonl(tmp_path)], tmp_path / "out", tokenizer, SKIP)["train"]
-    assert manifest["skipped"] == {
-        "null": 1, "empty": 1, "bad JSON": 1, "invalid UTF-8": 1, "no JSON object": 1, "no text": 1
-    }  # fmt: skip
-    assert [(p["row"], p["reason"]) for p in manifest["problems"]] == [
-        (1, "bad JSON"), (2, "invalid UTF-8"), (3, "no JSON object"), (4, "no text")
-    ]  # fmt: skip
-    dataset = IndexedDataset(tmp_path / "out" / "train")
-    found = [tokenizer.decode(dataset.document(i)) for i in range(len(dataset))]
-    assert found == ["good one", "good two"]
-
-
-def test_parquet_with_a_text_that_is_not_utf_8(tmp_path: Path, tokenizer: Any) -> None:
-    texts = pa.array([b"one", b"\xff\xfe", None, b"two"], pa.binary())
-    # A writer that does not look makes such files.
-    unchecked = pa.Array.from_buffers(pa.string(), len(texts), texts.buffers(), texts.null_count)
-    pq.write_table(pa.table({"text": unchecked, "url": pa.array(list("abcd"))}), tmp_path / "in.parquet")
-    with pytest.raises(ValueError, match="in.parquet, row 1: invalid UTF-8"):
-        prepare([tmp_path / "in.parquet"], tmp_path / "out", tokenizer, ONE_SET)
-    manifest = prepare([tmp_path / "in.parquet"], tmp_path / "out", tokenizer, SKIP)["train"]
-    assert (manifest["documents"], manifest["skipped"]) == (2, {"null": 1, "empty": 0, "invalid UTF-8": 1})
-
-
 def test_a_truncated_archive_names_file_and_line(tmp_path: Path, make_texts: Callable[[int, int], list[str]]) -> None:
     path = compressed(tmp_path / "a.jsonl.gz", jsonl([{"text": text} for text in make_texts(1, 3000)]))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -139,18 +96,109 @@ def test_a_very_long_line(tmp_path: Path) -> None:
     assert all_values(find_sources([tmp_path])[0], "text") == ["x", text, "y"]
 
 
-def test_all_kinds_in_one_run(tmp_path: Path, tokenizer: Any, write_parquet: Callable[..., Path]) -> None:
-    folder = tmp_path / "in"
-    write_parquet(folder / "b.parquet", ["from parquet"])
-    compressed(folder / "a.jsonl.zst", jsonl([{"text": "from json", "id": "name", "dump": "d"}]))
-    compressed(folder / "c.txt", b"from text")
-    prepare([folder], tmp_path / "out", tokenizer, ONE_SET)
-    dataset = IndexedDataset(tmp_path / "out" / "train")
-    found = [tokenizer.decode(dataset.document(i)) for i in range(3)]
-    assert found == ["from json", "from parquet", "from text"]
-    rows = pq.read_table(tmp_path / "out" / "train.documents.parquet").to_pylist()
-    assert [(row["source"], row["row"], row["id"], row["domain"]) for row in rows] == [
-        ("a.jsonl.zst", 0, "name", "d"),
-        ("b.parquet", 0, "b-0", "one"),
-        ("c.txt", 0, "c.txt:0", ""),
-    ]
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_parts_of_lines_are_disjoint_and_complete(tmp_path: Path, end: bytes) -> None:
+    """However bytes are cut, each line is in one part, and parts know what line they begin with."""
+    rng = random.Random(int.from_bytes(os.urandom(8), "little"))
+    lines = ["é" * rng.choice([0, 1, 2, 9]) + str(i) for i in range(60)]
+    path = tmp_path / "lines.txt"
+    path.write_bytes("\n".join(lines).encode() + end)
+    (file,) = find_sources([path], "lines")
+    for step in (1, 2, 7, 50, 10_000):
+        found: list[str] = []
+        for start in range(0, file.size, step):
+            part = [
+                text for rows in read_rows(file, ["text"], Span(start, start + step)) for text in rows.objects("text")
+            ]
+            if part:
+                assert lines[lines_before(file, start)] == part[0]
+            found += part
+        assert found == lines
+
+
+def test_row_groups_are_parts_of_parquet(tmp_path: Path, write_parquet: Callable[..., Path]) -> None:
+    texts = [str(i) for i in range(50)]
+    (file,) = find_sources([write_parquet(tmp_path / "a.parquet", texts, row_group_size=8)])
+    parts = [(0, 2), (2, 3), (3, 7)]
+    found = [[t for rows in read_rows(file, ["text"], Span(*part)) for t in rows.objects("text")] for part in parts]
+    assert found == [texts[:16], texts[16:24], texts[24:]]
+    assert [rows.first_row for rows in read_rows(file, ["text"], Span(2, 4))] == [0, 8]
+
+
+def test_text_in_other_types_of_arrow(tmp_path: Path) -> None:
+    texts = ["one", None, "é", "one"]
+    kinds = [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.dictionary(pa.int8(), pa.string())]
+    for number, kind in enumerate(kinds):
+        encoded = [None if t is None else t.encode() for t in texts] if "binary" in str(kind) else texts
+        pq.write_table(pa.table({"text": pa.array(encoded).cast(kind)}), tmp_path / f"{number}.parquet")
+    for file in find_sources([tmp_path]):
+        (rows,) = read_rows(file, ["text"])
+        column, bad = rows.texts("text")
+        assert (column.to_pylist(), bad, column.type) == (texts, {}, pa.large_string())
+    pq.write_table(pa.table({"text": [[1], [2]]}), tmp_path / "list.parquet")
+    (rows,) = read_rows(find_sources([tmp_path / "list.parquet"])[0], ["text"])
+    with pytest.raises(ValueError, match="does not hold text"):
+        rows.texts("text")
+
+
+def test_what_preparation_writes_is_no_source(tmp_path: Path, write_parquet: Callable[..., Path]) -> None:
+    write_parquet(tmp_path / "a.parquet", ["text"])
+    for name in ("a.json", "x.manifest.json", "x.token_bytes.npy", ".hidden.jsonl", ".cache/b.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    write_parquet(tmp_path / "x.documents.parquet", ["text"])
+    assert [file.name for file in find_sources([tmp_path])] == ["a.parquet"]
+
+
+def test_urls(tmp_path: Path, write_parquet: Callable[..., Path], make_texts: Callable[[int, int], list[str]]) -> None:
+    """A store that fsspec knows, in memory; folders and globs; the same rows as from the disk."""
+    import fsspec
+
+    texts = make_texts(1, 40)
+    store = fsspec.filesystem("memory")
+    local = write_parquet(tmp_path / "in/a.parquet", texts)
+    (tmp_path / "in/sub").mkdir()
+    compressed(tmp_path / "in/sub/b.jsonl.gz", jsonl([{"text": text} for text in texts]))
+    compressed(tmp_path / "in/sub/c.txt", "é all".encode())
+    np.save(tmp_path / "in/d.npy", np.arange(6).reshape(2, 3))
+    store.put(str(tmp_path / "in"), "/bucket/in", recursive=True)
+    try:
+        remote, here = find_sources(["memory://bucket/in"]), find_sources([tmp_path / "in"])
+        assert [(f.name, f.kind, f.size) for f in remote] == [(f.name, f.kind, f.size) for f in here]
+        for one, other in zip(remote, here, strict=True):
+            assert not one.is_local
+            if one.kind == "tokens":
+                assert read_token_array(one).tolist() == read_token_array(other).tolist() == [[0, 1, 2], [3, 4, 5]]
+            else:
+                assert all_values(one, "text") == all_values(other, "text")
+        assert [file.name for file in find_sources(["memory://bucket/in/*.parquet"])] == [local.name]
+        assert [file.name for file in find_sources(["memory://bucket/in/a.parquet"])] == [local.name]
+        with pytest.raises(FileNotFoundError, match="memory://bucket/nothing"):
+            find_sources(["memory://bucket/nothing"])
+        with pytest.raises(ValueError, match="nosuch://x cannot be opened: .*nosuch"):
+            find_sources(["nosuch://x"])
+    finally:
+        store.rm("/bucket", recursive=True)
+
+
+def test_token_arrays_that_are_none(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((2, 3), np.float32))
+    with pytest.raises(ValueError, match=r"a.npy holds float32 of shape \(2, 3\); token ids are integers"):
+        read_token_array(find_sources([tmp_path / "a.npy"])[0])
+    (tmp_path / "b.npy").write_bytes(b"no")
+    with pytest.raises(ValueError, match="b.npy is not an array of numpy"):
+        read_token_array(find_sources([tmp_path / "b.npy"])[0])
+
+
+def test_sources_are_found_once_and_sampled_evenly(tmp_path: Path, write_parquet: Callable[..., Path]) -> None:
+    for name in ("x/b", "x/a", "y/c"):
+        write_parquet(tmp_path / f"{name}.parquet", [f"{name} {i:06d} " + "z" * 90 for i in range(500)])
+    files = find_sources([tmp_path, tmp_path / "x/a.parquet", str(tmp_path / "*/b.parquet")])
+    assert [file.name for file in files] == ["x/a.parquet", "x/b.parquet", "y/c.parquet"]
+    everything = list(sample_texts(files, "text", 10**9))
+    assert len(everything) == 1500
+    some = list(sample_texts(files, "text", 30_000))
+    assert some == list(sample_texts(files, "text", 30_000))
+    assert 200 < len(some) < 500 and {text[:3] for text in some} == {"x/a", "x/b", "y/c"}
+    with pytest.raises(ValueError, match="no column body"):
+        list(sample_texts(files, "body", 100))
