@@ -6,6 +6,8 @@ import argparse
 import sys
 import time
 
+from moe_train.commands import corpora
+
 _EXAMPLE = """examples:
   moe-train prepare --corpus stdlib --output data/demo/corpus
   moe-train prepare data/demo/corpus --output data/demo --tokenizer data/demo/tokenizer.model
@@ -39,10 +41,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--eod-token", metavar="TOKEN", help="special token that ends documents (default: what the tokenizer says)"
     )
-    parser.add_argument("--corpus", choices=["stdlib"], help="write this corpus as parquet instead of reading sources")
-    parser.add_argument(
-        "--max-bytes", type=int, default=12_000_000, metavar="N", help="with --corpus: most text (default 12 MB)"
-    )
+    corpora.register(parser)
     parser.add_argument("--text-column", default="text", metavar="NAME", help="column with the text (default: text)")
     parser.add_argument("--id-column", default="id", metavar="NAME", help="column that names a document (default: id)")
     parser.add_argument("--domain-column", default="dump", metavar="NAME", help="column with a label (default: dump)")
@@ -58,6 +57,7 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.corpus is not None:
         return _corpus(args)
+    corpora.options(args)
     if not args.source or args.tokenizer is None:
         raise ValueError("prepare needs a SOURCE and --tokenizer MODEL, or --corpus stdlib; --help says more")
     from moe_train.data.prepare import PrepareOptions, prepare
@@ -102,13 +102,7 @@ def _corpus(args: argparse.Namespace) -> int:
         raise ValueError(
             "--corpus writes parquet only: leave out SOURCE and --tokenizer, prepare that folder afterwards"
         )
-    from moe_train.data.corpus import CORPUS_FILE, write_stdlib_corpus
-
-    facts = write_stdlib_corpus(args.output, args.max_bytes)
-    print(f"{args.output}/{CORPUS_FILE}: standard library of {facts['implementation']} {facts['python']}")
-    for domain, counts in facts["domains"].items():
-        print(f"  {domain}: {counts['documents']:,} documents, {counts['bytes']:,} bytes")
-    return 0
+    return corpora.write(args)
 
 
 class _Reporter:

@@ -55,6 +55,9 @@ def test_changed_options_are_one_line_and_exit_2(folder: Path, capsys: pytest.Ca
     [
         (["prepare", "--output", "o"], "needs a SOURCE and --tokenizer"),
         (["prepare", "x.parquet", "--corpus", "stdlib", "--output", "o"], "leave out SOURCE"),
+        (["prepare", "--corpus", "stdlib", "--seed", "1", "--output", "o"], "--seed is for --corpus synthetic"),
+        (["prepare", "--corpus", "synthetic", "--documents", "6", "--output", "o"], "a multiple of 4"),
+        (["prepare", "x.parquet", "--output", "o", "--documents", "8"], "--documents is for --corpus synthetic"),
         (["prepare", "x.parquet", "--output", "o", "--tokenizer", "no.model"], "no.model does not exist"),
         (["tokenizer", "train", "x.parquet", "--output", "m.json"], "ends in .model"),
         (["tokenizer", "train", "x.parquet", "--output", "m.model"], "x.parquet does not exist"),
@@ -83,6 +86,20 @@ def test_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert main(["prepare", "--corpus", "stdlib", "--output", str(tmp_path / "c"), "--max-bytes", "100000"]) == 0
     assert "  topic: " in capsys.readouterr().out
     assert pq.read_table(tmp_path / "c/stdlib.parquet").num_rows > 10
+
+
+def test_synthetic_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["prepare", "--corpus", "synthetic", "--output", f"{tmp_path}/c", "--documents", "40", "--seed", "2"]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "seed 2" in lines[0] and [line.split(":")[0].strip() for line in lines[1:]] == [
+        "finance",
+        "legal",
+        "code",
+        "general",
+    ]
+    assert all(": 10 documents, " in line for line in lines[1:])
+    assert pq.read_table(tmp_path / "c/synthetic.parquet").num_rows == 40
 
 
 def test_tokenizer_inspect(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
