@@ -10,12 +10,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from moe_train.data.prepare import PrepareOptions, is_validation
+from moe_train.cli import main
 from moe_train.data.split import split_position
 from moe_train.data.synthetic import finance, general, legal, source_code
 from moe_train.data.synthetic.corpus import DOMAINS, domain_rows, stratified_names, write_synthetic_corpus
 from moe_train.data.synthetic.draw import Draw
 from moe_train.data.synthetic.grammar import Writer
+from moe_train.data.tokenizers import SentencePieceTokenizer
 from tests.unit.data.test_corpus import FINEWEB
 
 MODULES = {"finance": finance, "legal": legal, "code": source_code, "general": general}
@@ -89,17 +90,23 @@ def test_every_listed_word_occurs(rows: list[dict], domain: str) -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.05, 0.2])
-def test_the_split_is_stratified(rows: list[dict], fraction: float) -> None:
-    options = PrepareOptions(validation_fraction=fraction)
-    held_out = Counter(row["dump"] for row in rows if is_validation(row["url"], options))
+def test_positions_of_the_groups_are_stratified(rows: list[dict], fraction: float) -> None:
+    held_out = Counter(row["dump"] for row in rows if split_position(row["url"], 0) < fraction)
     assert held_out == dict.fromkeys(DOMAINS, round(1000 * fraction))
 
 
-def test_position_is_that_of_preparation() -> None:
-    for number in range(500):
-        position = split_position(f"k{number}", 7)
-        options = PrepareOptions(split_seed=7, validation_fraction=0.3)
-        assert 0 <= position < 1 and is_validation(f"k{number}", options) == (position < 0.3)
+def test_preparation_splits_each_domain_alike(tmp_path: Path, tokenizer: SentencePieceTokenizer) -> None:
+    """Validation has 7 % of each domain, and shares no text with training."""
+    write_synthetic_corpus(tmp_path / "corpus", seed=4, documents=400)
+    arguments = ["--output", f"{tmp_path}/out/", "--tokenizer", str(tokenizer.path), "--validation-fraction", "0.07"]
+    assert main(["prepare", f"{tmp_path}/corpus", *arguments]) == 0
+    sides = {
+        side: pq.read_table(tmp_path / f"out/{side}.documents.parquet").to_pylist() for side in ("train", "validation")
+    }
+    for side, count in (("train", 93), ("validation", 7)):
+        assert Counter(row["domain"] for row in sides[side]) == dict.fromkeys(DOMAINS, count)
+    texts = {row["id"]: row["text"] for row in pq.read_table(tmp_path / "corpus/synthetic.parquet").to_pylist()}
+    assert not {texts[row["id"]] for row in sides["train"]} & {texts[row["id"]] for row in sides["validation"]}
 
 
 @pytest.mark.parametrize("count", [1, 37, 250])

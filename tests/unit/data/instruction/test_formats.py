@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import pytest
 from moe_train.data.instruction import InstructionEncoder, InstructionOptions
 from moe_train.data.instruction.conversation import Message, Unusable
 from moe_train.data.instruction.formats import FORMATS, PUBLISHED, ChoiceFormat, MessagesFormat, PairFormat
-from moe_train.data.sources import find_sources, read_rows
 from moe_train.data.tokenizers import SentencePieceTokenizer
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -44,8 +44,7 @@ def test_published_sets_from_parquet(name: str, tmp_path: Path, tokenizer: Sente
     row = ROWS[name]
     pq.write_table(pa.Table.from_pylist([row] * 3), tmp_path / "set.parquet")
     encoder = InstructionEncoder(InstructionOptions(name, "plain"), tokenizer)
-    [rows] = read_rows(find_sources([tmp_path])[0], encoder.columns)
-    batch = encoder.encode(rows.values)
+    batch = encoder.encode(pq.read_table(tmp_path / "set.parquet", columns=encoder.columns).to_pydict())
     assert len(batch.lengths_D) == 3 and not batch.bad
     text = tokenizer.decode(batch.ids_N[: batch.lengths_D[0]])
     counted = tokenizer.decode(batch.ids_N[batch.loss_mask_N == 1][: int(batch.loss_mask_N.sum()) // 3])
@@ -59,15 +58,13 @@ def test_published_sets_from_parquet(name: str, tmp_path: Path, tokenizer: Sente
     assert text == f"User:\n{want[0]}\n\nAssistant:\n{want[1]}" and counted == want[1]
 
 
-def test_messages_from_jsonl(tmp_path: Path) -> None:
-    (tmp_path / "chat.jsonl").write_text(
-        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "x": 1}\n'
-        '{"other": 1}\n'
-        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\\ud800"}]}\n'
+def test_messages_from_json() -> None:
+    lines = (
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "x": 1}',
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\\ud800"}]}',
     )
-    [rows] = read_rows(find_sources([tmp_path])[0], ["messages"])
-    found = [reason_or_messages(MessagesFormat("messages"), {"messages": value}) for value in rows.values["messages"]]
-    assert found == [[Message("user", "a"), Message("assistant", "b")], "no messages", "invalid UTF-8"]
+    found = [reason_or_messages(MessagesFormat("messages"), json.loads(line)) for line in lines]
+    assert found == [[Message("user", "a"), Message("assistant", "b")], "invalid UTF-8"]
 
 
 def reason_or_messages(format: Any, row: dict[str, Any]) -> Any:
