@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from moe_train.data.sources.lines import TEXT, read_document, read_jsonl, read_lines
 from moe_train.data.sources.parquet import parquet_columns, read_parquet, text_bytes
 from moe_train.data.sources.rows import Rows, SourceFile
+from moe_train.data.split import split_position
 
 _COMPRESSED = 3
 """About how much smaller compressed text is."""
@@ -51,9 +52,9 @@ def first_texts(files: Sequence[SourceFile], column: str, count: int) -> list[st
     return texts
 
 
-def sample_texts(files: Sequence[SourceFile], column: str, max_bytes: int) -> Iterator[str]:
+def sample_texts(files: Sequence[SourceFile], column: str, max_bytes: int, seed: int = 0) -> Iterator[str]:
     """Texts spread evenly over the files, about `max_bytes` of UTF-8 in all; what cannot be read and nulls are passed
-    over. Deterministic."""
+    over. Deterministic; where not all are taken, ``seed`` decides which is the first."""
     total = 0
     for file in files:
         have = column_names(file)
@@ -64,7 +65,7 @@ def sample_texts(files: Sequence[SourceFile], column: str, max_bytes: int) -> It
         else:
             total += file.size * (_COMPRESSED if file.path.suffix in (".gz", ".zst") else 1)
     share = min(1.0, max_bytes / max(total, 1))
-    due, number = 0.0, 0
+    due, number = -split_position("sample", seed), 0
     for file in files:
         name = text_column(file, column)
         for rows in read_rows(file, [name]):
