@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from moe_train.data.instruction.conversation import Message
 
@@ -18,8 +18,7 @@ END_OF_DOCUMENT = "end of document"
 """Name of the tokenizer's own end-of-document token, whatever its spelling."""
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """Text, or a special token of the tokenizer, or a `mark`: special where the tokenizer has it so, else text."""
 
     text: str

@@ -47,11 +47,20 @@ _EVENTS = (
     "{hero_first} and {friend_first} shared {food} and talked about {city}.",
     "{friend_their} {relative} lived in {city} and kept a(n) {animal}.",
 )
+_NEWS = (
+    "my {relative} and I {walked} to the {spot} {when}, and we saw a(n) {animal}.",
+    "there was {weather} {when}, so I stayed in the {spot} with a(n) {color} {thing}.",
+    "I was {feeling} when I heard that you had moved to {city}.",
+    "yesterday the {animal} ate the {food} that my {relative} had made for you.",
+    "somebody left a(n) {color} {thing} at the {spot}; is it yours?",
+    "your {relative} was here {when} and looked {feeling}.",
+    "I learned to cook {food}, though we had no {ingredient}.",
+)
 _STEPS = (
     "{stir} the {first} until it is {color}.",
     "add the {second} and {stir} for {minutes} minutes.",
     "{stir} gently; {weather} outside makes the kitchen feel warm.",
-    "let the {first} and the {second} rest {when}.",
+    "let the {first} and the {second} rest for {minutes} minutes.",
     "taste, {stir} again, and keep the {animal} away from the bowl.",
 )
 
@@ -66,12 +75,13 @@ def document(draw: Draw) -> str:
 def _story(writer: Writer) -> str:
     draw = writer.draw
     opening = "{hero_first} lived near the {spot} of {home} with a(n) {animal} and a(n) {color} {thing}."
-    middle = [writer.paragraph(_EVENTS, draw.between(3, 5)) for _ in range(draw.between(1, 3))]
+    middle = [writer.paragraph(_EVENTS, draw.between(4, 7)) for _ in range(draw.between(1, 3))]
     ending = "{when}, {hero_first} carried the {thing} home, and {friend_first} was {feeling} again."
     return "\n\n".join([writer.sentence(opening), *middle, writer.sentence(ending)]) + "\n"
 
 
 def _letter(writer: Writer) -> str:
+    news = writer.paragraph(_NEWS, writer.draw.between(3, 6))
     return (
         "\n\n".join(
             [
@@ -79,6 +89,7 @@ def _letter(writer: Writer) -> str:
                 writer.fill("I am writing from {home}, where {weather} has kept us indoors. ")
                 + writer.fill("Your {relative} asked about the {thing}, and the {animal} is {feeling}. ")
                 + writer.fill("Do you remember the {spot}? We ate {food} there {when}."),
+                news,
                 writer.sentence("next week I shall travel to {city}, and I will bring the {color} {thing}."),
                 writer.fill("Yours, {hero_first}"),
             ]
@@ -101,4 +112,5 @@ def _recipe(writer: Writer) -> str:
         "serve the {food} with the {third}, as {hero_first} and {hero_their} {relative} do in {home}."
     )
     title = writer.fill("How {hero_first} makes {food}")
-    return f"{title}\n\n{listed}\n\n{numbered}\n\n{ending}\n"
+    story = writer.paragraph(_EVENTS, draw.between(1, 3))
+    return f"{title}\n\n{story}\n\n{listed}\n\n{numbered}\n\n{ending}\n"

@@ -110,12 +110,13 @@ def document(draw: Draw) -> str:
     parts = [writer.fill('"""Helpers for {kind} {subject}s in {purpose}; {note}."""') + "\n"]
     assertions: list[str] = []
     names: set[str] = set()
-    for template in draw.some(TEMPLATES, draw.between(2, 4)):
+    for template in draw.some(TEMPLATES, draw.between(1, 3)):
         source, assertion, name = _function(writer, template, names)
         names.add(name)
         parts.append(source)
         assertions.append(assertion)
-    parts.append(_class(writer))
+    if draw.below(2):
+        parts.append(_class(writer))
     body = "\n".join(f"    {line}" for line in assertions)
     parts.append(writer.fill("def test_{subject}s() -> None:") + f"\n{body}\n")
     return "\n\n".join(parts)

@@ -43,12 +43,13 @@ def test_columns_balance_and_facts(corpus: Path, rows: list[dict]) -> None:
     for domain, counts in facts["domains"].items():
         texts = [row["text"] for row in rows if row["dump"] == domain]
         assert counts == {"documents": 1000, "bytes": sum(len(text.encode()) for text in texts)}
+        assert 0.2 < counts["bytes"] / sum(other["bytes"] for other in facts["domains"].values()) < 0.33
 
 
 def test_the_text_is_what_it_was(tmp_path: Path) -> None:
     """The same on every machine and Python version: Python 3.10 to 3.13 give this hash."""
     facts = write_synthetic_corpus(tmp_path, seed=3, documents=40)
-    assert facts["content_sha256"] == "2e035cada4349ddf152a70a97b61ac09544ebb0326647e735112a7d52b78d84d"
+    assert facts["content_sha256"] == "2c1a182e9882935edf118185c8b77c1fed30ad541843d11a743c9fa8fb635034"
 
 
 def test_no_order_of_hashing_enters(tmp_path: Path) -> None:
@@ -117,14 +118,17 @@ def test_few_names_are_spread_too(count: int) -> None:
 
 
 def test_code_runs_and_its_assertions_hold() -> None:
+    pools = 0
     for row in domain_rows("code", 60, 11):
         space: dict = {}
         exec(compile(row["text"], row["id"], "exec"), space)
         [test] = [value for name, value in space.items() if name.startswith("test_")]
         test()
-        assert row["text"].count("    assert ") >= 2
-        [pool] = [value for name, value in space.items() if name.endswith("Pool")]
-        assert pool(1).push(3) and not pool(0).push(3)
+        assert row["text"].count("    assert ") >= 1
+        for pool in (value for name, value in space.items() if name.endswith("Pool")):
+            pools += 1
+            assert pool(1).push(3) and not pool(0).push(3)
+    assert pools > 10
 
 
 def test_figures_agree() -> None:

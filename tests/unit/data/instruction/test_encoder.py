@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from moe_train.data.instruction import EncodedBatch, InstructionEncoder, InstructionOptions
-from moe_train.data.tokenizers import SentencePieceTokenizer, Tokenizer, load_tokenizer
+from moe_train.data.tokenizers import SentencePieceTokenizer, Tokenizer, load_tokenizer, train_sentencepiece
+from moe_train.data.tokenizers.gigatoken_engine import GigatokenTokenizer, with_fast_engine
 from tests.unit.data.instruction.conftest import dialogue, save_tokenizer, text
 
 Load = Callable[[str], Tokenizer]
@@ -145,6 +146,33 @@ def test_a_document_is_not_ended_twice(tmp_path: Path) -> None:
     )
     assert ids.count(tokenizer.eod_id) == 2  # of the question and of the answer
     assert tokenizer.piece(ids[-1]) == "\n" and mask[-2:] == [1, 0]
+
+
+def test_other_tokenizers_and_the_fast_engine_give_the_same_conversation(
+    tokenizers_of: Load, tmp_path: Path, make_texts
+) -> None:
+    """A sentencepiece model with control symbols; gigatoken in place of the engine that defines the ids."""
+    rng = random.Random(25)
+    marks = ["<|im_start|>", "<|im_end|>"]
+    trained = train_sentencepiece(make_texts(26, 40), tmp_path / "m.model", 330, special_tokens=marks)
+    words = ["the gate\n", " expert", "<|im_end|>", "日本 ", "1234"]
+    given = [
+        [{"role": role, "content": "A" + "".join(rng.choices(words, k=9))} for role in ("user", "assistant") * 2]
+        for _ in range(40)
+    ]
+    decoded = []
+    for original in (trained, tokenizers_of("qwen3")):
+        said: list[str] = []
+        fast = with_fast_engine(original, [message["content"] for message in given[0]], said.append)
+        assert isinstance(fast, GigatokenTokenizer), said
+        both = [messages_encoder(one, "qwen3").encode({"messages": given}) for one in (original, fast)]
+        assert np.array_equal(both[0].ids_N, both[1].ids_N)
+        assert np.array_equal(both[0].loss_mask_N, both[1].loss_mask_N)
+        decoded.append([original.decode(ids) for ids, _ in documents(both[0])])
+        starts = (both[0].ids_N == original.special_tokens[marks[0]]).sum()
+        ends = (both[0].ids_N == original.special_tokens[marks[1]]).sum()
+        assert starts == ends == 4 * len(given)
+    assert decoded[0] == decoded[1]
 
 
 def test_thoughts_without_tokens_of_their_own_are_text(tmp_path: Path) -> None:
