@@ -21,6 +21,16 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--processes", type=positive, metavar="N", help="processes (default: one per accelerator, or what EP needs)"
     )
     parser.add_argument("--limit-batches", type=positive, metavar="N", help="stop after N batches per process")
+    parser.add_argument(
+        "--documents", action="store_true", help="documents one by one, cut and padded, in place of windows of the text"
+    )
+    parser.add_argument("--max-length", type=positive, metavar="N", help="with --documents: cut at N tokens (512)")
+    parser.add_argument(
+        "--batch-documents",
+        type=positive,
+        metavar="N",
+        help="with --documents: documents of a batch of the average of batch means (25)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE (- for the screen)")
 
 
@@ -29,7 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
     from moe_train.evaluation.table import print_table
 
     data = arguments.data or validation_prefix(arguments.run)
-    result_file = evaluation_path(arguments.run, data, arguments.checkpoint)
+    # Documents and windows are different measurements of the same data: one does not replace the other.
+    kind = "-documents" if arguments.documents else ""
+    result_file = evaluation_path(arguments.run, data + kind, arguments.checkpoint)
     unfinished = result_file.with_suffix(".json.unfinished")
     unfinished.unlink(missing_ok=True)
     code = launch(WORKER, worker_arguments(arguments, data, unfinished), arguments.run, arguments.processes)
@@ -56,6 +68,13 @@ def worker_arguments(arguments: argparse.Namespace, data: str, output: Path) -> 
     command = ["--run-dir", str(arguments.run), "--data", data, "--checkpoint", str(arguments.checkpoint)]
     if arguments.limit_batches is not None:
         command += ["--limit-batches", str(arguments.limit_batches)]
+    for name in ("max_length", "batch_documents"):
+        if (value := getattr(arguments, name)) is not None:
+            if not arguments.documents:
+                raise ValueError(f"--{name.replace('_', '-')} is for evaluation of --documents")
+            command += [f"--{name.replace('_', '-')}", str(value)]
+    if arguments.documents:
+        command.append("--documents")
     return [*command, "--output", str(output)]
 
 

@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Any
 
+from moe_train.commands import corpora, instruction
+
 _EXAMPLE = """examples:
   moe-train prepare --corpus stdlib --output data/demo/corpus
   moe-train prepare books/ --output data/books --tokenizer data/books.model --validation-fraction 0.05
@@ -37,10 +39,8 @@ def register(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="sentencepiece .model, Hugging Face tokenizer.json (or a folder with one), tiktoken rank file",
     )
-    parser.add_argument("--corpus", choices=["stdlib"], help="write this corpus as parquet instead of reading sources")
-    parser.add_argument(
-        "--max-bytes", type=int, default=12_000_000, metavar="N", help="with --corpus: most text (default 12 MB)"
-    )
+    corpora.register(parser)
+    instruction.register(parser)
     _reading(parser.add_argument_group("reading"))
     _choice(parser.add_argument_group("which documents"))
     _writing(parser.add_argument_group("writing"))
@@ -132,6 +132,7 @@ def _task(text: str) -> tuple[int, int]:
 def run(args: argparse.Namespace) -> int:
     if args.corpus is not None:
         return _corpus(args)
+    corpora.options(args)
     if not args.source or args.tokenizer is None:
         raise ValueError("prepare needs a SOURCE and --tokenizer MODEL, or --corpus stdlib; --help says more")
     from moe_train.commands.prepare_progress import reporter
@@ -162,11 +163,12 @@ def run(args: argparse.Namespace) -> int:
         max_tokens=args.max_tokens,
         shard_tokens=args.shard_tokens,
         on_bad=args.on_bad,
+        instruction=instruction.options(args),
     )
     how = How(workers=args.workers, executor=args.executor, task=args.task, merge_only=args.merge)
     files = find_sources(args.source, args.text_format)
     tokenizer = with_fast_engine(
-        load_tokenizer(args.tokenizer, args.eod_token), first_texts(files, args.text_column, 200), _say
+        load_tokenizer(args.tokenizer, args.eod_token), first_texts(files, options.content_columns, 200), _say
     )
     with reporter() as report:
         manifests = prepare(files, args.output, tokenizer, options, how, report)
@@ -204,10 +206,4 @@ def _corpus(args: argparse.Namespace) -> int:
         raise ValueError(
             "--corpus writes parquet only: leave out SOURCE and --tokenizer, prepare that folder afterwards"
         )
-    from moe_train.data.corpus import CORPUS_FILE, write_stdlib_corpus
-
-    facts = write_stdlib_corpus(args.output, args.max_bytes)
-    print(f"{args.output}/{CORPUS_FILE}: standard library of {facts['implementation']} {facts['python']}")
-    for domain, counts in facts["domains"].items():
-        print(f"  {domain}: {counts['documents']:,} documents, {counts['bytes']:,} bytes")
-    return 0
+    return corpora.write(args)

@@ -52,6 +52,11 @@ def summary_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(("tokens", f"{evaluation['tokens']:,}"))
     rows.append(("loss (nats per token)", number(evaluation["loss"])))
     rows.append(("perplexity", number(evaluation.get("perplexity"))))
+    if evaluation.get("documents"):
+        documents = evaluation["documents"]
+        cut = f"{documents['truncated']:,} cut at {documents['max_length']:,} tokens"
+        rows.append(("documents", f"{documents['documents']:,}, {cut}"))
+        rows.append((f"mean of batches of {documents['batch_documents']}", number(documents["loss_batch_average"])))
     if evaluation.get("bits_per_byte") is not None:
         rows.append(("bits per byte", number(evaluation["bits_per_byte"])))
     entropy = evaluation.get("unigram_entropy")

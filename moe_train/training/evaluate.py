@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moe_train.training.worker import exit_now, run_to_end
 from moe_train.training.worker_status import StatusFile
@@ -23,6 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", required=True, metavar="PREFIX")
     parser.add_argument("--checkpoint", default="latest", metavar="latest|STEP|PATH")
     parser.add_argument("--limit-batches", type=int, metavar="N")
+    parser.add_argument("--documents", action="store_true", help="documents one by one, in place of windows")
+    parser.add_argument("--max-length", type=int, metavar="N")
+    parser.add_argument("--batch-documents", type=int, metavar="N")
     parser.add_argument("--output", type=Path, required=True, help="JSON file, written by rank 0")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="given by launchers, as in the environment")
     parser.add_argument("--status", default="", help="name of the launch, for the file that says how it ended")
@@ -36,6 +39,7 @@ def evaluate_run(arguments: argparse.Namespace) -> bool:
     from moe_train.evaluation.result import write_evaluation
     from moe_train.model.language_model import build_language_model
     from moe_train.parallel.groups import initialize
+    from moe_train.training.document_validation import DocumentProtocol, validate_documents
     from moe_train.training.run_folder import load
     from moe_train.training.state import load_weights
     from moe_train.training.validation import validate
@@ -52,11 +56,17 @@ def evaluate_run(arguments: argparse.Namespace) -> bool:
     if config.train.precision == "bfloat16":
         model.bfloat16()
     model.eval()
-    result = validate(model, config, groups, arguments.data, max_batches=arguments.limit_batches, with_domains=True)
+    more: dict[str, Any] = {}
+    if arguments.documents:
+        given = {"max_length": arguments.max_length, "batch_documents": arguments.batch_documents}
+        protocol = DocumentProtocol(max_batches=arguments.limit_batches, **{k: v for k, v in given.items() if v})
+        result, more["documents"] = validate_documents(model, config, groups, arguments.data, protocol)
+    else:
+        result = validate(model, config, groups, arguments.data, max_batches=arguments.limit_batches, with_domains=True)
     if groups.rank == 0:
         entropy = unigram_entropy(arguments.data)
         write_evaluation(
-            arguments.output, result.to_json(step=state["step"], data=arguments.data, unigram_entropy=entropy)
+            arguments.output, result.to_json(step=state["step"], data=arguments.data, unigram_entropy=entropy) | more
         )
     return True
 

@@ -5,7 +5,6 @@ Suffixes: N rows that were read, D documents.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from moe_train.data.prepare.options import SPLITS, PrepareOptions
 from moe_train.data.sources import Rows
+from moe_train.data.split import split_position
 
 Mask = npt.NDArray[np.bool_]
 
@@ -55,7 +55,7 @@ def choose(rows: Rows, texts_N: Any, bad: dict[int, str], options: PrepareOption
         places = np.flatnonzero(keep_N)
         names = _names(rows, texts_N, places, [options.id_column])
         out_N = np.zeros(rows.count, bool)
-        out_N[places] = [_share(f"sample {options.sample_seed}:", name) >= options.sample for name in names]
+        out_N[places] = [split_position(f"sample:{name}", options.sample_seed) >= options.sample for name in names]
         leave_out("not sampled", out_N)
     return keep_N, skipped
 
@@ -79,15 +79,10 @@ def sides(rows: Rows, texts_N: Any, places_D: npt.NDArray[Any], options: Prepare
 
 def side(name: str, options: PrepareOptions) -> str:
     """The split of a document, from the value of its split column alone."""
-    share = _share(f"{options.split_seed}:", name)
+    share = split_position(name, options.split_seed)
     if share < options.validation_fraction:
         return "validation"
     return "test" if share < options.validation_fraction + options.test_fraction else "train"
-
-
-def _share(salt: str, name: str) -> float:
-    digest = hashlib.blake2b((salt + name).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") / 2**64
 
 
 def _names(rows: Rows, texts_N: Any, places_D: npt.NDArray[Any], columns: list[str]) -> list[str]:

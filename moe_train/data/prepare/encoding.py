@@ -5,6 +5,7 @@ Suffixes: N rows that were read, D documents.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_train.data.indexed import token_dtype
+from moe_train.data.instruction import InstructionEncoder
 from moe_train.data.prepare.choice import choose, sides
 from moe_train.data.prepare.options import PrepareOptions
-from moe_train.data.prepare.part import TOKENS
+from moe_train.data.prepare.part import LOSS, TOKENS
 from moe_train.data.sources import Rows, SourceFile, Span, read_rows, text_column
 from moe_train.data.sources.tokens import read_token_array
 from moe_train.data.tokenizers import Tokenizer
@@ -54,9 +56,16 @@ def read_documents(
 
     Errors: ValueError naming the file, where it is damaged or is not what it should be.
     """
+    if options.instruction is not None:
+        return _conversations(file, span, tokenizer, options, limit)
     if file.kind == "tokens":
         return _token_documents(file, tokenizer, options, limit)
     return _text_documents(file, span, tokenizer, options, limit)
+
+
+def streams(options: PrepareOptions) -> list[str]:
+    """What is written beside each other for each token."""
+    return [TOKENS] if options.instruction is None else [TOKENS, LOSS]
 
 
 def _text_documents(
@@ -94,6 +103,57 @@ def _text_documents(
             domains_D=domains_D,
             skipped=skipped,
             bad={rows.first_row + place: reason for place, reason in bad.items()},
+        )
+        if left is not None:
+            left -= len(places_D)
+            if left <= 0:
+                return
+
+
+def _conversations(
+    file: SourceFile, span: Span, tokenizer: Tokenizer, options: PrepareOptions, limit: int | None
+) -> Iterator[Documents]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    assert options.instruction is not None
+    encoder = InstructionEncoder(options.instruction, tokenizer)
+    left = limit
+    for rows in read_rows(file, [*encoder.columns, *options.columns], span, skip_damaged=options.on_bad == "skip"):
+        while True:
+            columns = {name: rows.readable(name) for name in encoder.columns}
+            bad = dict(rows.bad)
+            for _, unreadable in columns.values():
+                bad |= unreadable
+            batch = {name: values for name, (values, _) in columns.items()}
+            # The content stands for a row that has no name of its own.
+            texts_N = pa.array(
+                [json.dumps(row, default=str) for row in zip(*batch.values(), strict=True)], pa.large_string()
+            )
+            keep_N, skipped = choose(rows, texts_N, bad, options)
+            kept = np.flatnonzero(keep_N)
+            encoded = encoder.encode({name: [values[place] for place in kept] for name, values in batch.items()})
+            if left is None or len(encoded.rows_D) < left:
+                break
+            # As if the rows behind the last document had not been read.
+            count = int(kept[encoded.rows_D[left - 1]]) + 1 if left else 0
+            if count == rows.count:
+                break
+            rows = rows.first(count)
+        unusable = {int(kept[place]): reason for place, reason in encoded.bad.items()}
+        skipped.update(unusable.values())
+        places_D = kept[encoded.rows_D]
+        yield Documents(
+            rows=rows.count,
+            streams={TOKENS: encoded.ids_N.astype(token_dtype(tokenizer.vocab_size)), LOSS: encoded.loss_mask_N},
+            lengths_D=encoded.lengths_D,
+            splits_D=sides(rows, texts_N, places_D, options),
+            sizes_D=encoded.text_bytes_D,
+            rows_D=rows.first_row + places_D,
+            ids_D=rows.labels(options.id_column).take(places_D),
+            domains_D=pc.fill_null(rows.labels(options.domain_column), "").take(places_D),
+            skipped=skipped,
+            bad={rows.first_row + place: reason for place, reason in (bad | unusable).items()},
         )
         if left is not None:
             left -= len(places_D)

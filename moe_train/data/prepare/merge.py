@@ -23,6 +23,7 @@ from moe_train.data.index_file import write_index
 from moe_train.data.indexed import bin_path, idx_path, token_dtype
 from moe_train.data.manifest import manifest_path, token_bytes_path
 from moe_train.data.prepare.copying import append_range
+from moe_train.data.prepare.encoding import streams
 from moe_train.data.prepare.limits import Limits
 from moe_train.data.prepare.names import token_prefix
 from moe_train.data.prepare.part import TOKENS, Part, PartFacts
@@ -66,14 +67,16 @@ def merge(
             numbers = [None] if context.options.shard_tokens is None else list(range(len(shards)))
             written: list[Path] = []
             for number, shard in zip(numbers, shards, strict=True):
-                prefix = token_prefix(stem, number)
-                paths += [bin_path(prefix), idx_path(prefix)]
-                written += [bin_path(prefix), idx_path(prefix)]
-                merging.write_shard(place, shard, prefix, token_dtype(tokenizer.vocab_size), TOKENS)
+                for stream in streams(context.options):
+                    prefix = token_prefix(stem, number, "text" if stream == TOKENS else "loss")
+                    dtype = token_dtype(tokenizer.vocab_size) if stream == TOKENS else np.dtype(np.uint8)
+                    paths += [bin_path(prefix), idx_path(prefix)]
+                    written += [bin_path(prefix), idx_path(prefix)]
+                    merging.write_shard(place, shard, prefix, dtype, stream)
             paths += [documents_path(stem), token_bytes_path(stem), manifest_path(stem)]
             merging.write_documents(place, partial_path(documents_path(stem)))
-            with open(partial_path(token_bytes_path(stem)), "wb") as stream:
-                np.save(stream, tokenizer.token_bytes())
+            with open(partial_path(token_bytes_path(stem)), "wb") as table:
+                np.save(table, tokenizer.token_bytes())
             written += [documents_path(stem), token_bytes_path(stem)]
             manifests[split] = (
                 job

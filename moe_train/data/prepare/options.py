@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from moe_train.data.instruction import InstructionOptions
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -51,6 +53,8 @@ class PrepareOptions:
     on_bad: Literal["stop", "skip"] = "stop"
     """What to do about a row that cannot be read: bad JSON, invalid UTF-8, no text, a damaged page. ``skip`` counts it
     and goes on."""
+    instruction: InstructionOptions | None = None
+    """Rows hold conversations, not texts."""
 
     def __post_init__(self) -> None:
         """ValueError for values that make no sense."""
@@ -69,6 +73,9 @@ class PrepareOptions:
                 raise ValueError(f"{name.replace('_', ' ')} must be at least 1, not {getattr(self, name)}")
         if self.max_chars is not None and self.max_chars < self.min_chars:
             raise ValueError(f"no text has at least {self.min_chars} and at most {self.max_chars} characters")
+        if self.instruction is not None and (self.min_chars or self.max_chars is not None or not self.append_eod):
+            raise ValueError("conversations have no length in characters to choose by, and end as their template says")
+        assert self.content_columns
         for pattern in (self.url_include, self.url_exclude):
             try:
                 re.compile(pattern)
@@ -86,15 +93,20 @@ class PrepareOptions:
         return wanted + (("test",) if self.test_fraction else ())
 
     @property
+    def content_columns(self) -> list[str]:
+        """What documents are made from, where a file has columns."""
+        return [self.text_column] if self.instruction is None else self.instruction.columns
+
+    @property
     def columns(self) -> list[str]:
-        """Columns, besides the text, that are worth reading; a file may lack them."""
+        """Columns, besides the content, that are worth reading; a file may lack them."""
         wanted = {self.id_column, self.domain_column}
         wanted |= {self.split_column} if len(self.splits) > 1 and not self.split_from else set()
         return sorted(wanted | set(self.needed_columns))
 
     @property
     def needed_columns(self) -> list[str]:
-        """Columns, besides the text, that a file must have: what documents are chosen by."""
+        """Columns, besides the content, that a file must have: what documents are chosen by."""
         wanted = {self.split_from} if self.split_from else set()
         wanted |= {"language_score"} if self.min_language_score is not None else set()
         wanted |= {"dump"} if self.dumps else set()

@@ -22,14 +22,14 @@ class Piece:
     """About so much text it holds; for progress only."""
 
 
-def plan(files: Sequence[SourceFile], text_column: str, piece_bytes: int = PIECE_BYTES) -> list[Piece]:
+def plan(files: Sequence[SourceFile], columns: Sequence[str], piece_bytes: int = PIECE_BYTES) -> list[Piece]:
     """Pieces of about so much text, in source order. The result of the work does not depend on how it is cut."""
-    return [piece for number, file in enumerate(files) for piece in _cut(number, file, text_column, piece_bytes)]
+    return [piece for number, file in enumerate(files) for piece in _cut(number, file, columns, piece_bytes)]
 
 
-def _cut(number: int, file: SourceFile, text_column: str, piece_bytes: int) -> Iterator[Piece]:
+def _cut(number: int, file: SourceFile, columns: Sequence[str], piece_bytes: int) -> Iterator[Piece]:
     if file.kind == "parquet":
-        groups = row_groups(file, text_column)
+        groups = row_groups(file, columns)
         start, size = 0, 0
         for group, facts in enumerate(groups):
             size += facts.column_bytes
@@ -41,4 +41,4 @@ def _cut(number: int, file: SourceFile, text_column: str, piece_bytes: int) -> I
             stop = min(start + piece_bytes, file.size)
             yield Piece(number, Span(start, stop), stop - start)
     elif file.kind in ("tokens", "document") or file.size:
-        yield Piece(number, Span(), file.size if file.kind == "tokens" else text_bytes(file, text_column))
+        yield Piece(number, Span(), file.size if file.kind == "tokens" else text_bytes(file, columns))

@@ -85,7 +85,7 @@ def prepare(
     stems = {split: stem_of(prefix, split) for split in options.splits}
     for file in files:
         if file.kind != "tokens":
-            check_columns(file, [text_column(file, options.text_column), *options.needed_columns])
+            check_columns(file, [*(text_column(file, c) for c in options.content_columns), *options.needed_columns])
     job = job_facts(files, tokenizer, options)
     done = finished(prefix, files, job, options)
     folder = work_folder(prefix)
@@ -95,7 +95,7 @@ def prepare(
             with _lock(folder, shared=False):
                 shutil.rmtree(folder)
         return done if how.task is None else {}
-    pieces = tuple(plan(files, options.text_column, how.piece_bytes))
+    pieces = tuple(plan(files, options.content_columns, how.piece_bytes))
     folder.mkdir(parents=True, exist_ok=True)
     fast = isinstance(tokenizer, GigatokenTokenizer)
     with _lock(folder, shared=how.task is not None):

@@ -11,9 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from moe_train.data.files import write_atomically
-from moe_train.data.prepare.encoding import Documents, read_documents
+from moe_train.data.prepare.encoding import Documents, read_documents, streams
 from moe_train.data.prepare.options import PrepareOptions
-from moe_train.data.prepare.part import TOKENS, Part, PartFacts, PartWriter
+from moe_train.data.prepare.part import Part, PartFacts, PartWriter
 from moe_train.data.prepare.pieces import Piece
 from moe_train.data.sources import SourceFile
 from moe_train.data.sources.lines import lines_before
@@ -97,7 +97,7 @@ def _do_piece(
 ) -> PartFacts:
     piece, options = context.pieces[task.piece], context.options
     file = context.files[piece.file]
-    writer = PartWriter(part, len(options.splits), [TOKENS])
+    writer = PartWriter(part, len(options.splits), streams(options))
     # A piece never gives more than the whole job may have. Its exact share is known only when those before it are done.
     limit = options.max_documents if task.limit is None else task.limit
     skipped: Counter[str] = Counter()
@@ -145,7 +145,7 @@ def _note(facts: PartFacts, found: Documents) -> None:
 
 def _first_row(file: SourceFile, piece: Piece) -> int:
     if file.kind == "parquet":
-        return sum(group.rows for group in row_groups(file, "")[: piece.span.start])
+        return sum(group.rows for group in row_groups(file, [])[: piece.span.start])
     return lines_before(file, piece.span.start) if piece.span.start else 0
 
 

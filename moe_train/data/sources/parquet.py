@@ -15,7 +15,7 @@ DAMAGED = "damaged page"
 class RowGroup:
     rows: int
     column_bytes: int
-    """Of one column, uncompressed."""
+    """Of the columns that were asked for, uncompressed."""
 
 
 def read_parquet(file: SourceFile, columns: Sequence[str], span: Span, skip_damaged: bool) -> Iterator[Rows]:
@@ -47,11 +47,11 @@ def read_parquet(file: SourceFile, columns: Sequence[str], span: Span, skip_dama
             row = end
 
 
-def row_groups(file: SourceFile, column: str) -> list[RowGroup]:
+def row_groups(file: SourceFile, columns: Sequence[str]) -> list[RowGroup]:
     """What the file says about its row groups; a column that is missing has no bytes."""
     with _open(file) as parquet:
         meta = parquet.metadata
-        places = [i for i in range(meta.num_columns) if meta.schema.column(i).path.split(".")[0] == column]
+        places = [i for i in range(meta.num_columns) if meta.schema.column(i).path.split(".")[0] in columns]
         groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
         return [RowGroup(g.num_rows, sum(g.column(i).total_uncompressed_size for i in places)) for g in groups]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from moe_train.data.sources.lines import TEXT, read_document, read_jsonl, read_lines
 from moe_train.data.sources.parquet import parquet_columns, read_parquet, row_groups
 from moe_train.data.sources.rows import Rows, SourceFile, Span
+from moe_train.data.split import split_position
 
 _COMPRESSED = 3
 """About how much smaller compressed text is."""
@@ -54,37 +57,46 @@ def check_columns(file: SourceFile, columns: Sequence[str]) -> None:
         raise ValueError(f"{file.path} has no column {', '.join(missing)}; it has {', '.join(have)}")
 
 
-def text_bytes(file: SourceFile, column: str) -> int:
-    """About how many bytes of text a file holds."""
+def text_bytes(file: SourceFile, columns: Sequence[str]) -> int:
+    """About how many bytes of text these columns of a file hold."""
     if file.kind == "parquet":
-        return sum(group.column_bytes for group in row_groups(file, column))
+        return sum(group.column_bytes for group in row_groups(file, columns))
     return file.size * (_COMPRESSED if file.compression else 1)
 
 
-def first_texts(files: Sequence[SourceFile], column: str, count: int) -> list[str]:
-    """Up to ``count`` texts from the beginnings of files that are spread evenly over all of them."""
+def first_texts(files: Sequence[SourceFile], columns: Sequence[str], count: int) -> list[str]:
+    """Up to ``count`` texts of these columns, also inside lists and objects, from the beginnings of files that are
+    spread evenly over all of them."""
     files = [file for file in files if file.kind != "tokens"]
     chosen = files[:: max(1, len(files) // 16)]
     share = -(-count // max(1, len(chosen)))
     texts: list[str] = []
     for file in chosen:
-        name = text_column(file, column)
-        check_columns(file, [name])
-        rows = next(iter(read_rows(file, [name], skip_damaged=True)), None)
-        found = rows.texts(name)[0].to_pylist() if rows else []
-        texts += [text for text in found if text][:share]
+        names = [text_column(file, column) for column in columns]
+        check_columns(file, names)
+        rows = next(iter(read_rows(file, names, skip_damaged=True)), None)
+        values = [rows.readable(name)[0] for name in names] if rows else []
+        texts += list(itertools.islice(_strings(values), share))
     return texts
 
 
-def sample_texts(files: Sequence[SourceFile], column: str, max_bytes: int) -> Iterator[str]:
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str) and value:
+        yield value
+    elif isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)
+
+
+def sample_texts(files: Sequence[SourceFile], column: str, max_bytes: int, seed: int = 0) -> Iterator[str]:
     """Texts spread evenly over the files, about `max_bytes` of UTF-8 in all; what cannot be read and nulls are passed
-    over. Deterministic."""
+    over. Deterministic; where not all are taken, ``seed`` decides which is the first."""
     total = 0
     for file in files:
         check_columns(file, [text_column(file, column)])
-        total += text_bytes(file, column)
+        total += text_bytes(file, [column])
     share = min(1.0, max_bytes / max(total, 1))
-    due, number = 0.0, 0
+    due, number = -split_position("sample", seed), 0
     for file in files:
         name = text_column(file, column)
         for rows in read_rows(file, [name], skip_damaged=True):

@@ -90,7 +90,8 @@ class Rows:
         try:
             column.validate(full=True)
         except pa.ArrowInvalid:
-            return _without_invalid(column)
+            values, bad = _readable(column)
+            return pa.array(values, pa.large_string()), bad
         return column, {}
 
     def labels(self, name: str) -> Any:
@@ -115,11 +116,18 @@ class Rows:
         return np.array([value if isinstance(value, int | float) else np.nan for value in values], np.float64)
 
     def objects(self, name: str) -> list[Any]:
-        """A column as Python objects."""
+        """A column as Python objects. UnicodeDecodeError where some text is not UTF-8."""
         column = self.values.get(name)
         if column is None:
             return [None] * self.count
         return column if isinstance(column, list) else list(column.to_pylist())
+
+    def readable(self, name: str) -> tuple[list[Any], dict[int, str]]:
+        """A column as Python objects, None where some text in it is not UTF-8, and {place: reason} of those."""
+        try:
+            return self.objects(name), {}
+        except UnicodeDecodeError:
+            return _readable(self.values[name])
 
 
 def _as_strings(column: Any) -> Any:
@@ -132,11 +140,9 @@ def _as_strings(column: Any) -> Any:
         raise ValueError(f"a column of type {column.type} does not hold text") from error
 
 
-def _without_invalid(column: Any) -> tuple[Any, dict[int, str]]:
-    """Null in place of what is not UTF-8."""
-    import pyarrow as pa
-
-    values: list[str | None] = []
+def _readable(column: Any) -> tuple[list[Any], dict[int, str]]:
+    """None in place of what is not UTF-8."""
+    values: list[Any] = []
     bad = {}
     for place in range(len(column)):
         try:
@@ -144,4 +150,4 @@ def _without_invalid(column: Any) -> tuple[Any, dict[int, str]]:
         except UnicodeDecodeError:
             values.append(None)
             bad[place] = INVALID_UTF8
-    return pa.array(values, pa.large_string()), bad
+    return values, bad

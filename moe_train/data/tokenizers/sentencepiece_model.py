@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -79,25 +79,40 @@ class SentencePieceTokenizer(Tokenizer):
         return str(model.id_to_piece(token)).replace(_SPACE_MARK, " ").encode()
 
 
-def train_sentencepiece(texts: Iterable[str], output: str | Path, vocab_size: int) -> SentencePieceTokenizer:
-    """Trains a BPE model with byte fallback, identity normalisation and no dummy prefix.
+def train_sentencepiece(
+    texts: Iterable[str],
+    output: str | Path,
+    vocab_size: int,
+    *,
+    model_type: Literal["bpe", "unigram"] = "bpe",
+    special_tokens: Sequence[str] = (),
+    character_coverage: float = 0.9995,
+) -> SentencePieceTokenizer:
+    """Trains a model with byte fallback, identity normalisation and no dummy prefix.
 
-    The same texts give the same bytes.
-    vocab_size: V, of which 256 are bytes, one is unknown (never used), and one ends documents (id 1).
-    Errors: ValueError where the texts are too few for so many pieces.
+    The same texts and options give the same bytes.
+    vocab_size: V, of which 256 are bytes, one is unknown (never used), one ends documents (id 1), and then come the
+    ``special_tokens`` (from id 2 on, in their order), which no text is ever encoded to.
+    character_coverage: share of the text's characters that get a piece of their own; rarer ones are spelled in bytes.
+    Errors: ValueError where the texts are too few for so many pieces, for special tokens that are taken, empty or hold
+    white space, and for a coverage outside of what sentencepiece takes (0.98 to 1).
     """
     import io
 
     import sentencepiece
 
-    if vocab_size < 260:
-        raise ValueError(f"a vocabulary of {vocab_size} is too small: 256 bytes, 2 special tokens, letters")
+    _check_special(special_tokens)
+    special = 2 + len(special_tokens)
+    if vocab_size < 258 + special:
+        raise ValueError(f"a vocabulary of {vocab_size} is too small: 256 bytes, {special} special tokens, letters")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=_training_lines(texts),
             model_writer=model,
-            model_type="bpe",
+            model_type=model_type,
+            control_symbols=list(special_tokens),
+            character_coverage=character_coverage,
             vocab_size=vocab_size,
             byte_fallback=True,
             normalization_rule_name="identity",
@@ -119,6 +134,16 @@ def train_sentencepiece(texts: Iterable[str], output: str | Path, vocab_size: in
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, model.getvalue())
     return SentencePieceTokenizer(path)
+
+
+def _check_special(special_tokens: Sequence[str]) -> None:
+    taken = {"<unk>", END_OF_DOCUMENT, *(f"<0x{byte:02X}>" for byte in range(256))}
+    for token in special_tokens:
+        if not token or token.split() != [token] or _SPACE_MARK in token:
+            raise ValueError(f"a special token is a word without white space, not {token!r}")
+        if token in taken:
+            raise ValueError(f"the special token {token} is there already")
+        taken.add(token)
 
 
 def _training_lines(texts: Iterable[str]) -> Iterator[str]:

@@ -13,6 +13,7 @@ import pytest
 from moe_train.cli import main
 from moe_train.data.indexed import IndexedDataset, IndexedWriter
 from moe_train.data.sampling import PackedSampler
+from moe_train.data.tokenizers import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +56,13 @@ def test_changed_options_are_one_line_and_exit_2(folder: Path, capsys: pytest.Ca
     [
         (["prepare", "--output", "o"], "needs a SOURCE and --tokenizer"),
         (["prepare", "x.parquet", "--corpus", "stdlib", "--output", "o"], "leave out SOURCE"),
+        (["prepare", "--corpus", "stdlib", "--seed", "1", "--output", "o"], "--seed is for --corpus synthetic"),
+        (["prepare", "--corpus", "synthetic", "--documents", "6", "--output", "o"], "a multiple of 4"),
+        (["prepare", "x.parquet", "--output", "o", "--documents", "8"], "--documents is for --corpus synthetic"),
         (["prepare", "x.parquet", "--output", "o", "--tokenizer", "no.model"], "no.model does not exist"),
         (["tokenizer", "train", "x.parquet", "--output", "m.json"], "ends in .model"),
         (["tokenizer", "train", "x.parquet", "--output", "m.model"], "x.parquet does not exist"),
+        (["tokenizer", "train", "x.parquet", "--output", "m.model", "--special-token", "a b"], "x.parquet does not"),
         (["tokenizer", "inspect", "no.model"], "no.model does not exist"),
         (["inspect", "no/prefix"], "no/prefix.idx does not exist"),
     ],
@@ -85,11 +90,45 @@ def test_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert pq.read_table(tmp_path / "c/stdlib.parquet").num_rows > 10
 
 
+def test_synthetic_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["prepare", "--corpus", "synthetic", "--output", f"{tmp_path}/c", "--documents", "40", "--seed", "2"]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "seed 2" in lines[0] and [line.split(":")[0].strip() for line in lines[1:]] == [
+        "finance",
+        "legal",
+        "code",
+        "general",
+    ]
+    assert all(": 10 documents, " in line for line in lines[1:])
+    assert pq.read_table(tmp_path / "c/synthetic.parquet").num_rows == 40
+
+
 def test_tokenizer_inspect(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tokenizer", "inspect", str(folder / "m.model"), "--text", "router\n"]) == 0
     out = capsys.readouterr().out
     assert "tokens             300\n" in out and "special tokens     0 <unk>, 1 <|endoftext|>\n" in out
     assert out.rstrip().endswith(r"'\n'")
+
+
+def test_tokenizer_train_and_measure(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All options of training; then the measurement, by the engine that preparation would take."""
+    model, source = f"{tmp_path}/chat.model", f"{folder}/text.parquet"
+    options = ["--special-token", "<|im_start|>", "--special-token", "<|im_end|>", "--model-type", "unigram"]
+    options += ["--seed", "3", "--sample-bytes", "9000", "--character-coverage", "1.0", "--vocab-size", "290"]
+    assert main(["tokenizer", "train", source, "--output", model, *options]) == 0
+    capsys.readouterr()
+    assert main(["tokenizer", "inspect", model, "--on", source]) == 0
+    shown = dict(line.strip().split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line.strip())
+    shown = {name: value.strip() for name, value in shown.items()}
+    assert shown["special tokens"] == "0 <unk>, 1 <|endoftext|>, 2 <|im_start|>, 3 <|im_end|>"
+    assert shown["engine"] == "sentencepiece" and shown["measured on"].startswith("80 documents, ")
+    texts = [text for text in pq.read_table(source).column("text").to_pylist() if text]
+    ids = load_tokenizer(model).encode_batch(texts)
+    tokens = sum(map(len, ids))
+    assert shown["tokens per word"] == f"{tokens / sum(len(text.split()) for text in texts):.3f}"
+    assert shown["tokens per document"] == f"{tokens / 80:.1f}"
+    assert "gigatoken" in shown["encoded by"]
 
 
 def test_inspect_overview(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

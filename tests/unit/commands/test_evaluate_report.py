@@ -63,6 +63,20 @@ def test_json_to_the_screen_is_nothing_but_json(
     assert (tmp_path / "evaluation" / "other.json").is_file()
 
 
+def test_documents_have_a_result_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluate, "launch", worker := Worker())
+    run = str(run_folder(tmp_path))
+    assert call(evaluate, run) == 0
+    assert call(evaluate, run, "--documents", "--max-length", "64", "--checkpoint", "7") == 0
+    assert "--max-length 64 --documents --output" in " ".join(worker.line) and "--batch-documents" not in worker.line
+    names = sorted(path.name for path in (tmp_path / "evaluation").iterdir())
+    assert names == ["val-documents-step_00000007.json", "val.json"]
+    with pytest.raises(ValueError, match="--max-length is for evaluation of --documents"):
+        call(evaluate, run, "--max-length", "64")
+
+
 @pytest.mark.parametrize("worker", [Worker(code=3), Worker(code=0, write=False)])
 def test_a_failed_evaluation_keeps_the_earlier_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], worker: Worker

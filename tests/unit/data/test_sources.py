@@ -52,7 +52,7 @@ def test_jsonl(tmp_path: Path, make_texts: Callable[[int, int], list[str]], name
     (file,) = find_sources([tmp_path])
     assert all_values(file, "text") == texts
     assert all_values(file, "id") == [None] * len(texts)
-    assert first_texts([file], "text", 5) == texts[:5]
+    assert first_texts([file], ["text"], 5) == texts[:5]
     assert list(sample_texts([file], "text", 10**9)) == texts
 
 

@@ -51,6 +51,13 @@ def test_what_is_not_known_is_left_out() -> None:
     assert balance_rows({"layers": [], "mean": {}}) == [["layer"]]
 
 
+def test_documents_show_both_losses() -> None:
+    documents = {"documents": 1500, "truncated": 7, "max_length": 512, "batch_documents": 25, "loss_batch_average": 5.5}
+    text = plain_table(evaluation(documents=documents))
+    assert "1,500, 7 cut at 512 tokens" in text
+    assert "mean of batches of 25    5.5000" in text and "loss (nats per token)    5.2500" in text
+
+
 def test_worse_than_unigram_is_a_negative_difference() -> None:
     assert "-1.0000" in plain_table(evaluation(loss=7.75))
 

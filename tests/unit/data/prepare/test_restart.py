@@ -121,7 +121,7 @@ def _child(source: str, prefix: str, model: str, workers: int) -> None:
 def test_killed_at_any_moment(tmp_path: Path, sources: Path, tokenizer: SentencePieceTokenizer) -> None:
     """At least 20 kills by SIGKILL, over the whole of a job; what is published is whole at every moment."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, "pyarrow.compute", "pyarrow.parquet", "sentencepiece"])
     rng = random.Random(os.urandom(8))
     source = str(sources / "0.parquet")
 

@@ -1,0 +1,89 @@
+"""Evaluation batches of one document per row: cut at a length, padded, each document once over all ranks.
+
+Suffixes: B sequences, S tokens per sequence, D documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from moe_train.data.batches import Batch, rank_slice
+from moe_train.data.domains import Domains
+from moe_train.data.indexed import IndexedDataset
+
+
+class DocumentSet:
+    """The first tokens of documents, apart from each other.
+
+    max_length: so many tokens of a document are used at most. As there is nothing in front of the first one, it is no
+    target: a document gives one target less than it has tokens.
+    eod_id: where a document ends with this token it is left out, so that only text is predicted.
+    limit: at most so many documents, spread evenly over the data set.
+
+    index_D: the documents, as numbers in the data set.   truncated: how many of them were cut.
+    Errors: ValueError where max_length leaves nothing to predict, or no document has a target.
+    """
+
+    def __init__(
+        self, dataset: IndexedDataset, max_length: int, *, eod_id: int | None = None, limit: int | None = None
+    ) -> None:
+        if max_length < 2:
+            raise ValueError(f"of documents cut at {max_length} tokens nothing is left to predict: 2 at least")
+        self.dataset = dataset
+        wanted = len(dataset) if limit is None else min(len(dataset), limit)
+        self.index_D = np.arange(wanted, dtype=np.int64) * len(dataset) // max(wanted, 1)
+        spans = np.array([self._text(index, eod_id) for index in self.index_D.tolist()], np.int64).reshape(-1, 2)
+        self._starts_D, ends_D = spans.T
+        self._stops_D = np.minimum(ends_D, self._starts_D + max_length)
+        self.truncated = int((ends_D > self._stops_D).sum())
+        if not (self._stops_D - self._starts_D > 1).any():
+            raise ValueError(f"no document of {dataset.prefix} has the 2 tokens that a prediction needs")
+
+    def _text(self, index: int, eod_id: int | None) -> tuple[int, int]:
+        start, stop = self.dataset.document_span(index)
+        ends = eod_id is not None and stop > start and int(self.dataset.tokens[stop - 1]) == eod_id
+        return start, stop - ends
+
+    def __len__(self) -> int:
+        return len(self.index_D)
+
+    def batches(
+        self, micro_size: int, *, rank: int = 0, dp_size: int = 1, domains: Domains | None = None
+    ) -> Iterator[Batch]:
+        """Every document once, in order, spread over the ranks; sample_B is the document's number in the data set.
+
+        All ranks get the same number of batches, and at the same time batches of the same shape [micro_size, S], where
+        S fits the longest document of all ranks then. What is missing is padding, up to batches of nothing else.
+        domains: adds domain_BS.
+        """
+        per_batch = micro_size * dp_size
+        for index in range(-(-len(self) // per_batch)):
+            everywhere = slice(index * per_batch, (index + 1) * per_batch)
+            length = max(1, int((self._stops_D[everywhere] - self._starts_D[everywhere]).max()) - 1)
+            first = rank_slice(0, index, rank, dp_size, micro_size)
+            rows = range(first, min(first + micro_size, len(self)))
+            yield self._batch(rows, micro_size, length, domains)
+
+    def _batch(self, rows: range, count: int, length: int, domains: Domains | None) -> Batch:
+        shape = (count, length)
+        ids, labels, target = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
+        sample, domain = np.full(count, -1, np.int64), np.full(shape, -1, np.int64)
+        for place, row in enumerate(rows):
+            tokens = self.dataset.tokens[self._starts_D[row] : self._stops_D[row]]
+            used = max(0, len(tokens) - 1)
+            ids[place, :used], labels[place, :used], target[place, :used] = tokens[:used], tokens[1:], True
+            sample[place] = self.index_D[row]
+            if domains is not None:
+                domain[place, :used] = domains.codes[self.index_D[row]]
+        # A document's last token is only ever a label; what is no target is padding.
+        return Batch(
+            ids_BS=torch.from_numpy(ids),
+            labels_BS=torch.from_numpy(labels),
+            target_BS=torch.from_numpy(target),
+            padding_BS=torch.from_numpy(~target),
+            sample_B=torch.from_numpy(sample),
+            domain_BS=None if domains is None else torch.from_numpy(domain),
+        )

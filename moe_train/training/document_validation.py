@@ -1,0 +1,72 @@
+"""Evaluation of documents one by one: cut at a length, padded, none sees another.
+
+The test protocol of LPR's published code (arXiv 2506.21328, evaluate.py): documents cut at 512 tokens, batches of 25.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from moe_train.data.batches import Batch
+from moe_train.data.document_batches import DocumentSet
+from moe_train.data.domains import Domains, documents_path
+from moe_train.data.indexed import IndexedDataset
+from moe_train.data.manifest import manifest_path, read_manifest
+from moe_train.evaluation.batch_average import BatchAverage
+from moe_train.evaluation.loss import evaluate
+from moe_train.evaluation.result import EvaluationResult
+from moe_train.parallel.groups import Groups
+from moe_train.training.run_config import RunConfig
+from moe_train.training.validation import check_ids, check_vocabulary, forward_function, token_bytes
+
+
+@dataclass(frozen=True)
+class DocumentProtocol:
+    max_length: int = 512
+    """Tokens of a document that are used; the first one is no target."""
+    batch_documents: int = 25
+    """Documents of a batch of the average of batch means."""
+    max_batches: int | None = None
+    """At most so many batches per rank; their documents are spread evenly over the data set."""
+
+
+def validate_documents(
+    model: Callable[..., Any], config: RunConfig, groups: Groups, prefix: str, protocol: DocumentProtocol
+) -> tuple[EvaluationResult, dict[str, Any]]:
+    """Loss and expert load over documents, and the key `documents` of docs/evaluation.md; collective over all ranks.
+
+    ``model`` must be in evaluation mode. Tokens that end documents are no targets where the manifest names them.
+    """
+    check_vocabulary(prefix, config.model.vocab_size)
+    dataset = IndexedDataset(prefix)
+    micro_size = config.train.micro_batch_size
+    batches = protocol.max_batches
+    documents = DocumentSet(
+        dataset,
+        protocol.max_length,
+        eod_id=read_manifest(prefix)["tokenizer"]["eod_id"] if manifest_path(prefix).is_file() else None,
+        limit=None if batches is None else batches * micro_size * groups.data_size,
+    )
+    domains = Domains(dataset) if documents_path(prefix).is_file() else None
+    average = BatchAverage(documents.index_D, protocol.batch_documents, groups.device)
+    everything = documents.batches(micro_size, rank=groups.data_rank, dp_size=groups.data_size, domains=domains)
+    result = evaluate(
+        average.watch(forward_function(model, groups)),
+        _checked(everything, prefix, config.model.vocab_size),
+        num_layers=config.model.num_layers,
+        num_experts=config.model.moe.num_experts,
+        token_bytes=token_bytes(prefix),
+        domains=domains.names if domains else None,
+        reduce=groups.sum_over_data,
+        device=groups.device,
+    )
+    counts = {"documents": len(documents), "truncated": documents.truncated, "max_length": protocol.max_length}
+    return result, counts | average.to_json(average.loss(groups.sum_over_data))
+
+
+def _checked(batches: Iterable[Batch], prefix: str, vocab_size: int) -> Iterator[Batch]:
+    for batch in batches:
+        check_ids(batch, prefix, vocab_size)
+        yield batch
