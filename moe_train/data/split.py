@@ -1,11 +1,24 @@
-"""Which side of a split a document falls to, from one value of its own."""
+"""Which side of a split a document falls to, from one value of its own.
+
+Suffixes: D documents.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
 
 
 def split_position(key: str, seed: int) -> float:
     """0 <= x < 1, fixed by (key, seed) and spread evenly over keys."""
-    digest = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") / 2**64
+    return float(split_positions([key], seed)[0])
+
+
+def split_positions(keys: Iterable[str], seed: int) -> npt.NDArray[np.float64]:
+    """[D] the position of each key."""
+    salt, blake2b = f"{seed}:", hashlib.blake2b
+    digests = b"".join([blake2b((salt + key).encode(), digest_size=8).digest() for key in keys])
+    return np.frombuffer(digests, "<u8") / 2**64

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from moe_train.data.prepare.options import SPLITS, PrepareOptions
 from moe_train.data.sources import Rows
-from moe_train.data.split import split_position
+from moe_train.data.split import split_positions
 
 Mask = npt.NDArray[np.bool_]
 
@@ -23,6 +23,7 @@ def choose(rows: Rows, texts_N: Any, bad: dict[int, str], options: PrepareOption
 
     texts_N: arrow large_string array; null at bad rows.
     """
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     keep_N = np.ones(rows.count, bool)
@@ -44,7 +45,7 @@ def choose(rows: Rows, texts_N: Any, bad: dict[int, str], options: PrepareOption
     if options.min_language_score is not None:
         leave_out("language score", ~(rows.numbers("language_score") >= options.min_language_score))
     if options.dumps:
-        leave_out("dump", np.array([dump not in options.dumps for dump in rows.labels("dump").to_pylist()], bool))
+        leave_out("dump", ~_bools(pc.is_in(rows.labels("dump"), pa.array(options.dumps, pa.large_string()))))
     if options.url_include or options.url_exclude:
         urls_N = pc.fill_null(rows.labels("url"), "")
         if options.url_include:
@@ -55,7 +56,7 @@ def choose(rows: Rows, texts_N: Any, bad: dict[int, str], options: PrepareOption
         places = np.flatnonzero(keep_N)
         names = _names(rows, texts_N, places, [options.id_column])
         out_N = np.zeros(rows.count, bool)
-        out_N[places] = [split_position(f"sample:{name}", options.sample_seed) >= options.sample for name in names]
+        out_N[places] = split_positions(["sample:" + name for name in names], options.sample_seed) >= options.sample
         leave_out("not sampled", out_N)
     return keep_N, skipped
 
@@ -74,15 +75,24 @@ def sides(rows: Rows, texts_N: Any, places_D: npt.NDArray[Any], options: Prepare
             raise ValueError(f"column {options.split_from} names sides {', '.join(SPLITS)}; found {', '.join(unknown)}")
         return np.array([SPLITS.index(value) for value in values], np.int8)
     names = _names(rows, texts_N, places_D, [options.split_column, options.id_column])
-    return np.array([options.splits.index(side(name, options)) for name in names], np.int8)
+    positions_D = split_positions(names, options.split_seed)
+    # The fractions lie one after the other from 0; what is behind them is for training.
+    shares = {"validation": options.validation_fraction, "test": options.test_fraction}
+    found_D = np.zeros(len(names), np.int8)
+    begin = 0.0
+    for split, share in shares.items():
+        if share:
+            found_D[(begin <= positions_D) & (positions_D < begin + share)] = options.splits.index(split)
+        begin += share
+    return found_D
 
 
 def side(name: str, options: PrepareOptions) -> str:
     """The split of a document, from the value of its split column alone."""
-    share = split_position(name, options.split_seed)
-    if share < options.validation_fraction:
-        return "validation"
-    return "test" if share < options.validation_fraction + options.test_fraction else "train"
+    import pyarrow as pa
+
+    rows = Rows(0, 1, {options.split_column: pa.array([name], pa.large_string())})
+    return options.splits[int(sides(rows, rows.labels(options.split_column), np.zeros(1, np.int64), options)[0])]
 
 
 def _names(rows: Rows, texts_N: Any, places_D: npt.NDArray[Any], columns: list[str]) -> list[str]:

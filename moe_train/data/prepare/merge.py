@@ -56,6 +56,7 @@ def merge(
     merging = _Merging(context, limits)
     keep_tokenizer = _tokenizer_copy(next(iter(stems.values())).parent, tokenizer)
     sources = [facts | {"sha256": merging.checksum(i)} for i, facts in enumerate(job["sources"])]
+    token_bytes_V = tokenizer.token_bytes()
     manifests: dict[str, dict[str, Any]] = {}
     paths: list[Path] = []
     try:
@@ -76,7 +77,7 @@ def merge(
             paths += [documents_path(stem), token_bytes_path(stem), manifest_path(stem)]
             merging.write_documents(place, partial_path(documents_path(stem)))
             with open(partial_path(token_bytes_path(stem)), "wb") as table:
-                np.save(table, tokenizer.token_bytes())
+                np.save(table, token_bytes_V)
             written += [documents_path(stem), token_bytes_path(stem)]
             manifests[split] = (
                 job

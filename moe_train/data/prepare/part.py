@@ -58,7 +58,7 @@ class Part:
 
     @property
     def table_path(self) -> Path:
-        return Path(f"{self._stem}.parquet")
+        return Path(f"{self._stem}.arrow")
 
     def stream_path(self, split: int, stream: str = TOKENS) -> Path:
         return Path(f"{self._stem}.{split}.{stream}")
@@ -70,11 +70,12 @@ class Part:
         except FileNotFoundError:
             return None
 
-    def table(self, columns: Sequence[str] | None = None) -> Any:
+    def table(self, columns: Sequence[str]) -> Any:
         """Columns split (place of the split), length (tokens), row (from the piece's first), id, domain."""
-        import pyarrow.parquet as pq
+        import pyarrow as pa
 
-        return pq.read_table(self.table_path, columns=None if columns is None else list(columns), use_threads=False)
+        with pa.memory_map(str(self.table_path)) as stream:
+            return pa.ipc.open_file(stream).read_all().select(list(columns))
 
 
 class PartWriter:
@@ -105,18 +106,17 @@ class PartWriter:
         arrow arrays of names and labels."""
         import pyarrow as pa
 
+        ends_D = np.cumsum(lengths_D)
         for split in range(self._splits):
             own_D = splits_D == split
             for stream, values in streams.items():
-                chosen = values if own_D.all() else values[np.repeat(own_D, lengths_D)]
-                _write(self._files[self.part.stream_path(split, stream)], chosen)
+                _write(self._files[self.part.stream_path(split, stream)], _of_documents(values, ends_D, own_D))
         columns = (pa.array(splits_D), pa.array(lengths_D, pa.int32()), pa.array(rows_D), ids_D, domains_D)
         self._tables.append(pa.table(list(columns), names=["split", "length", "row", "id", "domain"]))
         self._sizes.append(sizes_D)
 
     def finish(self, skipped: Counter[str]) -> PartFacts:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         schema = pa.schema(
             [("split", pa.int8()), ("length", pa.int32()), ("row", pa.int64())]
@@ -124,7 +124,8 @@ class PartWriter:
         )
         table = pa.concat_tables(self._tables) if self._tables else schema.empty_table()
         temporary = self._temporary(self.part.table_path)
-        pq.write_table(table, temporary, compression="zstd", use_dictionary=["split", "domain"])
+        with pa.ipc.new_file(str(temporary), schema) as stream:
+            stream.write_table(table)
         self.facts.skipped = dict(skipped)
         sizes = np.concatenate([*self._sizes, np.zeros(0, np.int64)])
         self._count(table.append_column("size", pa.array(sizes)))
@@ -162,6 +163,15 @@ class PartWriter:
             for name, value in counts.items():
                 self.facts.by_split[one["split"]][name] += value
                 setattr(self.facts, name, getattr(self.facts, name) + value)
+
+
+def _of_documents(values: npt.NDArray[Any], ends_D: npt.NDArray[np.int64], own_D: npt.NDArray[np.bool_]) -> Any:
+    """The values of some documents, copied run by run of neighbours."""
+    if own_D.all():
+        return values
+    changes = np.flatnonzero(np.diff(own_D, prepend=False, append=False))
+    starts = np.concatenate([[0], ends_D])[changes]
+    return np.concatenate([values[:0], *(values[begin:end] for begin, end in starts.reshape(-1, 2))])
 
 
 def _write(stream: Any, values: npt.NDArray[Any]) -> None:

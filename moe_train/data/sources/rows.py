@@ -68,6 +68,7 @@ class Rows:
     not have is not here."""
     bad: dict[int, str] = field(default_factory=dict)
     """Place in this batch -> why the row cannot be read; its values are None."""
+    _labels: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def first(self, count: int) -> Rows:
         """The first so many of these rows."""
@@ -96,6 +97,11 @@ class Rows:
 
     def labels(self, name: str) -> Any:
         """A column as an arrow large_string array, whatever it holds; all null where the file has no such column."""
+        if name not in self._labels:
+            self._labels[name] = self._spelled(name)
+        return self._labels[name]
+
+    def _spelled(self, name: str) -> Any:
         import pyarrow as pa
 
         column = self.values.get(name)
@@ -109,9 +115,14 @@ class Rows:
 
     def numbers(self, name: str) -> npt.NDArray[np.float64]:
         """A column as numbers; not a number (nan) where there is none."""
+        import pyarrow as pa
+
         column = self.values.get(name)
         if column is None:
             return np.full(self.count, np.nan)
+        if not isinstance(column, list) and (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+            numbers: npt.NDArray[np.float64] = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+            return numbers
         values: Sequence[Any] = column if isinstance(column, list) else column.to_pylist()
         return np.array([value if isinstance(value, int | float) else np.nan for value in values], np.float64)
 

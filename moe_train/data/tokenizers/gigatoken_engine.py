@@ -38,12 +38,11 @@ class GigatokenTokenizer(Tokenizer):
         return [part.astype(np.int32) for part in np.split(ids, np.cumsum(lengths_D)[:-1])] if texts else []
 
     def encode_column(self, texts_D: Any) -> tuple[npt.NDArray[Any], LengthArray]:
-        import awkward as ak
         import pyarrow.compute as pc
 
-        result = self._engine.encode_batch(_as_awkward(texts_D), parallel=False)
-        ids = np.asarray(ak.flatten(result, axis=1))
-        lengths_D = np.array(ak.num(result, axis=1), np.int64)
+        result = self._engine.encode_batch(_as_awkward(texts_D), parallel=False).layout.to_ListOffsetArray64()
+        offsets = result.offsets.data
+        ids, lengths_D = result.content.data[offsets[0] : offsets[-1]], np.diff(offsets)
         careful = pc.match_substring_regex(texts_D, self._careful)
         if careful.true_count == 0:
             return ids, lengths_D
