@@ -3,8 +3,8 @@
     python benchmarks/prepare.py --text FOLDER --tokenizer FOLDER/tokenizer.json [--megabytes 500] [--rounds 3]
 
 ``--text``: parquet with a column ``text`` (some MB of real text), from whose sentences the corpora are made
-(prepare_corpus.py). Arms run one after the other in processes of their own, each round in another order; CPU time counts
-from behind the start-up (imports, tokenizer, self-check), which is shown apart. Arms:
+(prepare_corpus.py). Arms run one after the other in processes of their own, each round in another order; CPU time
+counts from behind the start-up (imports, tokenizer, self-check), which is shown apart. Arms:
 
 - everything: filters, sampling, a split in three, shards, provenance, checksums, restartable parts
 - defaults: the command without options: provenance, checksums, restartable parts

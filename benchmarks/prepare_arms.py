@@ -1,6 +1,7 @@
 """The ways to get from parquet to .bin that are compared; each runs in a process of its own.
 
-Prints one JSON object: CPU seconds of start-up (imports, tokenizer, self-check) and of the work, bytes of text, peak memory.
+Prints one JSON object: CPU seconds of start-up (imports, tokenizer, self-check) and of the work, bytes of text, peak
+memory.
 """
 
 from __future__ import annotations
@@ -134,10 +135,10 @@ def tokenizers(path: Path) -> Encode:
 
 
 def tiktoken(path: Path) -> Encode:
+    import tiktoken
+
     from moe_train.data.tokenizers import load_tokenizer
     from moe_train.data.tokenizers.hugging_face import HuggingFaceTokenizer
-
-    import tiktoken
 
     reference = load_tokenizer(path, "<|endoftext|>")
     assert isinstance(reference, HuggingFaceTokenizer)

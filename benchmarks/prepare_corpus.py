@@ -1,7 +1,7 @@
 """Parquet in FineWeb's layout, as large as wanted, made of the sentences of a smaller text.
 
-In the unique part no document occurs twice, and a share of the words is new, as in real text; in the repeated part a few
-documents occur over and over.
+In the unique part no document occurs twice, and a share of the words is new, as in real text; in the repeated part a
+few documents occur over and over.
 """
 
 from __future__ import annotations
