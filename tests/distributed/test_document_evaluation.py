@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moe_train.data.indexed import IndexedWriter
-from tests.distributed.harness import evaluating
+from tests.distributed.harness import evaluating_documents
 from tests.distributed.harness.expected import Processes
 from tests.distributed.harness.training import Case
 from tests.distributed.test_parity import ROUTERS
@@ -45,7 +45,7 @@ def test_both_losses_and_the_load(
 ) -> None:
     case = Case(router=ROUTERS[gate], expert=expert)
     cut = [document[:MAX_LENGTH].tolist() for document in documents]
-    [alone] = processes(1).run(evaluating.each_alone, case=case.with_(expert=1), documents=cut)
+    [alone] = processes(1).run(evaluating_documents.each_alone, case=case.with_(expert=1), documents=cut)
     targets = [len(document) - 1 for document in cut]
     nll = [nll for nll, _ in alone]
     groups = [slice(start, start + BATCH_DOCUMENTS) for start in range(0, len(cut), BATCH_DOCUMENTS)]
@@ -53,7 +53,7 @@ def test_both_losses_and_the_load(
     load = np.sum([load for _, load in alone], axis=0)
 
     results = processes(size).run(
-        evaluating.evaluate_documents,
+        evaluating_documents.evaluate_documents,
         case=case,
         prefix=prefix,
         micro_batch=micro_batch,

@@ -139,6 +139,12 @@ def test_evaluation_is_the_same_under_every_layout_and_report(finished: Path, tm
     assert [layer["load"] for layer in results[0]["layers"]] == [layer["load"] for layer in results[1]["layers"]]
     last = [r for r in records(finished) if r["kind"] == "eval"][-1]
     assert abs(last["eval/loss"] - results[0]["loss"]) < 0.5  # a part of the same data
+    path = tmp_path / "documents.json"
+    result = moe_train("evaluate", finished, "--documents", "--max-length", 24, "--json", path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    documents = json.loads(path.read_text())["documents"]
+    assert documents["documents"] > 0 and documents["max_length"] == 24
+    assert abs(documents["loss_batch_average"] - results[0]["loss"]) < 1.0
     result = moe_train("report", finished)
     assert result.returncode == 0, result.stderr[-3000:]
     html = (finished / "report.html").read_text()
