@@ -4,6 +4,8 @@
 little-endian order: 9 bytes magic, uint64 version 1, uint8 type code, uint64 number of sequences N, uint64 length D of
 the document list, int32[N] sequence lengths in tokens, int64[N] sequence starts in bytes, int64[D] first sequence
 of each document followed by N. (Format: megatron/core/datasets/indexed_dataset.py of megatron-core 0.16.)
+
+Suffixes: N rows, L tokens of a row, D documents.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from moe_train.data.files import partial_path, publish
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _HEADER = struct.Struct("<9sQBQQ")
-_CODE_OF_DTYPE: dict[np.dtype[Any], int] = {np.dtype(np.int32): 4, np.dtype(np.uint16): 8}
+_CODE_OF_DTYPE: dict[np.dtype[Any], int] = {np.dtype(np.uint8): 1, np.dtype(np.int32): 4, np.dtype(np.uint16): 8}
 _DTYPE_OF_CODE = {code: dtype for dtype, code in _CODE_OF_DTYPE.items()}
 _CHUNK = 1 << 20
 
@@ -46,7 +48,7 @@ def idx_path(prefix: str | Path) -> Path:
 class IndexedDataset:
     """Documents of a prefix, and the stream of their tokens, without reading the files into memory.
 
-    tokens: [N] uint16 or int32, all documents joined, read-only.
+    tokens: [N] uint16 or int32 (uint8 in the files of a loss mask), all documents joined, read-only.
     Errors on opening: FileNotFoundError for a missing file, ValueError for one that is truncated or not in the format.
     Opening looks at headers and sizes only; `verify` reads all of the index.
     """
@@ -88,6 +90,28 @@ class IndexedDataset:
     @property
     def token_count(self) -> int:
         return len(self.tokens)
+
+    def read(self, start: int, stop: int) -> TokenArray:
+        """Tokens start <= position < stop of the stream, read-only."""
+        assert 0 <= start <= stop <= self.token_count
+        return self.tokens[start:stop]
+
+    def read_rows(self, starts_N: npt.NDArray[np.int64], length: int) -> TokenArray:
+        """[N, L] tokens: row i has the `length` tokens from starts_N[i] on, all of which must exist."""
+        # Strided by hand: sliding_window_view costs more than copying the rows of a micro-batch.
+        rows = np.lib.stride_tricks.as_strided(
+            self.tokens, (self.token_count - length + 1, length), self.tokens.strides * 2, writeable=False
+        )
+        return rows[starts_N]
+
+    def document_bounds(self, first: int, stop: int) -> npt.NDArray[np.int64]:
+        """[D + 1] first tokens of the documents first <= index < stop, and the one after the last of them."""
+        assert 0 <= first <= stop <= len(self)
+        sequences = np.asarray(self._document_marks[first : stop + 1])
+        bounds = np.full(len(sequences), self.token_count, np.int64)
+        inside = sequences < self.sequence_count
+        bounds[inside] = self._sequence_starts[sequences[inside]] // self.dtype.itemsize
+        return bounds
 
     def document(self, index: int) -> TokenArray:
         """Tokens of one document. IndexError outside 0 <= index < len(self)."""
@@ -150,12 +174,15 @@ class IndexedWriter:
     are written under temporary names; `finish` (or leaving the `with` block without an error) publishes them, the
     .idx last. `close` without `finish` leaves no file under a final name.
 
-    vocab_size: decides the stored type and bounds the ids that `add` accepts.
+    vocab_size: bounds the ids that `add` accepts and decides the stored type unless `dtype` does (np.uint8 for the
+    files of a loss mask, with a vocabulary of 2).
     """
 
-    def __init__(self, prefix: str | Path, vocab_size: int) -> None:
+    def __init__(self, prefix: str | Path, vocab_size: int, dtype: npt.DTypeLike | None = None) -> None:
         self.paths = (bin_path(prefix), idx_path(prefix))
-        self.vocab_size, self.dtype = vocab_size, token_dtype(vocab_size)
+        self.vocab_size, self.dtype = vocab_size, token_dtype(vocab_size) if dtype is None else np.dtype(dtype)
+        if self.dtype not in _CODE_OF_DTYPE or vocab_size - 1 > np.iinfo(self.dtype).max:
+            raise ValueError(f"a vocabulary of {vocab_size} cannot be stored as {self.dtype} in {self.paths[0]}")
         self.token_count = 0
         self._lengths = array("i")
         self.paths[0].parent.mkdir(parents=True, exist_ok=True)
@@ -223,6 +250,6 @@ def _read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
     if magic != _MAGIC or version != _VERSION:
         raise ValueError(f"{path} is not a Megatron index of version {_VERSION} (wrong first bytes)")
     if code not in _DTYPE_OF_CODE:
-        known = " and ".join(f"{code} ({dtype})" for code, dtype in _DTYPE_OF_CODE.items())
+        known = ", ".join(f"{code} ({dtype})" for code, dtype in _DTYPE_OF_CODE.items())
         raise ValueError(f"{path} stores tokens as type {code}; supported are {known}")
     return _DTYPE_OF_CODE[code], sequences, documents

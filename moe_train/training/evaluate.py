@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m moe_train.training.evaluate", description=__doc__)
     parser.add_argument("--run-dir", type=Path, required=True)
-    parser.add_argument("--data", required=True, metavar="PREFIX")
+    parser.add_argument("--data", metavar="NAME", help="default: the run's validation data")
     parser.add_argument("--checkpoint", default="latest", metavar="latest|STEP|PATH")
     parser.add_argument("--limit-batches", type=int, metavar="N")
     parser.add_argument("--output", type=Path, required=True, help="JSON file, written by rank 0")
@@ -33,10 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate_run(arguments: argparse.Namespace) -> bool:
     """Loads the weights into a plain model, without an engine, and evaluates under this process's layout."""
+    from moe_train.data.options import label_of
     from moe_train.evaluation.result import write_evaluation
     from moe_train.model.language_model import build_language_model
     from moe_train.parallel.groups import initialize
-    from moe_train.training.run_folder import load
+    from moe_train.training.run_folder import index_folder, load
     from moe_train.training.state import load_weights
     from moe_train.training.validation import validate
 
@@ -52,11 +53,13 @@ def evaluate_run(arguments: argparse.Namespace) -> bool:
     if config.train.precision == "bfloat16":
         model.bfloat16()
     model.eval()
-    result = validate(model, config, groups, arguments.data, max_batches=arguments.limit_batches, with_domains=True)
+    data = arguments.data or config.data.validation
+    cache = index_folder(config, arguments.run_dir)
+    result = validate(model, config, groups, data, cache=cache, max_batches=arguments.limit_batches, with_domains=True)
     if groups.rank == 0:
-        entropy = unigram_entropy(arguments.data)
+        entropy = unigram_entropy(data) if isinstance(data, str) else None
         write_evaluation(
-            arguments.output, result.to_json(step=state["step"], data=arguments.data, unigram_entropy=entropy)
+            arguments.output, result.to_json(step=state["step"], data=label_of(data), unigram_entropy=entropy)
         )
     return True
 
@@ -87,11 +90,13 @@ def find_checkpoint(run_dir: Path, name: str) -> Path:
 
 def unigram_entropy(prefix: str) -> float | None:
     """Entropy in nats of the data's token distribution, as prepare recorded it; None for data from elsewhere."""
+    from moe_train.data.dataset import sidecar_stem
     from moe_train.data.manifest import manifest_path, read_manifest
 
-    if not manifest_path(prefix).is_file():
+    stem = sidecar_stem(prefix)
+    if not manifest_path(stem).is_file():
         return None
-    value = read_manifest(prefix).get("unigram_entropy_nats")
+    value = read_manifest(stem).get("unigram_entropy_nats")
     return None if value is None else float(value)
 
 
