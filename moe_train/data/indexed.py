@@ -78,6 +78,7 @@ class IndexedDataset:
         self.tokens: TokenArray = (
             np.asarray(np.memmap(data, dtype=self.dtype, mode="r")) if size else np.zeros(0, self.dtype)
         )
+        self._windows: TokenArray = np.zeros((0, 0), self.dtype)
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -98,11 +99,10 @@ class IndexedDataset:
 
     def read_rows(self, starts_N: npt.NDArray[np.int64], length: int) -> TokenArray:
         """[N, L] tokens: row i has the `length` tokens from starts_N[i] on, all of which must exist."""
-        # Strided by hand: sliding_window_view costs more than copying the rows of a micro-batch.
-        rows = np.lib.stride_tricks.as_strided(
-            self.tokens, (self.token_count - length + 1, length), self.tokens.strides * 2, writeable=False
-        )
-        return rows[starts_N]
+        # Making the view costs more than copying the rows of a micro-batch, and the length is always the same.
+        if self._windows.shape[1] != length:
+            self._windows = np.lib.stride_tricks.sliding_window_view(self.tokens, length)
+        return self._windows[starts_N]
 
     def document_bounds(self, first: int, stop: int) -> npt.NDArray[np.int64]:
         """[D + 1] first tokens of the documents first <= index < stop, and the one after the last of them."""

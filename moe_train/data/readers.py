@@ -32,7 +32,7 @@ class Reader(Protocol):
     cuts: bool
 
     def fill(self, rows: Rows, at_K: Places, places_K: Places) -> None:
-        """Writes the samples of these places into the rows at_K."""
+        """Writes the samples of these places into the rows at_K, which rise."""
 
     def spans(self, place: int) -> list[tuple[int, int]]:
         """The tokens of a sample as pieces start <= position < stop of the stream, the last target of each included."""
@@ -90,10 +90,13 @@ class WindowReader(_Segments):
     def fill(self, rows: Rows, at_K: Places, places_K: Places) -> None:
         length = self.sequence_length
         starts_K = places_K * length
-        whole_K = starts_K + length < self.dataset.token_count
-        self._fill_whole(rows, at_K[whole_K], starts_K[whole_K])
-        for row, start in zip(at_K[~whole_K].tolist(), starts_K[~whole_K].tolist(), strict=True):
-            self._put(rows, row, 0, start, self.dataset.token_count - 1 - start)
+        whole_K = places_K < self.count
+        if whole_K.all():
+            self._fill_whole(rows, at_K, starts_K)
+        else:
+            self._fill_whole(rows, at_K[whole_K], starts_K[whole_K])
+            for row, start in zip(at_K[~whole_K].tolist(), starts_K[~whole_K].tolist(), strict=True):
+                self._put(rows, row, 0, start, self.dataset.token_count - 1 - start)
         if self.cuts:
             for row, start in zip(at_K.tolist(), starts_K.tolist(), strict=True):
                 self._cut(rows, row, start, min(length, self.dataset.token_count - 1 - start))
@@ -117,11 +120,13 @@ class WindowReader(_Segments):
             return
         length = self.sequence_length
         tokens = self.dataset.read_rows(starts_K, length + 1)
-        rows.ids_NS[at_K], rows.labels_NS[at_K] = tokens[:, :-1], tokens[:, 1:]
-        rows.padding_NS[at_K] = False
-        rows.target_NS[at_K] = True if self.mask is None else self.mask.read_rows(starts_K + 1, length) == 1
+        # All rows, in order: a slice is written without looking rows up.
+        at = slice(None) if at_K.size == len(rows.ids_NS) else at_K
+        rows.ids_NS[at], rows.labels_NS[at] = tokens[:, :-1], tokens[:, 1:]
+        rows.padding_NS[at] = False
+        rows.target_NS[at] = True if self.mask is None else self.mask.read_rows(starts_K + 1, length) == 1
         if rows.position_NS is not None:
-            rows.position_NS[at_K] = np.arange(length)
+            rows.position_NS[at] = np.arange(length)
         if rows.domain_NS is not None and self.domains is not None:
             for row, start in zip(at_K.tolist(), starts_K.tolist(), strict=True):
                 rows.domain_NS[row] = self.domains.of_tokens(start, length)

@@ -20,6 +20,9 @@ from moe_train.data.rows import Batch, Rows
 from moe_train.data.sampling import Sampler
 
 
+_BLOCK = 4096
+
+
 @dataclass(frozen=True)
 class _Stage:
     first: int
@@ -40,6 +43,8 @@ class TrainingSet:
 
     def __init__(self, samplers: Mapping[str, Sampler], stages: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         self.names, self.samplers = list(samplers), list(samplers.values())
+        self._restarts = any(sampler.reader.cuts for sampler in self.samplers)
+        self._labelled = any(sampler.reader.domains is not None for sampler in self.samplers)
         first = self.samplers[0]
         self.seed, self.shuffle, self.sequence_length = first.seed, first.shuffle, first.reader.sequence_length
         self.stages: list[_Stage] = []
@@ -47,6 +52,8 @@ class TrainingSet:
             members = np.array([self.names.index(name) for name in weights], np.int64)
             self.stages.append(_Stage(start, Pattern(list(weights.values())), members, self.samples_of(start)))
         assert self.stages[0].first == 0
+        # Numbers of the last block, its data sets and places: the same work for one sample as for thousands.
+        self._block: tuple[int, Integers, Integers] | None = None
 
     def samples_of(self, samples: int) -> Integers:
         """[M] how many of the first `samples` of the run come from each data set."""
@@ -77,14 +84,24 @@ class TrainingSet:
 
     def batch(self, start: int, count: int) -> Batch:
         """Samples start <= index < start + count."""
-        index_N = np.arange(start, start + count)
-        member_N, place_N = self.locate(index_N)
+        member_N, place_N = self._located(start, start + count)
         rows = Rows(count, self.sequence_length, positions=self._restarts, domains=self._labelled)
-        for member in np.unique(member_N).tolist():
+        for member in set(member_N.tolist()):
             at = np.flatnonzero(member_N == member)
             self.samplers[member].reader.fill(rows, at, place_N[at])
-        rows.sample_N[:] = index_N
+        rows.sample_N[:] = np.arange(start, start + count)
         return rows.batch()
+
+    def _located(self, start: int, stop: int) -> tuple[Integers, Integers]:
+        """`locate` of start <= index < stop, by blocks."""
+        number = start // _BLOCK
+        first = number * _BLOCK
+        if start < 0 or stop > first + _BLOCK:
+            return self.locate(np.arange(start, stop))
+        if self._block is None or self._block[0] != number:
+            self._block = number, *self.locate(np.arange(first, first + _BLOCK))
+        _, member_N, place_N = self._block
+        return member_N[start - first : stop - first], place_N[start - first : stop - first]
 
     def identity(self) -> dict[str, Any]:
         """What decides which tokens sample i is, besides the tokens themselves; plain values for a checkpoint.
@@ -118,14 +135,6 @@ class TrainingSet:
                 line += f" (not enough tokens for these steps: {epochs:.2f} epochs, tokens repeat)"
             lines.append(line)
         return "\n".join(lines)
-
-    @property
-    def _restarts(self) -> bool:
-        return any(sampler.reader.cuts for sampler in self.samplers)
-
-    @property
-    def _labelled(self) -> bool:
-        return any(sampler.reader.domains is not None for sampler in self.samplers)
 
 
 def read_before(identity: dict[str, Any], samples: int) -> dict[str, Any]:
