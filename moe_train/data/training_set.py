@@ -19,7 +19,6 @@ from moe_train.data.options import Blend, DataOptions, all_names, members_of
 from moe_train.data.rows import Batch, Rows
 from moe_train.data.sampling import Sampler
 
-
 _BLOCK = 4096
 
 

@@ -220,18 +220,25 @@ def test_data_that_makes_no_sense(tmp_path: Path, data: dict[str, object], path:
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "problems"),
     [
-        {"train": [{"path": "a", "wieght": 1}]},
-        {"train": [{"path": "a", "weight": 1, "share": 2}]},
-        {"stages": [{"from_step": 1, "train": "a", "validation": "b"}]},
-        {"sampler": "windows"},
-        {"train": 3},
+        (
+            {"train": [{"path": "a", "wieght": 1}]},
+            {"data.train.0.weight": "is missing", "data.train.0.wieght": "unknown key, got 1"},
+        ),
+        ({"train": ["b", {"path": "a", "weight": 1, "share": 2}]}, {"data.train.1.share": "unknown key, got 2"}),
+        (
+            {"stages": [{"from_step": 1, "train": "a", "validation": "b"}]},
+            {"data.stages.0.validation": 'unknown key, got "b"'},
+        ),
+        ({"sampler": "windows"}, {"data.sampler": "must be 'packed' or 'documents', got \"windows\""}),
+        ({"train": 3}, {"data.train": "must be a string or a list, got 3"}),
+        ({"train": ["a", 3]}, {"data.train.1": "must be a string or a section, got 3"}),
     ],
 )
-def test_data_with_unknown_keys_and_types(tmp_path: Path, data: dict[str, object]) -> None:
+def test_data_with_unknown_keys_and_types(tmp_path: Path, data: dict[str, object], problems: dict[str, str]) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({"data": data}))
     with pytest.raises(ConfigError) as caught:
         load_run_config(file)
-    assert all(problem.path.startswith("data.") for problem in caught.value.problems)
+    assert {problem.path: problem.message for problem in caught.value.problems} == problems
