@@ -106,7 +106,7 @@ class WindowReader(_Segments):
         return [(start, min(start + self.sequence_length + 1, self.dataset.token_count))]
 
     def identity(self) -> dict[str, Any]:
-        return {"reset": self.cuts, "mask": self.mask is not None}
+        return {"sampler": "packed", "reset": self.cuts, "mask": self.mask is not None}
 
     def too_small(self) -> str:
         return (
@@ -171,7 +171,7 @@ class DocumentReader(_Segments):
         return [(start, min(stop, start + self.sequence_length + 1))]
 
     def identity(self) -> dict[str, Any]:
-        return {"mask": self.mask is not None}
+        return {"sampler": "documents", "mask": self.mask is not None}
 
     def too_small(self) -> str:
         return _no_targets(self.dataset)
@@ -215,7 +215,7 @@ class PackedDocumentReader(_Segments):
         return [(begin, end) for begin, end in pairs if end - begin >= 2]
 
     def identity(self) -> dict[str, Any]:
-        return {"packed": True, "mask": self.mask is not None}
+        return {"sampler": "packed documents", "mask": self.mask is not None}
 
     def too_small(self) -> str:
         return _no_targets(self.dataset)

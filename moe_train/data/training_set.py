@@ -115,7 +115,6 @@ class TrainingSet:
             "sequence_length": self.sequence_length,
             "seed": self.seed,
             "shuffle": self.shuffle,
-            "sampler": type(self.samplers[0].reader).__name__,
             "members": members,
             "stages": [
                 {"first": stage.first, "members": stage.members.tolist(), "shares": stage.pattern.counts_M.tolist()}
@@ -137,7 +136,12 @@ class TrainingSet:
 
 
 def read_before(identity: dict[str, Any], samples: int) -> dict[str, Any]:
-    """The part of an identity that decides the first `samples`: later stages may be added, changed or left out."""
+    """The part of an identity that decides the first `samples`: later stages may be added, changed or left out.
+
+    An identity from before there were blends says nothing about data sets and stages; it is returned as it is.
+    """
+    if "stages" not in identity:
+        return identity
     stages = [stage for stage in identity["stages"] if stage["first"] < samples]
     used = sorted({member for stage in stages for member in stage["members"]})
     # Data sets are numbered as stages name them, so that earlier numbers do not depend on later stages.

@@ -113,7 +113,7 @@ class Trainer:
                 f"train.global_batch_size = {self.config.train.global_batch_size} per step; use the run's own value"
             )
         before, now = (read_before(x, expected) for x in (state["samples"], self.samples.identity()))
-        changed = [f"{key}: {before[key]} then, {now[key]} now" for key in now if now[key] != before[key]]
+        changed = [f"{key}: {before[key]} then, {now[key]} now" for key in now if now[key] != before.get(key, now[key])]
         if changed and resume == "auto":
             raise ValueError(
                 f"{directory} was trained on other samples ({'; '.join(changed)}): some would be read twice and others "

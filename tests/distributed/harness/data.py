@@ -21,8 +21,8 @@ from tests.distributed.harness.training import Case, groups_for, make_engine
 def open_on_nodes(options: DataOptions, folder: Path, node_of: list[int], broken: int = -1) -> dict[str, Any]:
     """Opens data whose index this rank's node does not have yet; returns what this rank has seen.
 
-    ``node_of``: the node of each rank; each keeps its files in a folder of its own. ``broken``: a node where nothing can
-    be written.
+    ``node_of``: the node of each rank; each keeps its files in a folder of its own. ``broken``: a node where nothing
+    can be written.
     """
     groups = groups_for(1)
     node = node_of[groups.rank]

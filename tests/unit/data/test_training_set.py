@@ -10,7 +10,7 @@ import pytest
 
 from moe_train.data.batches import rank_slice
 from moe_train.data.options import BlendMember, DataOptions, Stage
-from moe_train.data.training_set import TrainingSet, open_training_set
+from moe_train.data.training_set import TrainingSet, open_training_set, read_before
 
 Write = Callable[..., list[np.ndarray]]
 SIZE = 8
@@ -122,6 +122,24 @@ def test_identity_tells_what_decides_the_samples(data: Path, write_tokens: Write
     found.append(opened(base, data).identity())
     assert all(left != right for left, right in itertools.combinations(found, 2))
     assert before == found[1]
+
+
+def test_only_what_was_read_must_stay(data: Path) -> None:
+    """Stages that begin later may change; those that have begun may not."""
+    base = configurations(data)[1]
+    before = opened(base, data).identity()
+    for stages, first_difference in (
+        (base.stages[:1], 7),
+        ([*base.stages[:1], Stage(9, str(data / "b"))], 7),
+        ([], 3),
+        ([Stage(2, str(data / "a")), *base.stages], 2),
+    ):
+        now = opened(DataOptions(**{**vars(base), "stages": stages}), data).identity()
+        for step in range(12):
+            same = read_before(before, step * SIZE) == read_before(now, step * SIZE)
+            assert same == (step <= first_difference)
+    old = {"tokens": 5, "sequence_length": 16, "seed": 3, "shuffle": True}
+    assert read_before(old, 100) == old
 
 
 def test_start_up_says_what_is_read_of_each(data: Path) -> None:
