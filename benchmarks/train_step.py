@@ -57,15 +57,25 @@ def _parser() -> argparse.ArgumentParser:
     from geometry import PRESETS, Geometry
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="which to run, default all: "
-                        + "; ".join(f"{name} = {text}" for name, text in ARMS.items()))
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        choices=list(ARMS),
+        default=list(ARMS),
+        help="which to run, default all: " + "; ".join(f"{name} = {text}" for name, text in ARMS.items()),
+    )
     parser.add_argument("--steps", type=int, default=20, help="timed rounds (default 20)")
     parser.add_argument("--warmup", type=int, default=3, help="rounds before (default 3)")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's own choice")
-    parser.add_argument("--precision", choices=["float32", "bfloat16"],
-                        help="default: float32 on CPU, bfloat16 on CUDA")
-    parser.add_argument("--balance", choices=["learned", "forced", "both"], default="both",
-                        help="experts chosen by the gate, or round-robin (default both)")
+    parser.add_argument(
+        "--precision", choices=["float32", "bfloat16"], help="default: float32 on CPU, bfloat16 on CUDA"
+    )
+    parser.add_argument(
+        "--balance",
+        choices=["learned", "forced", "both"],
+        default="both",
+        help="experts chosen by the gate, or round-robin (default both)",
+    )
     parser.add_argument("--breakdown", action="store_true", help="also time the parts of our step")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory (a process of its own per arm)")
     parser.add_argument("--data", help="prefix of a prepared data set; default: random tokens")
@@ -89,15 +99,16 @@ def _batches(count: int, setting: Any, options: argparse.Namespace) -> list[Any]
     """Step i has samples i * batch and following, whatever the arm."""
     import torch
 
-    from moe_train.data.batches import Batch, micro_batch
+    from moe_train.data.batches import Batch
 
     g = setting.geometry
     if options.data:
-        from moe_train.data.indexed import IndexedDataset
-        from moe_train.data.sampling import PackedSampler
+        from moe_train.data.options import DataOptions
+        from moe_train.data.training_set import open_training_set
 
-        sampler = PackedSampler(IndexedDataset(options.data), g.sequence, seed=0)
-        batches = [micro_batch(sampler, i * g.batch, g.batch) for i in range(count)]
+        data = DataOptions(train=options.data, sequence_length=g.sequence)
+        samples = open_training_set(data, seed=0, batch_size=g.batch, cache=Path(), once=lambda work: work())
+        batches = [samples.batch(i * g.batch, g.batch) for i in range(count)]
         if max(int(b.ids_BS.max()) for b in batches) >= g.vocab:
             raise SystemExit(f"{options.data} holds token ids of {g.vocab} and more: give --vocab")
         return batches
@@ -137,7 +148,11 @@ def _compare(setting: Any, groups: Any, options: argparse.Namespace, balance: st
     flops = flops_per_token(_run_config(setting)).total
     peak = peak_flops(device_facts()["device"])
     result: dict[str, Any] = {
-        "loss_before": losses, "matmul_flops": ceiling, "flops_per_token": flops, "peak_flops": peak, "arms": {},
+        "loss_before": losses,
+        "matmul_flops": ceiling,
+        "flops_per_token": flops,
+        "peak_flops": peak,
+        "arms": {},
     }
     for name, timing in timings.items():
         seconds = spread(timing.wall)

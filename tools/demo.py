@@ -45,7 +45,8 @@ def main() -> int:
         (
             "tokens",
             DATA / "validation.manifest.json",
-            ["prepare", str(DATA / "corpus"), "--output", str(DATA), "--tokenizer", str(DATA / "tokenizer.model")],
+            ["prepare", str(DATA / "corpus"), "--output", f"{DATA}/", "--tokenizer", str(DATA / "tokenizer.model")]
+            + ["--validation-fraction", "0.05"],
         ),
         (
             "training",

@@ -13,7 +13,7 @@ WORKER = "moe_train.training.evaluate"
 
 def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, for example runs/demo")
-    parser.add_argument("--data", metavar="PREFIX", help="prepared data (default: the run's validation set)")
+    parser.add_argument("--data", metavar="NAME", help="prepared data (default: the run's validation data)")
     parser.add_argument(
         "--checkpoint", default="latest", metavar="latest|STEP|PATH", help="which checkpoint (default: latest)"
     )
@@ -38,13 +38,14 @@ def run(arguments: argparse.Namespace) -> int:
     from moe_train.evaluation.result import evaluation_path, read_evaluation, write_evaluation
     from moe_train.evaluation.table import print_table
 
-    data = arguments.data or validation_prefix(arguments.run)
+    # Without --data the worker takes the validation set, which may be a blend, from the configuration itself.
+    name = arguments.data or validation_name(arguments.run)
     # Documents and windows are different measurements of the same data: one does not replace the other.
     kind = "-documents" if arguments.documents else ""
-    result_file = evaluation_path(arguments.run, data + kind, arguments.checkpoint)
+    result_file = evaluation_path(arguments.run, name + kind, arguments.checkpoint)
     unfinished = result_file.with_suffix(".json.unfinished")
     unfinished.unlink(missing_ok=True)
-    code = launch(WORKER, worker_arguments(arguments, data, unfinished), arguments.run, arguments.processes)
+    code = launch(WORKER, worker_arguments(arguments, unfinished), arguments.run, arguments.processes)
     if code == 0 and not unfinished.is_file():
         print(f"the evaluation ended without writing {unfinished}", file=sys.stderr)
         code = 1
@@ -63,9 +64,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def worker_arguments(arguments: argparse.Namespace, data: str, output: Path) -> list[str]:
+def worker_arguments(arguments: argparse.Namespace, output: Path) -> list[str]:
     """The command line of the worker, which writes its result to ``--output`` on rank 0."""
-    command = ["--run-dir", str(arguments.run), "--data", data, "--checkpoint", str(arguments.checkpoint)]
+    command = ["--run-dir", str(arguments.run), "--checkpoint", str(arguments.checkpoint)]
+    if arguments.data is not None:
+        command += ["--data", arguments.data]
     if arguments.limit_batches is not None:
         command += ["--limit-batches", str(arguments.limit_batches)]
     for name in ("max_length", "batch_documents"):
@@ -78,8 +81,11 @@ def worker_arguments(arguments: argparse.Namespace, data: str, output: Path) -> 
     return [*command, "--output", str(output)]
 
 
-def validation_prefix(run_dir: Path) -> str:
-    """The validation set of the run's configuration; ValueError when the folder is no run or the run has none."""
+def validation_name(run_dir: Path) -> str:
+    """What the result for the run's validation set is called: its name, or "validation" where there are several.
+
+    ValueError when the folder is no run or the run has no validation set.
+    """
     import yaml
 
     config_file = run_dir / "config.yaml"
@@ -89,7 +95,7 @@ def validation_prefix(run_dir: Path) -> str:
     prefix = (config.get("data") or {}).get("validation")
     if not prefix:
         raise ValueError(f"the run {run_dir} has no validation set (data.validation is empty); give one with --data")
-    return str(prefix)
+    return prefix if isinstance(prefix, str) else "validation"
 
 
 def launch(module: str, worker: list[str], run_dir: Path, processes: int | None) -> int:

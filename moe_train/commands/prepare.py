@@ -166,10 +166,9 @@ def run(args: argparse.Namespace) -> int:
         instruction=instruction.options(args),
     )
     how = How(workers=args.workers, executor=args.executor, task=args.task, merge_only=args.merge)
+    reference = load_tokenizer(args.tokenizer, args.eod_token)
     files = find_sources(args.source, args.text_format)
-    tokenizer = with_fast_engine(
-        load_tokenizer(args.tokenizer, args.eod_token), first_texts(files, options.content_columns, 200), _say
-    )
+    tokenizer = with_fast_engine(reference, first_texts(files, options.content_columns, 200), _say)
     with reporter() as report:
         manifests = prepare(files, args.output, tokenizer, options, how, report)
     if args.task is not None:

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from moe_train.config.errors import ConfigError, Problem, listing, nearest
@@ -41,14 +42,40 @@ def _validated(cls: type, data: Any, path: str) -> tuple[Any, list[Problem]]:
     try:
         return TypeAdapter(cls).validate_json(text, strict=True), []
     except ValidationError as error:
-        return None, [_problem(path, details) for details in error.errors(include_url=False)]
+        return None, [_problem(path, details) for details in _of_one_branch(error.errors(include_url=False))]
+
+
+def _of_one_branch(errors: Sequence[Any]) -> list[Any]:
+    """Errors with places in the configuration, of unions only those of the alternative that got furthest.
+
+    pydantic reports every alternative, with its type as a part of the place. What two say about one place becomes one
+    message.
+    """
+    plain = [details | {"loc": tuple(part for part in details["loc"] if not _is_branch(part))} for details in errors]
+    kept: dict[tuple[Any, ...], Any] = {}
+    for details, original in zip(plain, errors, strict=True):
+        place, alternatives = details["loc"], len(original["loc"]) > len(details["loc"])
+        deeper = any(len(other["loc"]) > len(place) and other["loc"][: len(place)] == place for other in plain)
+        if alternatives and deeper:
+            continue
+        if place in kept and alternatives:
+            ending = details["msg"].removeprefix("Input should be ")
+            details = kept[place] | {"msg": f"{kept[place]['msg']} or {ending}"}
+        kept[place] = details
+    return list(kept.values())
+
+
+def _is_branch(part: Any) -> bool:
+    """Whether a part of pydantic's place is a type: `str`, `list[...]`, the name of a class."""
+    return isinstance(part, str) and (part in ("str", "int", "float", "bool") or "[" in part or part[:1].isupper())
 
 
 def _problem(path: str, details: Any) -> Problem:
     where = ".".join([path, *map(str, details["loc"])] if path else map(str, details["loc"]))
     message = details["msg"].replace("Input should be", "must be").replace("Field required", "is missing")
     message = message.removeprefix("Value error, ").replace("a valid ", "a ").replace("a integer", "an integer")
-    message = message.replace("an object", "a section")
+    message = message.replace("an object", "a section").replace("a array", "a list")
+    message = message.replace("Unexpected keyword argument", "unknown key")
     if details["type"] in ("missing", "value_error"):
         return Problem(where, message)
     return Problem(where, f"{message}, got {json.dumps(details['input'])}")

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from moe_train.data.batches import Batch, rank_slice
+from moe_train.data.dataset import Dataset
 from moe_train.data.domains import Domains
-from moe_train.data.indexed import IndexedDataset
 
 
 class DocumentSet:
@@ -22,17 +22,24 @@ class DocumentSet:
     target: a document gives one target less than it has tokens.
     eod_id: where a document ends with this token it is left out, so that only text is predicted.
     limit: at most so many documents, spread evenly over the data set.
+    loss_mask: of instruction data (dataset.open_loss_mask); only what it marks is a target.
 
     index_D: the documents, as numbers in the data set.   truncated: how many of them were cut.
     Errors: ValueError where max_length leaves nothing to predict, or no document has a target.
     """
 
     def __init__(
-        self, dataset: IndexedDataset, max_length: int, *, eod_id: int | None = None, limit: int | None = None
+        self,
+        dataset: Dataset,
+        max_length: int,
+        *,
+        eod_id: int | None = None,
+        limit: int | None = None,
+        loss_mask: Dataset | None = None,
     ) -> None:
         if max_length < 2:
             raise ValueError(f"of documents cut at {max_length} tokens nothing is left to predict: 2 at least")
-        self.dataset = dataset
+        self.dataset, self.loss_mask = dataset, loss_mask
         wanted = len(dataset) if limit is None else min(len(dataset), limit)
         self.index_D = np.arange(wanted, dtype=np.int64) * len(dataset) // max(wanted, 1)
         spans = np.array([self._text(index, eod_id) for index in self.index_D.tolist()], np.int64).reshape(-1, 2)
@@ -44,7 +51,7 @@ class DocumentSet:
 
     def _text(self, index: int, eod_id: int | None) -> tuple[int, int]:
         start, stop = self.dataset.document_span(index)
-        ends = eod_id is not None and stop > start and int(self.dataset.tokens[stop - 1]) == eod_id
+        ends = eod_id is not None and stop > start and int(self.dataset.read(stop - 1, stop)[0]) == eod_id
         return start, stop - ends
 
     def __len__(self) -> int:
@@ -69,21 +76,24 @@ class DocumentSet:
 
     def _batch(self, rows: range, count: int, length: int, domains: Domains | None) -> Batch:
         shape = (count, length)
-        ids, labels, target = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
+        ids, labels = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        target, padding = np.zeros(shape, bool), np.ones(shape, bool)
         sample, domain = np.full(count, -1, np.int64), np.full(shape, -1, np.int64)
         for place, row in enumerate(rows):
-            tokens = self.dataset.tokens[self._starts_D[row] : self._stops_D[row]]
+            start, stop = int(self._starts_D[row]), int(self._stops_D[row])
+            tokens = self.dataset.read(start, stop)
             used = max(0, len(tokens) - 1)
-            ids[place, :used], labels[place, :used], target[place, :used] = tokens[:used], tokens[1:], True
+            ids[place, :used], labels[place, :used], padding[place, :used] = tokens[:used], tokens[1:], False
+            target[place, :used] = True if self.loss_mask is None else self.loss_mask.read(start, stop)[1:] != 0
             sample[place] = self.index_D[row]
             if domains is not None:
                 domain[place, :used] = domains.codes[self.index_D[row]]
-        # A document's last token is only ever a label; what is no target is padding.
+        # A document's last token is only ever a label.
         return Batch(
             ids_BS=torch.from_numpy(ids),
             labels_BS=torch.from_numpy(labels),
             target_BS=torch.from_numpy(target),
-            padding_BS=torch.from_numpy(~target),
+            padding_BS=torch.from_numpy(padding),
             sample_B=torch.from_numpy(sample),
             domain_BS=None if domains is None else torch.from_numpy(domain),
         )

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_HEADER = struct.Struct("<9sQBQQ")
-_MAGIC, _VERSION = b"MMIDIDX\x00\x00", 1
-_CODES: dict[np.dtype[Any], int] = {np.dtype(np.uint8): 1, np.dtype(np.int32): 4, np.dtype(np.uint16): 8}
+HEADER = struct.Struct("<9sQBQQ")
+MAGIC, VERSION = b"MMIDIDX\x00\x00", 1
+CODE_OF_DTYPE: dict[np.dtype[Any], int] = {np.dtype(np.uint8): 1, np.dtype(np.int32): 4, np.dtype(np.uint16): 8}
 _CHUNK = 1 << 20
 
 
@@ -22,12 +22,12 @@ def write_index(path: Path, dtype: np.dtype[Any], count: int, lengths: Iterable[
     dtype: of the tokens.   count: number of documents.   lengths: their tokens, in parts of any size.
     """
     with open(path, "wb") as stream:
-        stream.write(_HEADER.pack(_MAGIC, _VERSION, _CODES[dtype], count, count + 1))
+        stream.write(HEADER.pack(MAGIC, VERSION, CODE_OF_DTYPE[dtype], count, count + 1))
         for part in lengths:
             stream.write(part.astype("<i4").tobytes())
-        assert stream.tell() == _HEADER.size + 4 * count, "lengths and count disagree"
+        assert stream.tell() == HEADER.size + 4 * count, "lengths and count disagree"
         stream.flush()
-        written = np.memmap(path, "<i4", "r", offset=_HEADER.size, shape=(count,)) if count else np.zeros(0, "<i4")
+        written = np.memmap(path, "<i4", "r", offset=HEADER.size, shape=(count,)) if count else np.zeros(0, "<i4")
         position = 0
         for begin in range(0, count, _CHUNK):
             sizes = written[begin : begin + _CHUNK].astype(np.int64) * dtype.itemsize

@@ -4,12 +4,13 @@
 little-endian order: 9 bytes magic, uint64 version 1, uint8 type code, uint64 number of sequences N, uint64 length D of
 the document list, int32[N] sequence lengths in tokens, int64[N] sequence starts in bytes, int64[D] first sequence
 of each document followed by N. (Format: megatron/core/datasets/indexed_dataset.py of megatron-core 0.16.)
+
+Suffixes: N rows, L tokens of a row, D documents.
 """
 
 from __future__ import annotations
 
 import bisect
-import struct
 from array import array
 from pathlib import Path
 from types import TracebackType
@@ -19,12 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_train.data.files import partial_path, publish
+from moe_train.data.index_file import CODE_OF_DTYPE, HEADER, MAGIC, VERSION, write_index
 
-_MAGIC = b"MMIDIDX\x00\x00"
-_VERSION = 1
-_HEADER = struct.Struct("<9sQBQQ")
-_CODE_OF_DTYPE: dict[np.dtype[Any], int] = {np.dtype(np.int32): 4, np.dtype(np.uint16): 8}
-_DTYPE_OF_CODE = {code: dtype for dtype, code in _CODE_OF_DTYPE.items()}
+_DTYPE_OF_CODE = {code: dtype for dtype, code in CODE_OF_DTYPE.items()}
 _CHUNK = 1 << 20
 
 TokenArray = npt.NDArray[Any]
@@ -46,7 +44,7 @@ def idx_path(prefix: str | Path) -> Path:
 class IndexedDataset:
     """Documents of a prefix, and the stream of their tokens, without reading the files into memory.
 
-    tokens: [N] uint16 or int32, all documents joined, read-only.
+    tokens: [N] uint16 or int32 (uint8 in the files of a loss mask), all documents joined, read-only.
     Errors on opening: FileNotFoundError for a missing file, ValueError for one that is truncated or not in the format.
     Opening looks at headers and sizes only; `verify` reads all of the index.
     """
@@ -59,14 +57,14 @@ class IndexedDataset:
                 raise FileNotFoundError(f"{path} does not exist (a data set is a pair of files, {index} and {data})")
         self.dtype, sequence_count, document_count = _read_header(index)
         sizes = (4 * sequence_count, 8 * sequence_count, 8 * document_count)
-        expected, found = _HEADER.size + sum(sizes), index.stat().st_size
+        expected, found = HEADER.size + sum(sizes), index.stat().st_size
         if found != expected:
             raise ValueError(
                 f"{index} is damaged or truncated: its header announces {sequence_count} sequences and "
                 f"{document_count} document marks, that is {expected} bytes, but the file has {found}"
             )
         raw = np.asarray(np.memmap(index, mode="r"))  # a plain array is faster to index
-        parts = np.split(raw[_HEADER.size :], np.cumsum(sizes)[:-1])
+        parts = np.split(raw[HEADER.size :], np.cumsum(sizes)[:-1])
         self.sequence_lengths: npt.NDArray[np.int32] = parts[0].view("<i4")
         self._sequence_starts = parts[1].view("<i8")  # in bytes
         self._document_marks = parts[2].view("<i8")
@@ -76,6 +74,7 @@ class IndexedDataset:
         self.tokens: TokenArray = (
             np.asarray(np.memmap(data, dtype=self.dtype, mode="r")) if size else np.zeros(0, self.dtype)
         )
+        self._windows: TokenArray = np.zeros((0, 0), self.dtype)
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -88,6 +87,27 @@ class IndexedDataset:
     @property
     def token_count(self) -> int:
         return len(self.tokens)
+
+    def read(self, start: int, stop: int) -> TokenArray:
+        """Tokens start <= position < stop of the stream, read-only."""
+        assert 0 <= start <= stop <= self.token_count
+        return self.tokens[start:stop]
+
+    def read_rows(self, starts_N: npt.NDArray[np.int64], length: int) -> TokenArray:
+        """[N, L] tokens: row i has the `length` tokens from starts_N[i] on, all of which must exist."""
+        # Making the view costs more than copying the rows of a micro-batch, and the length is always the same.
+        if self._windows.shape[1] != length:
+            self._windows = np.lib.stride_tricks.sliding_window_view(self.tokens, length)
+        return self._windows[starts_N]
+
+    def document_bounds(self, first: int, stop: int) -> npt.NDArray[np.int64]:
+        """[D + 1] first tokens of the documents first <= index < stop, and the one after the last of them."""
+        assert 0 <= first <= stop <= len(self)
+        sequences = np.asarray(self._document_marks[first : stop + 1])
+        bounds = np.full(len(sequences), self.token_count, np.int64)
+        inside = sequences < self.sequence_count
+        bounds[inside] = self._sequence_starts[sequences[inside]] // self.dtype.itemsize
+        return bounds
 
     def document(self, index: int) -> TokenArray:
         """Tokens of one document. IndexError outside 0 <= index < len(self)."""
@@ -150,12 +170,15 @@ class IndexedWriter:
     are written under temporary names; `finish` (or leaving the `with` block without an error) publishes them, the
     .idx last. `close` without `finish` leaves no file under a final name.
 
-    vocab_size: decides the stored type and bounds the ids that `add` accepts.
+    vocab_size: bounds the ids that `add` accepts and decides the stored type unless `dtype` does (np.uint8 for the
+    files of a loss mask, with a vocabulary of 2).
     """
 
-    def __init__(self, prefix: str | Path, vocab_size: int) -> None:
+    def __init__(self, prefix: str | Path, vocab_size: int, dtype: npt.DTypeLike | None = None) -> None:
         self.paths = (bin_path(prefix), idx_path(prefix))
-        self.vocab_size, self.dtype = vocab_size, token_dtype(vocab_size)
+        self.vocab_size, self.dtype = vocab_size, token_dtype(vocab_size) if dtype is None else np.dtype(dtype)
+        if self.dtype not in CODE_OF_DTYPE or vocab_size - 1 > np.iinfo(self.dtype).max:
+            raise ValueError(f"a vocabulary of {vocab_size} cannot be stored as {self.dtype} in {self.paths[0]}")
         self.token_count = 0
         self._lengths = array("i")
         self.paths[0].parent.mkdir(parents=True, exist_ok=True)
@@ -180,18 +203,8 @@ class IndexedWriter:
     def complete(self) -> list[Path]:
         """Ends writing: both temporary files are whole. Returns the final paths, for `files.publish`, .idx last."""
         self._stream.close()
-        count, width = self.document_count, self.dtype.itemsize
-        lengths = np.frombuffer(self._lengths, dtype=np.int32) if count else np.zeros(0, np.int32)
-        with open(partial_path(self.paths[1]), "wb") as stream:
-            stream.write(_HEADER.pack(_MAGIC, _VERSION, _CODE_OF_DTYPE[self.dtype], count, count + 1))
-            stream.write(lengths.astype("<i4").tobytes())
-            position = 0
-            for begin in range(0, count, _CHUNK):
-                sizes = lengths[begin : begin + _CHUNK].astype(np.int64) * width
-                stream.write((position + np.cumsum(sizes) - sizes).astype("<i8").tobytes())
-                position += int(sizes.sum())
-            for begin in range(0, count + 1, _CHUNK):
-                stream.write(np.arange(begin, min(begin + _CHUNK, count + 1), dtype="<i8").tobytes())
+        lengths = np.frombuffer(self._lengths, dtype=np.int32) if self._lengths else np.zeros(0, np.int32)
+        write_index(partial_path(self.paths[1]), self.dtype, self.document_count, [lengths])
         return list(self.paths)
 
     def finish(self) -> None:
@@ -216,13 +229,13 @@ class IndexedWriter:
 
 def _read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
     with open(path, "rb") as stream:
-        header = stream.read(_HEADER.size)
-    if len(header) < _HEADER.size:
-        raise ValueError(f"{path} is truncated: expected at least {_HEADER.size} bytes, found {len(header)}")
-    magic, version, code, sequences, documents = _HEADER.unpack(header)
-    if magic != _MAGIC or version != _VERSION:
-        raise ValueError(f"{path} is not a Megatron index of version {_VERSION} (wrong first bytes)")
+        header = stream.read(HEADER.size)
+    if len(header) < HEADER.size:
+        raise ValueError(f"{path} is truncated: expected at least {HEADER.size} bytes, found {len(header)}")
+    magic, version, code, sequences, documents = HEADER.unpack(header)
+    if magic != MAGIC or version != VERSION:
+        raise ValueError(f"{path} is not a Megatron index of version {VERSION} (wrong first bytes)")
     if code not in _DTYPE_OF_CODE:
-        known = " and ".join(f"{code} ({dtype})" for code, dtype in _DTYPE_OF_CODE.items())
+        known = ", ".join(f"{code} ({dtype})" for code, dtype in _DTYPE_OF_CODE.items())
         raise ValueError(f"{path} stores tokens as type {code}; supported are {known}")
     return _DTYPE_OF_CODE[code], sequences, documents

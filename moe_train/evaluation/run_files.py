@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from moe_train.data.options import label_of
 from moe_train.evaluation.result import read_evaluation
 
 Record = dict[str, Any]
@@ -51,7 +52,9 @@ def read_run(run_dir: Path) -> RunFiles:
     warnings: list[str] = []
     records = _read_records(run_dir / "metrics.jsonl", warnings)
     config_text, config = _read_config(run_dir / "config.yaml", warnings)
-    evaluations = _read_evaluations(run_dir / "evaluation", str((config.get("data") or {}).get("validation")), warnings)
+    evaluations = _read_evaluations(
+        run_dir / "evaluation", label_of((config.get("data") or {}).get("validation")), warnings
+    )
     if not records and not config and not evaluations:
         raise ValueError(
             f"{run_dir} is not a run folder: no metrics.jsonl, no config.yaml and no evaluation that can be read"

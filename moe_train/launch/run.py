@@ -7,6 +7,9 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from moe_train.data.dataset import data_prefixes
+from moe_train.data.indexed import bin_path
+from moe_train.data.options import members_of
 from moe_train.launch.plan import LaunchOptions, command, remote_environment, worker_environment
 from moe_train.launch.supervise import Limits, supervise
 from moe_train.training.run_config import RunConfig, check, to_yaml
@@ -30,12 +33,19 @@ def check_launch(config: RunConfig, options: LaunchOptions, accelerators: int) -
 
 def check_data(config: RunConfig) -> None:
     """Raises ValueError where the data is not there, before processes are started and a folder is made."""
-    if not config.data.train:
-        raise ValueError("data.train is not set: give the prefix that `moe-train prepare` wrote: data.train=DIR/train")
-    for key, prefix in (("data.train", config.data.train), ("data.validation", config.data.validation)):
-        missing = [f"{prefix}{end}" for end in (".bin", ".idx") if prefix and not Path(f"{prefix}{end}").is_file()]
-        if missing:
-            raise ValueError(f"{key} = {prefix}: there is no {' and no '.join(missing)}; see `moe-train prepare`")
+    data = config.data
+    if not data.train:
+        raise ValueError("data.train is not set: give the name that `moe-train prepare` wrote: data.train=DIR/train")
+    blends = [("data.train", data.train), ("data.validation", data.validation)]
+    blends += [(f"data.stages.{number}.train", stage.train) for number, stage in enumerate(data.stages)]
+    for key, blend in blends:
+        for name, _ in members_of(blend):
+            try:
+                missing = [path for prefix in data_prefixes(name) if not (path := bin_path(prefix)).is_file()]
+            except FileNotFoundError as error:
+                raise ValueError(f"{key} = {name}: {error}; see `moe-train prepare`") from None
+            if missing:
+                raise ValueError(f"{key} = {name}: there is no {missing[0]}; see `moe-train prepare`")
 
 
 def launch_run(

@@ -10,11 +10,14 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from moe_train.model.micro_batch import current
+from moe_train.model.texts import Texts, attend
 from moe_train.model.upstream import MegatronModule
 
 
 class ScaledDotProductAttention(MegatronModule):
-    """Causal attention; each group of N / G query heads shares one key/value head."""
+    """Causal attention; each group of N / G query heads shares one key/value head. Where the micro-batch has texts that
+    do not see each other, a token sees its own text only."""
 
     def __init__(self, config: Any, *, softmax_scale: float | None = None, **_: Any) -> None:
         super().__init__(config=config)
@@ -30,6 +33,9 @@ class ScaledDotProductAttention(MegatronModule):
     ) -> Tensor:
         """Returns [S, B, N * D]."""
         assert attention_mask is None, "only causal attention is built"
+        texts = current().texts
+        if texts is not None:
+            return self._inside_texts(query_SBND, key_SBGD, value_SBGD, texts)
         q_BNSD, k_BGSD, v_BGSD = (x.permute(1, 2, 0, 3) for x in (query_SBND, key_SBGD, value_SBGD))
         out_BNSD = F.scaled_dot_product_attention(
             q_BNSD,
@@ -41,3 +47,9 @@ class ScaledDotProductAttention(MegatronModule):
         )
         out_SBND = out_BNSD.permute(2, 0, 1, 3)
         return out_SBND.reshape(*out_SBND.shape[:2], -1)
+
+    def _inside_texts(self, query_SBND: Tensor, key_SBGD: Tensor, value_SBGD: Tensor, texts: Texts) -> Tensor:
+        q_TND, k_TGD, v_TGD = (x.transpose(0, 1).flatten(0, 1) for x in (query_SBND, key_SBGD, value_SBGD))
+        out_TND = attend(q_TND, k_TGD, v_TGD, texts, self.softmax_scale)
+        sequence, batch = query_SBND.shape[:2]
+        return out_TND.reshape(batch, sequence, -1).transpose(0, 1)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from moe_train.model.attention import ScaledDotProductAttention
 from moe_train.model.head import LanguageModelHead
 from moe_train.model.initialization import initialize_weights
+from moe_train.model.micro_batch import current
 from moe_train.model.moe_layer import MoELayer
 from moe_train.model.norm import RMSNorm
 from moe_train.model.options import ModelOptions
@@ -49,6 +50,14 @@ class LanguageModel(GPTModel):
         """
         position_BS = torch.arange(ids_BS.shape[1], device=ids_BS.device).expand_as(ids_BS)
         return super().forward(ids_BS, position_BS, None, labels=labels_BS, loss_mask=target_BS)
+
+    def _preprocess(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Upstream's, with rotary positions that restart at each text: [S, 1, 1, D] becomes [S, B, 1, D]."""
+        hidden, rotary, *rest = super()._preprocess(*args, **kwargs)
+        texts = current().texts
+        if texts is not None:
+            rotary = rotary[texts.position_SB].squeeze(2)
+        return hidden, rotary, *rest
 
     def _postprocess(self, hidden_states: Tensor, labels: Any, loss_mask: Any = None, **_: Any) -> Any:
         return self.output_layer(hidden_states, labels, loss_mask)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe_train.model.texts import Texts
 from moe_train.routing.interface import LossTerm, Routing, TokenBatch
 
 _current: ContextVar[MicroBatch | None] = ContextVar("moe_train_micro_batch", default=None)
@@ -29,6 +30,8 @@ class MicroBatch:
     totals: dict[str, Tensor] | None = None
     """Float32 scalars per unit of LossTerm ("token", "sequence", "micro_batch") and "target": counts over all ranks
     and micro-batches of the optimizer step. None in evaluation: no auxiliary loss is attached."""
+    texts: Texts | None = None
+    """Texts that do not see each other; None where each sequence is one."""
     sums: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     """Additive statistics per layer."""
     losses: dict[int, dict[str, LossTerm]] = field(default_factory=dict)

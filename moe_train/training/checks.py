@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from moe_train.config.errors import Problem
+from moe_train.data.options import Blend, members_of
 from moe_train.training.deepspeed_keys import clashes
 
 if TYPE_CHECKING:
@@ -15,7 +17,14 @@ if TYPE_CHECKING:
 
 def problems(config: RunConfig, world_size: int | None = None) -> list[Problem]:
     """Everything wrong with a configuration; without ``world_size`` what holds for any number of processes."""
-    found = [*_values(config), *_model(config), *_routing(config), *_unsupported(config), *clashes(config.deepspeed)]
+    found = [
+        *_values(config),
+        *_data(config),
+        *_model(config),
+        *_routing(config),
+        *_unsupported(config),
+        *clashes(config.deepspeed),
+    ]
     found += _layout(config)
     if world_size is not None and not found:
         found += _processes(config, world_size)
@@ -43,7 +52,7 @@ def _values(config: RunConfig) -> Iterator[Problem]:
     if config.eval.every:
         positive["eval.steps"] = config.eval.steps
         if not config.data.validation:
-            yield Problem("eval.every", "needs a validation set: give data.validation a prefix, or set eval.every to 0")
+            yield Problem("eval.every", "needs a validation set: give data.validation a name, or set eval.every to 0")
     if config.profile.start_step:
         positive["profile.steps"] = config.profile.steps
     for path, value in positive.items():
@@ -77,6 +86,49 @@ def _values(config: RunConfig) -> Iterator[Problem]:
         yield Problem("schedule.warmup_steps", f"{schedule.warmup_steps} is more than train.steps ({train.steps})")
     if not config.name or config.name != config.name.strip() or any(c in config.name for c in "/\\\0"):
         yield Problem("name", f"{config.name!r} cannot name a folder")
+
+
+def _data(config: RunConfig) -> Iterator[Problem]:
+    data = config.data
+    blends = [("data.train", data.train), ("data.validation", data.validation)]
+    blends += [(f"data.stages.{number}.train", stage.train) for number, stage in enumerate(data.stages)]
+    for path, blend in blends:
+        yield from _blend(path, blend, required=path.startswith("data.stages"))
+    before = 0
+    for number, stage in enumerate(data.stages):
+        if stage.from_step <= before:
+            what = f"the stage before begins at step {before}" if number else "data.train is what step 0 reads"
+            yield Problem(
+                f"data.stages.{number}.from_step", f"must be greater than {before} ({what}), got {stage.from_step}"
+            )
+        before = max(before, stage.from_step)
+    if data.reset_at_documents and data.sampler != "packed":
+        yield Problem(
+            "data.reset_at_documents", "belongs to data.sampler: packed; with documents no sequence crosses a boundary"
+        )
+    if data.pack_documents and data.sampler != "documents":
+        yield Problem("data.pack_documents", "belongs to data.sampler: documents; packed fills its windows anyway")
+    if data.index_cache and data.sampler != "documents":
+        yield Problem("data.index_cache", "belongs to data.sampler: documents; packed has no index")
+
+
+def _blend(path: str, blend: Blend, required: bool) -> Iterator[Problem]:
+    members = members_of(blend)
+    if not members and (required or blend != ""):
+        yield Problem(path, "names no data set")
+    for name, count in Counter(name for name, _ in members).items():
+        if not name.strip():
+            yield Problem(path, "a member has no name")
+        elif count > 1:
+            yield Problem(path, f"{name} stands in it {count} times; give it a larger weight instead")
+    weights = [weight for _, weight in members if weight is not None]
+    if weights and len(weights) < len(members):
+        yield Problem(
+            path, "some members have weights and some do not: write all as {path: NAME, weight: W} or all as names"
+        )
+    for name, weight in members:
+        if weight is not None and not 0 < weight < math.inf:
+            yield Problem(path, f"the weight of {name} must be a number greater than 0, got {weight}")
 
 
 def _model(config: RunConfig) -> Iterator[Problem]:
@@ -155,8 +207,8 @@ def _layout(config: RunConfig) -> Iterator[Problem]:
     train = config.train
     if train.micro_batch_size > 0 and train.global_batch_size % train.micro_batch_size:
         yield Problem(
-            "train.global_batch_size", f"{train.global_batch_size} is not divisible by "
-            f"train.micro_batch_size ({train.micro_batch_size})"
+            "train.global_batch_size",
+            f"{train.global_batch_size} is not divisible by train.micro_batch_size ({train.micro_batch_size})",
         )
 
 
@@ -164,13 +216,15 @@ def _processes(config: RunConfig, world_size: int) -> Iterator[Problem]:
     size = config.layout_size
     if world_size < 1 or world_size % size:
         yield Problem(
-            "parallel.expert", f"{world_size} process{'es' if world_size != 1 else ''} cannot hold this layout: "
-            f"the number must be a multiple of expert x tensor = {size}; use --processes {size}"
+            "parallel.expert",
+            f"{world_size} process{'es' if world_size != 1 else ''} cannot hold this layout: "
+            f"the number must be a multiple of expert x tensor = {size}; use --processes {size}",
         )
         return
     train, dp = config.train, config.data_parallel_size(world_size)
     if train.global_batch_size % (train.micro_batch_size * dp):
         yield Problem(
-            "train.global_batch_size", f"{train.global_batch_size} is not divisible by train.micro_batch_size "
-            f"({train.micro_batch_size}) x data-parallel ranks ({dp}) = {train.micro_batch_size * dp}"
+            "train.global_batch_size",
+            f"{train.global_batch_size} is not divisible by train.micro_batch_size "
+            f"({train.micro_batch_size}) x data-parallel ranks ({dp}) = {train.micro_batch_size * dp}",
         )

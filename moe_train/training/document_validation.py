@@ -5,15 +5,16 @@ The test protocol of LPR's published code (arXiv 2506.21328, evaluate.py): docum
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from moe_train.data.batches import Batch
+from moe_train.data.dataset import open_dataset, open_loss_mask, sidecar_stem
 from moe_train.data.document_batches import DocumentSet
 from moe_train.data.domains import Domains, documents_path
-from moe_train.data.indexed import IndexedDataset
 from moe_train.data.manifest import manifest_path, read_manifest
+from moe_train.data.options import Blend, members_of
 from moe_train.evaluation.batch_average import BatchAverage
 from moe_train.evaluation.loss import evaluate
 from moe_train.evaluation.result import EvaluationResult
@@ -33,31 +34,38 @@ class DocumentProtocol:
 
 
 def validate_documents(
-    model: Callable[..., Any], config: RunConfig, groups: Groups, prefix: str, protocol: DocumentProtocol
+    model: Callable[..., Any], config: RunConfig, groups: Groups, data: Blend, protocol: DocumentProtocol
 ) -> tuple[EvaluationResult, dict[str, Any]]:
     """Loss and expert load over documents, and the key `documents` of docs/evaluation.md; collective over all ranks.
 
-    ``model`` must be in evaluation mode. Tokens that end documents are no targets where the manifest names them.
+    ``model`` must be in evaluation mode. Tokens that end documents are no targets where the manifest names them, and of
+    instruction data only what the loss counts is one. ValueError for a blend.
     """
-    check_vocabulary(prefix, config.model.vocab_size)
-    dataset = IndexedDataset(prefix)
+    names = [name for name, _ in members_of(data)]
+    if len(names) != 1:
+        raise ValueError(f"documents are evaluated in one data set at a time; choose one by --data: {', '.join(names)}")
+    [name] = names
+    stem = sidecar_stem(name)
+    check_vocabulary(names, config.model.vocab_size)
+    dataset = open_dataset(name)
     micro_size = config.train.micro_batch_size
     batches = protocol.max_batches
     documents = DocumentSet(
         dataset,
         protocol.max_length,
-        eod_id=read_manifest(prefix)["tokenizer"]["eod_id"] if manifest_path(prefix).is_file() else None,
+        eod_id=read_manifest(stem)["tokenizer"]["eod_id"] if manifest_path(stem).is_file() else None,
+        loss_mask=open_loss_mask(dataset),
         limit=None if batches is None else batches * micro_size * groups.data_size,
     )
-    domains = Domains(dataset) if documents_path(prefix).is_file() else None
+    domains = Domains(dataset) if documents_path(stem).is_file() else None
     average = BatchAverage(documents.index_D, protocol.batch_documents, groups.device)
     everything = documents.batches(micro_size, rank=groups.data_rank, dp_size=groups.data_size, domains=domains)
     result = evaluate(
         average.watch(forward_function(model, groups)),
-        _checked(everything, prefix, config.model.vocab_size),
+        _checked(everything, names, config.model.vocab_size),
         num_layers=config.model.num_layers,
         num_experts=config.model.moe.num_experts,
-        token_bytes=token_bytes(prefix),
+        token_bytes=token_bytes(name),
         domains=domains.names if domains else None,
         reduce=groups.sum_over_data,
         device=groups.device,
@@ -66,7 +74,7 @@ def validate_documents(
     return result, counts | average.to_json(average.loss(groups.sum_over_data))
 
 
-def _checked(batches: Iterable[Batch], prefix: str, vocab_size: int) -> Iterator[Batch]:
+def _checked(batches: Iterable[Batch], names: Sequence[str], vocab_size: int) -> Iterator[Batch]:
     for batch in batches:
-        check_ids(batch, prefix, vocab_size)
+        check_ids(batch, names, vocab_size)
         yield batch

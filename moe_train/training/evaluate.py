@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m moe_train.training.evaluate", description=__doc__)
     parser.add_argument("--run-dir", type=Path, required=True)
-    parser.add_argument("--data", required=True, metavar="PREFIX")
+    parser.add_argument("--data", metavar="NAME", help="default: the run's validation data")
     parser.add_argument("--checkpoint", default="latest", metavar="latest|STEP|PATH")
     parser.add_argument("--limit-batches", type=int, metavar="N")
     parser.add_argument("--documents", action="store_true", help="documents one by one, in place of windows")
@@ -36,11 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate_run(arguments: argparse.Namespace) -> bool:
     """Loads the weights into a plain model, without an engine, and evaluates under this process's layout."""
+    from moe_train.data.dataset import open_dataset
+    from moe_train.data.options import label_of
+    from moe_train.data.unigram import unigram_entropy
     from moe_train.evaluation.result import write_evaluation
     from moe_train.model.language_model import build_language_model
     from moe_train.parallel.groups import initialize
     from moe_train.training.document_validation import DocumentProtocol, validate_documents
-    from moe_train.training.run_folder import load
+    from moe_train.training.run_folder import index_folder, load
     from moe_train.training.state import load_weights
     from moe_train.training.validation import validate
 
@@ -56,17 +59,21 @@ def evaluate_run(arguments: argparse.Namespace) -> bool:
     if config.train.precision == "bfloat16":
         model.bfloat16()
     model.eval()
+    data = arguments.data or config.data.validation
     more: dict[str, Any] = {}
     if arguments.documents:
         given = {"max_length": arguments.max_length, "batch_documents": arguments.batch_documents}
         protocol = DocumentProtocol(max_batches=arguments.limit_batches, **{k: v for k, v in given.items() if v})
-        result, more["documents"] = validate_documents(model, config, groups, arguments.data, protocol)
+        result, more["documents"] = validate_documents(model, config, groups, data, protocol)
     else:
-        result = validate(model, config, groups, arguments.data, max_batches=arguments.limit_batches, with_domains=True)
+        cache = index_folder(config, arguments.run_dir)
+        result = validate(
+            model, config, groups, data, cache=cache, max_batches=arguments.limit_batches, with_domains=True
+        )
     if groups.rank == 0:
-        entropy = unigram_entropy(arguments.data)
+        entropy = unigram_entropy(open_dataset(data)) if isinstance(data, str) else None
         write_evaluation(
-            arguments.output, result.to_json(step=state["step"], data=arguments.data, unigram_entropy=entropy) | more
+            arguments.output, result.to_json(step=state["step"], data=label_of(data), unigram_entropy=entropy) | more
         )
     return True
 
@@ -94,15 +101,6 @@ def find_checkpoint(run_dir: Path, name: str) -> Path:
         raise ValueError(f"there is no checkpoint {directory}; {run_dir} has: {there}")
     return directory
 
-
-def unigram_entropy(prefix: str) -> float | None:
-    """Entropy in nats of the data's token distribution, as prepare recorded it; None for data from elsewhere."""
-    from moe_train.data.manifest import manifest_path, read_manifest
-
-    if not manifest_path(prefix).is_file():
-        return None
-    value = read_manifest(prefix).get("unigram_entropy_nats")
-    return None if value is None else float(value)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,11 @@ def started_from(run_dir: Path) -> Path | None:
     return Path(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
+def index_folder(config: RunConfig, run_dir: Path) -> Path:
+    """Where each node keeps the index of samples; of use to later runs where ``data.index_cache`` names a folder."""
+    return Path(config.data.index_cache).expanduser() if config.data.index_cache else run_dir / "index"
+
+
 def load(run_dir: Path) -> RunConfig:
     """The configuration of the run in this folder."""
     path = run_dir / CONFIG

@@ -16,6 +16,7 @@ from torch import Tensor
 from moe_train.data.batches import Batch
 from moe_train.model.micro_batch import MicroBatch, as_root, use
 from moe_train.model.moe_layer import moe_layers
+from moe_train.model.texts import Texts, texts_of
 from moe_train.parallel.groups import Groups
 from moe_train.routing.interface import TokenBatch
 from moe_train.training.engine import Engine
@@ -66,6 +67,11 @@ def token_batch(
         step=step,
         window_sum=window_sum,
     )
+
+
+def batch_texts(batch: Batch, device: torch.device) -> Texts | None:
+    """The texts that do not see each other, None where each sequence is one."""
+    return None if batch.position_BS is None else texts_of(batch.position_BS, device)
 
 
 class Window:
@@ -123,7 +129,7 @@ def train_step(
     collected = _Collector(len(moe_layers(engine.module)))
     for batch in batches:
         tokens = token_batch(batch, device, seed=seed, step=step, window_sum=window.for_micro_batch())
-        micro_batch = MicroBatch(tokens=tokens, totals=totals)
+        micro_batch = MicroBatch(tokens=tokens, totals=totals, texts=batch_texts(batch, device))
         with use(micro_batch):
             nll_sum, _ = engine(batch.ids_BS.to(device), batch.labels_BS.to(device), batch.target_BS.to(device))
         loss = as_root(nll_sum / totals["target"], micro_batch)

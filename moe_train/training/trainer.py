@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 
 from moe_train.checkpoint import store
-from moe_train.data.batches import Batch, micro_batch, rank_slice
-from moe_train.data.indexed import IndexedDataset
-from moe_train.data.sampling import PackedSampler
+from moe_train.data.batches import Batch, rank_slice
+from moe_train.data.options import all_names, members_of
+from moe_train.data.training_set import open_training_set, read_before
 from moe_train.model.language_model import build_language_model
 from moe_train.parallel.groups import Groups, initialize
+from moe_train.parallel.once import once_per_node
 from moe_train.training.account import active_parameters, flops_per_token, parameters
 from moe_train.training.callbacks.base import Callbacks, RunInfo, Status
 from moe_train.training.callbacks.build import build_callbacks
@@ -26,7 +27,7 @@ from moe_train.training.interval import Interval
 from moe_train.training.peak import peak_flops
 from moe_train.training.record import DeviceFacts, build_eval_record
 from moe_train.training.run_config import RunConfig, to_dict
-from moe_train.training.run_folder import CHECKPOINTS, prepare, started_from
+from moe_train.training.run_folder import CHECKPOINTS, index_folder, prepare, started_from
 from moe_train.training.schedules import lr_factor
 from moe_train.training.state import load_checkpoint, save_checkpoint
 from moe_train.training.step import Requests, StepResult, train_step
@@ -58,7 +59,7 @@ def train(config: RunConfig, run_dir: Path, resume: str | None, stop: StopReques
 
 
 class Trainer:
-    """Sampler, engine and callbacks of one run; the position is ``step`` (optimizer steps taken)."""
+    """Samples, engine and callbacks of one run; the position is ``step`` (optimizer steps taken)."""
 
     def __init__(self, config: RunConfig, run_dir: Path, groups: Groups) -> None:
         self.config = config
@@ -66,10 +67,15 @@ class Trainer:
         self.groups = groups
         self.step = 0
         self.tokens = 0
-        for prefix in filter(None, (config.data.train, config.data.validation)):
-            check_vocabulary(prefix, config.model.vocab_size)
-        self.sampler = PackedSampler(
-            IndexedDataset(config.data.train), config.data.sequence_length, config.seed, config.data.shuffle
+        self.names = all_names(config.data)
+        validation = [name for name, _ in members_of(config.data.validation)]
+        check_vocabulary([*self.names, *validation], config.model.vocab_size)
+        self.samples = open_training_set(
+            config.data,
+            seed=config.seed,
+            batch_size=config.train.global_batch_size,
+            cache=index_folder(config, run_dir),
+            once=once_per_node,
         )
         model = build_language_model(
             config.model,
@@ -106,8 +112,8 @@ class Trainer:
                 f"{directory} has consumed {state['consumed_samples']} samples in {self.step} steps, which is not "
                 f"train.global_batch_size = {self.config.train.global_batch_size} per step; use the run's own value"
             )
-        before, now = state["samples"], self.sampler.identity()
-        changed = [f"{key}: {before[key]} then, {now[key]} now" for key in now if now[key] != before[key]]
+        before, now = (read_before(x, expected) for x in (state["samples"], self.samples.identity()))
+        changed = [f"{key}: {before[key]} then, {now[key]} now" for key in now if now[key] != before.get(key, now[key])]
         if changed and resume == "auto":
             raise ValueError(
                 f"{directory} was trained on other samples ({'; '.join(changed)}): some would be read twice and others "
@@ -167,8 +173,8 @@ class Trainer:
         start, micro = self.step * config.train.global_batch_size, config.train.micro_batch_size
         for index in range(self.engine.accumulation):
             first = rank_slice(start, index, groups.data_rank, groups.data_size, micro)
-            batch = micro_batch(self.sampler, first, micro)
-            check_ids(batch, config.data.train, config.model.vocab_size)
+            batch = self.samples.batch(first, micro)
+            check_ids(batch, self.names, config.model.vocab_size)
             yield batch
 
     def _announce(self) -> None:
@@ -184,7 +190,7 @@ class Trainer:
             }
             content = environment(processes=groups.world_size, hosts=hosts, model=facts)
             write_environment(self.run_dir, content)
-            print(self.sampler.describe(samples), flush=True)
+            print(self.samples.describe(samples), flush=True)
         self.callbacks.on_start(info)
 
     def _record(self, interval: Interval) -> None:
@@ -208,6 +214,7 @@ class Trainer:
             self.config,
             self.groups,
             self.config.data.validation,
+            cache=index_folder(self.config, self.run_dir),
             max_batches=self.config.eval.steps * self.engine.accumulation,
         )
         self.callbacks.on_record(build_eval_record(self.step, result.to_json(step=self.step)))
@@ -223,7 +230,7 @@ class Trainer:
             step=self.step,
             consumed=self.step * self.config.train.global_batch_size,
             tokens=self.tokens,
-            samples=self.sampler.identity(),
+            samples=self.samples.identity(),
             keep=self.config.checkpoint.keep,
             config=to_dict(self.config),
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from moe_train.data.options import DataOptions
 from moe_train.evaluation.result import EvaluationResult
 from moe_train.training.options import TrainOptions
@@ -20,10 +22,10 @@ def evaluate(case: Case, prefix: str, micro_batch: int, in_engine: bool = False)
         train=TrainOptions(micro_batch_size=micro_batch),
     )
     if not in_engine:
-        return validate(build_model(case).eval(), config, groups, prefix)
+        return validate(build_model(case).eval(), config, groups, prefix, cache=Path(prefix).parent)
     engine = make_engine(case, groups)
     try:
         engine.deepspeed.eval()
-        return validate(engine, config, groups, prefix)
+        return validate(engine, config, groups, prefix, cache=Path(prefix).parent)
     finally:
         engine.close()

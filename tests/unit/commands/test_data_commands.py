@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from moe_train.cli import main
-from moe_train.data.indexed import IndexedDataset, IndexedWriter
-from moe_train.data.sampling import PackedSampler
+from moe_train.data.dataset import open_dataset
+from moe_train.data.indexed import IndexedWriter
+from moe_train.data.manifest import tokenizer_of
+from moe_train.data.options import BlendMember, DataOptions, Stage
+from moe_train.data.readers import WindowReader
+from moe_train.data.sampling import Sampler
 from moe_train.data.tokenizers import load_tokenizer
+from moe_train.data.training_set import open_training_set
+from moe_train.training.options import TrainOptions
+from moe_train.training.run_config import RunConfig, load_run_config, to_yaml
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +41,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prepare_arguments(root: Path, *more: str) -> list[str]:
-    return ["prepare", f"{root}/text.parquet", "--output", f"{root}/out", "--tokenizer", f"{root}/m.model", *more]
+    command = ["prepare", f"{root}/text.parquet", "--output", f"{root}/out/", "--tokenizer", f"{root}/m.model"]
+    return [*command, "--validation-fraction", "0.05", "--workers", "1", *more]
 
 
 def test_prepare_prints_what_it_wrote_and_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(prepare_arguments(folder)) == 0
     lines = capsys.readouterr().out.splitlines()
     for split, line in zip(("train", "validation"), lines, strict=True):
-        dataset = IndexedDataset(folder / "out" / split)
+        dataset = open_dataset(folder / "out" / split)
         assert line.startswith(f"{folder}/out/{split}: {len(dataset)} documents, {dataset.token_count:,} tokens")
         assert "1 empty" in line and "null" not in line
 
@@ -48,7 +57,7 @@ def test_prepare_prints_what_it_wrote_and_again(folder: Path, capsys: pytest.Cap
 def test_changed_options_are_one_line_and_exit_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(prepare_arguments(folder, "--split-seed", "9")) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and '"split_seed": 9' in error
+    assert error.count("\n") == 1 and "options.split_seed: 0 there, 9 now" in error
 
 
 @pytest.mark.parametrize(
@@ -64,7 +73,7 @@ def test_changed_options_are_one_line_and_exit_2(folder: Path, capsys: pytest.Ca
         (["tokenizer", "train", "x.parquet", "--output", "m.model"], "x.parquet does not exist"),
         (["tokenizer", "train", "x.parquet", "--output", "m.model", "--special-token", "a b"], "x.parquet does not"),
         (["tokenizer", "inspect", "no.model"], "no.model does not exist"),
-        (["inspect", "no/prefix"], "no/prefix.idx does not exist"),
+        (["inspect", "no/prefix"], "there is no data set no/prefix"),
     ],
 )
 def test_bad_arguments(
@@ -150,8 +159,8 @@ def test_inspect_document(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_inspect_sample_names_its_documents(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", f"{folder}/out/train", "--sample", "3", "--sequence-length", "200", "--seed", "5"]) == 0
     out = capsys.readouterr().out
-    dataset = IndexedDataset(folder / "out/train")
-    start = PackedSampler(dataset, 200, seed=5).start(3)
+    dataset = open_dataset(folder / "out/train")
+    start = 200 * Sampler(WindowReader(dataset, 200), seed=5).place(3)
     first, last = dataset.document_at(start), dataset.document_at(start + 200)
     assert last > first
     names = pq.read_table(folder / "out/train.documents.parquet").column("id").to_pylist()
@@ -195,3 +204,69 @@ def test_scripts_call_the_commands(script: str, arguments: list[str]) -> None:
         check=True,
     )
     assert all(argument in run.stdout for argument in arguments)
+
+
+@pytest.fixture(scope="module")
+def run_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration of a run on a blend that changes at its third step."""
+    run = tmp_path_factory.mktemp("runs") / "run"
+    data = DataOptions(
+        train=[BlendMember(f"{folder}/out/train", 3), BlendMember(f"{folder}/out/validation", 1)],
+        stages=[Stage(2, f"{folder}/out/validation")],
+        sequence_length=64,
+        sampler="documents",
+        pack_documents=True,
+    )
+    config = RunConfig(data=data, train=TrainOptions(steps=4, global_batch_size=8, micro_batch_size=2), seed=3)
+    run.mkdir()
+    (run / "config.yaml").write_text(to_yaml(config))
+    (run / "environment.json").write_text('{"processes": 2}')
+    return run
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_inspect_names_what_a_step_read(
+    run_folder: Path, folder: Path, capsys: pytest.CaptureFixture[str], step: int
+) -> None:
+    """pitfalls row 35 (swiss-ai/Megatron-LM PR126, PR130): from a training step back to file and row. The documents are
+    found again by what the batches of the step hold."""
+    assert main(["inspect", str(run_folder), "--step", str(step)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(": 8 samples")
+    config = load_run_config(run_folder / "config.yaml")
+    samples = open_training_set(config.data, seed=3, batch_size=8, cache=run_folder / "index", once=lambda work: work())
+    batch = samples.batch((step - 1) * 8, 8)
+    texts = pq.read_table(folder / "text.parquet").column("text").to_pylist()
+    tokenizer = tokenizer_of(folder / "out/train")
+    row = -1
+    read: list[list[int]] = []
+    for line in lines[1:]:
+        if found := re.fullmatch(r"sample (\d+): (.*), epoch \d+", line):
+            row += 1
+            assert int(found[1]) == int(batch.sample_B[row])
+            assert step < 3 or found[2].endswith("validation")
+            read.append([])
+            continue
+        found = re.fullmatch(
+            r"  document \d+, its tokens (\d+) to (\d+): doc-(\d+) from text.parquet row (\d+), domain prose", line
+        )
+        assert found is not None and found[3] == found[4]
+        whole = [*tokenizer.encode_batch([texts[int(found[4])]])[0].tolist(), tokenizer.eod_id]
+        read[-1] += whole[int(found[1]) : int(found[2])]
+    assert read == [ids[~padding].tolist() for ids, padding in zip(batch.ids_BS, batch.padding_BS, strict=True)]
+
+
+def test_inspect_names_what_a_rank_read(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seen = []
+    for rank in ("0", "1"):
+        assert main(["inspect", str(run_folder), "--step", "2", "--rank", rank]) == 0
+        out = capsys.readouterr().out
+        seen.append([int(index) for index in re.findall(r"^sample (\d+):", out, re.MULTILINE)])
+    assert seen == [[8, 9, 12, 13], [10, 11, 14, 15]]
+    for arguments, message in (
+        (["--step", "9"], "steps 1 to 4, not 9"),
+        (["--step", "1", "--rank", "2"], "ranks 0 to 1, not 2"),
+        (["--rank", "0"], "belong to --step"),
+    ):
+        assert main(["inspect", str(run_folder), *arguments]) == 2
+        assert message in capsys.readouterr().err

@@ -47,7 +47,7 @@ def test_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     line = [str(run_folder(tmp_path)), "--processes", "2", "--limit-batches", "5", "--json", str(copy)]
     assert call(evaluate, *line) == 0
     assert worker.processes == 2
-    expected = f"--run-dir {tmp_path} --data data/val --checkpoint latest --limit-batches 5 --output"
+    expected = f"--run-dir {tmp_path} --checkpoint latest --limit-batches 5 --output"
     assert worker.line[:-1] == expected.split()
     assert json.loads((tmp_path / "evaluation" / "val.json").read_text()) == RESULT == json.loads(copy.read_text())
     assert [path.name for path in (tmp_path / "evaluation").iterdir()] == ["val.json"]

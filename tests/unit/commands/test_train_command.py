@@ -64,5 +64,5 @@ def test_two_nodes_count_their_processes(capsys: pytest.CaptureFixture[str]) -> 
 def test_data_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main(["train", "tiny", "data.train="]) == 2
     assert cli.main(["train", "tiny", "data.train=nowhere/x"]) == 2
-    assert "nowhere/x.bin" in capsys.readouterr().err
+    assert "nowhere/x.idx" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -3,14 +3,17 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tokenizers
 
+from moe_train.data.indexed import IndexedWriter
 from moe_train.data.tokenizers import SentencePieceTokenizer, train_sentencepiece
 
 WORDS = "the router sends each token to four experts and counts its load\nbefore any is dropped def return self".split(
@@ -76,3 +79,23 @@ def make_texts() -> Callable[[int, int], list[str]]:
         return [f"{seed}.{i} " + english(rng, rng.randrange(1, 60)) for i in range(count)]
 
     return make
+
+
+@pytest.fixture
+def write_tokens() -> Callable[..., list[np.ndarray]]:
+    """Writes documents of random tokens (or of given lengths) under a stem, in as many shards as asked for."""
+
+    def write(
+        stem: Path, lengths: list[int], *, seed: int = 0, vocab: int = 1000, cuts: list[int] | None = None
+    ) -> list[np.ndarray]:
+        rng = np.random.default_rng(seed)
+        documents = [rng.integers(0, vocab, length) for length in lengths]
+        bounds = [0, *(cuts or []), len(documents)]
+        for number, (first, stop) in enumerate(pairwise(bounds)):
+            prefix = f"{stem}_text_document" if cuts is None else f"{stem}_{number:05d}_text_document"
+            with IndexedWriter(prefix, vocab) as writer:
+                for document in documents[first:stop]:
+                    writer.add(document)
+        return documents
+
+    return write

@@ -8,10 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from moe_train.data.batches import evaluation_batches, evaluation_windows, micro_batch, rank_slice
+from moe_train.data.batches import evaluation_batches, evaluation_samples
 from moe_train.data.domains import Domains, documents_path
 from moe_train.data.indexed import IndexedDataset, IndexedWriter
-from moe_train.data.sampling import PackedSampler
+from moe_train.data.readers import WindowReader
+from moe_train.data.sampling import Sampler
+from moe_train.data.training_set import TrainingSet
 
 LABELS = ["law", "code", "", "code", "law", "law", "prose"]
 
@@ -30,32 +32,17 @@ def labelled(prefix: Path, tokens: int) -> tuple[IndexedDataset, list[str]]:
 
 def test_micro_batch(tmp_path: Path) -> None:
     dataset, _ = labelled(tmp_path / "p", 200)
-    sampler = PackedSampler(dataset, 8, seed=1)
-    batch = micro_batch(sampler, start=30, count=3)
+    sampler = Sampler(WindowReader(dataset, 8), seed=1)
+    batch = TrainingSet({"p": sampler}, [(0, {"p": 1.0})]).batch(start=30, count=3)
     assert batch.ids_BS.shape == batch.labels_BS.shape == (3, 8)
     assert batch.ids_BS.dtype == batch.labels_BS.dtype == batch.sample_B.dtype == torch.int64
     assert batch.sample_B.tolist() == [30, 31, 32]
-    assert batch.target_BS.all() and not batch.padding_BS.any() and batch.domain_BS is None
+    assert batch.target_BS.all() and not batch.padding_BS.any()
+    assert batch.domain_BS is None and batch.position_BS is None
     for row, index in enumerate(range(30, 33)):
-        sample = sampler.sample(index)
-        assert batch.ids_BS[row].tolist() == sample[:-1].tolist()
-        assert batch.labels_BS[row].tolist() == sample[1:].tolist()
-
-
-@pytest.mark.parametrize(("dp_size", "micro_size"), [(1, 8), (2, 4), (2, 1), (4, 2), (8, 1)])
-def test_a_step_reads_the_same_samples_on_any_number_of_ranks(tmp_path: Path, dp_size: int, micro_size: int) -> None:
-    """pitfalls row 33 (litgpt PR1160, lhotse#1080): also with another data-parallel size."""
-    dataset, _ = labelled(tmp_path / "p", 200)
-    sampler = PackedSampler(dataset, 8, seed=1)
-    rows = {}
-    for rank in range(dp_size):
-        for micro_index in range(8 // (dp_size * micro_size)):
-            start = rank_slice(16, micro_index, rank, dp_size, micro_size)
-            batch = micro_batch(sampler, start, micro_size)
-            for sample, ids in zip(batch.sample_B.tolist(), batch.ids_BS.tolist(), strict=True):
-                assert sample not in rows
-                rows[sample] = ids
-    assert rows == {index: sampler.sample(index)[:-1].tolist() for index in range(16, 24)}
+        start = 8 * sampler.place(index)
+        assert batch.ids_BS[row].tolist() == dataset.tokens[start : start + 8].tolist()
+        assert batch.labels_BS[row].tolist() == dataset.tokens[start + 1 : start + 9].tolist()
 
 
 def test_domains_per_token(tmp_path: Path) -> None:
@@ -65,8 +52,8 @@ def test_domains_per_token(tmp_path: Path) -> None:
     for start, count in [(0, 203), (0, 0), (1, 1), (60, 100), (202, 1)]:
         found = [domains.names[code] for code in domains.of_tokens(start, count)]
         assert found == labels[start : start + count]
-    sampler = PackedSampler(dataset, 8, seed=1)
-    batch = micro_batch(sampler, 5, 4, domains)
+    sampler = Sampler(WindowReader(dataset, 8, domains=domains), seed=1)
+    batch = TrainingSet({"p": sampler}, [(0, {"p": 1.0})]).batch(5, 4)
     assert batch.domain_BS is not None
     # Token ids are positions here.
     assert [[domains.names[c] for c in row] for row in batch.domain_BS.tolist()] == [
@@ -89,11 +76,12 @@ def test_domains_of_another_data_set_are_refused(tmp_path: Path) -> None:
 def test_evaluation_has_each_target_once(tmp_path: Path, tokens: int, dp_size: int, micro_size: int) -> None:
     dataset, labels = labelled(tmp_path / "p", tokens)
     domains = Domains(dataset)
+    reader = WindowReader(dataset, 8, domains=domains)
     targets: list[int] = []
     windows: list[int] = []
     counts = []
     for rank in range(dp_size):
-        batches = list(evaluation_batches(dataset, 8, micro_size, rank=rank, dp_size=dp_size, domains=domains))
+        batches = list(evaluation_batches([reader], micro_size, rank=rank, dp_size=dp_size))
         counts.append(len(batches))
         for batch in batches:
             assert batch.ids_BS.shape == (micro_size, 8) and batch.domain_BS is not None
@@ -106,22 +94,45 @@ def test_evaluation_has_each_target_once(tmp_path: Path, tokens: int, dp_size: i
             assert [domains.names[c] for c in batch.domain_BS[batch.target_BS].tolist()] == [labels[i] for i in ids]
             assert (batch.domain_BS[batch.padding_BS] == -1).all()
     assert sorted(targets) == list(range(1, tokens))
-    assert sorted(windows) == list(range(evaluation_windows(dataset, 8)))
+    assert sorted(windows) == list(range(reader.evaluation_count))
     assert len(set(counts)) == 1
 
 
 def test_evaluation_of_a_part(tmp_path: Path) -> None:
     dataset, _ = labelled(tmp_path / "p", 200)
-    per_rank = [list(evaluation_batches(dataset, 8, 2, rank=rank, dp_size=2, max_batches=3)) for rank in range(2)]
+    readers = [WindowReader(dataset, 8)]
+    per_rank = [list(evaluation_batches(readers, 2, rank=rank, dp_size=2, max_batches=3)) for rank in range(2)]
     assert [len(batches) for batches in per_rank] == [3, 3]
     seen = sorted(sample for batches in per_rank for batch in batches for sample in batch.sample_B.tolist())
     # 25 windows, 12 of them: spread over the whole stream, and the same ones whatever the layout.
     assert seen == [row * 25 // 12 for row in range(12)]
-    alone = [sample for batch in evaluation_batches(dataset, 8, 4, max_batches=3) for sample in batch.sample_B.tolist()]
+    alone = [sample for batch in evaluation_batches(readers, 4, max_batches=3) for sample in batch.sample_B.tolist()]
     assert alone == seen
 
 
 def test_evaluation_without_targets_is_refused(tmp_path: Path) -> None:
     dataset, _ = labelled(tmp_path / "p", 1)
     with pytest.raises(ValueError, match="at least 2"):
-        next(evaluation_batches(dataset, 8, 2))
+        next(evaluation_batches([WindowReader(dataset, 8)], 2))
+
+
+def test_evaluation_of_several_data_sets(tmp_path: Path) -> None:
+    readers = [WindowReader(labelled(tmp_path / name, tokens)[0], 8) for name, tokens in (("a", 200), ("b", 61))]
+    assert [reader.evaluation_count for reader in readers] == [25, 8]
+    for dp_size, micro_size in ((1, 4), (2, 3)):
+        seen = [
+            (int(sample), int(batch.target_BS[row].sum()))
+            for rank in range(dp_size)
+            for batch in evaluation_batches(readers, micro_size, rank=rank, dp_size=dp_size)
+            for row, sample in enumerate(batch.sample_B.tolist())
+            if sample >= 0
+        ]
+        assert sorted(sample for sample, _ in seen) == list(range(33))
+        assert sum(targets for _, targets in seen) == 199 + 60
+    assert evaluation_samples(readers, None, 11) == [8, 3]
+    # As many as there are in these shares.
+    for weights in ([1, 1], [3, 1], [1, 9], [100, 1]):
+        counts = np.array(evaluation_samples(readers, weights, None))
+        assert (counts <= [25, 8]).all() and (counts == [25, 8]).any()
+        assert np.abs(counts - counts.sum() * np.array(weights) / sum(weights)).max() < 1
+    assert evaluation_samples(readers, [3, 1], 8) == [6, 2]

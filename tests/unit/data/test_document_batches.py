@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from moe_train.data.batches import Batch
+from moe_train.data.dataset import open_loss_mask
 from moe_train.data.document_batches import DocumentSet
 from moe_train.data.domains import Domains
 from moe_train.data.indexed import IndexedDataset, IndexedWriter
@@ -75,6 +76,27 @@ def test_a_limit_takes_documents_from_everywhere(dataset: IndexedDataset) -> Non
     assert chosen.index_D.tolist() == [0, 3, 6, 9] and len(chosen) == 4
     assert sorted(seen(list(chosen.batches(3)))) == [0, 3, 6, 9]
     assert len(DocumentSet(dataset, 9, limit=100)) == len(dataset)
+
+
+def test_only_what_a_loss_mask_marks_is_a_target(
+    documents: list[np.ndarray], dataset: IndexedDataset, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(32)
+    masks = [rng.integers(0, 2, len(document)) for document in documents]
+    with IndexedWriter(tmp_path / "d_loss_document", 2, np.uint8) as writer:
+        for mask in masks:
+            writer.add(mask)
+    loss_mask = open_loss_mask(dataset)
+    assert loss_mask is not None
+    for batch in DocumentSet(dataset, 9, loss_mask=loss_mask).batches(4):
+        for row, sample in enumerate(batch.sample_B.tolist()):
+            if sample >= 0:
+                used = max(0, min(9, len(documents[sample])) - 1)
+                assert batch.target_BS[row, :used].tolist() == (masks[sample][1 : used + 1] == 1).tolist()
+                assert (
+                    not batch.target_BS[row, used:].any()
+                    and (batch.padding_BS[row] == (np.arange(batch.padding_BS.shape[1]) >= used)).all()
+                )
 
 
 def test_domains(dataset: IndexedDataset, write_parquet) -> None:

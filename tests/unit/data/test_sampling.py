@@ -4,9 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moe_train.data.indexed import IndexedDataset, IndexedWriter
-from moe_train.data.sampling import PackedSampler, permuted
+from moe_train.data.permutation import permuted, permuted_many
+from moe_train.data.readers import WindowReader
+from moe_train.data.sampling import Sampler
 
 
 def stream(prefix: Path, tokens: int, documents: int = 5, seed: int = 0) -> IndexedDataset:
@@ -60,45 +64,42 @@ def test_order_is_the_same_for_ever() -> None:
 GOLDEN = [0, 3, 9, 2, 4, 7, 8, 6, 5, 1]
 
 
-def test_samples_are_windows_of_the_stream(tmp_path: Path) -> None:
-    dataset = stream(tmp_path / "p", tokens=103)
-    sampler = PackedSampler(dataset, 8, seed=1, shuffle=False)
-    assert sampler.samples_per_epoch == 12
-    for index in range(30):
-        start = index % 12 * 8
-        assert np.array_equal(sampler.sample(index), dataset.tokens[start : start + 9])
-    assert sampler.sample(0).dtype == np.int64
+@given(size=st.integers(1, 5000), seed=st.integers(-(2**40), 2**40), epoch=st.integers(0, 2**40))
+def test_the_vectorised_permutation_is_the_scalar_one_and_a_bijection(size: int, seed: int, epoch: int) -> None:
+    images = permuted_many(np.arange(size), size, seed, epoch)
+    assert np.array_equal(np.sort(images), np.arange(size))
+    assert images[:200].tolist() == [permuted(i, size, seed, epoch) for i in range(min(size, 200))]
 
 
-def test_an_epoch_has_each_target_once_and_the_next_has_another_order(tmp_path: Path) -> None:
-    dataset = stream(tmp_path / "p", tokens=801)
-    sampler = PackedSampler(dataset, 8, seed=1)
+@given(size=st.integers(1, 2**62), data=st.data())
+def test_the_permutations_agree_in_huge_ranges(size: int, data: st.DataObject) -> None:
+    """Sums of 64-bit words overflow in numpy and not in Python."""
+    index = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=20))
+    assert permuted_many(np.array(index), size, 3, 1).tolist() == [permuted(i, size, 3, 1) for i in index]
+
+
+def test_places_are_those_of_single_indices_also_across_epochs(tmp_path: Path) -> None:
+    for shuffle in (True, False):
+        sampler = Sampler(WindowReader(stream(tmp_path / f"p{shuffle}", tokens=103), 8), seed=1, shuffle=shuffle)
+        assert sampler.samples_per_epoch == 12
+        index_N = np.random.default_rng(0).integers(0, 50, 30)
+        assert sampler.places(index_N).tolist() == [sampler.place(int(index)) for index in index_N]
+    assert [sampler.place(index) for index in range(30)] == [index % 12 for index in range(30)]
+    with pytest.raises(ValueError, match="start at 0"):
+        sampler.place(-1)
+
+
+def test_an_epoch_has_each_place_once_and_the_next_has_another_order(tmp_path: Path) -> None:
+    sampler = Sampler(WindowReader(stream(tmp_path / "p", tokens=801), 8), seed=1)
     assert sampler.samples_per_epoch == 100
-    epochs = [[sampler.window(index) for index in range(e * 100, (e + 1) * 100)] for e in range(3)]
+    epochs = [[sampler.place(index) for index in range(e * 100, (e + 1) * 100)] for e in range(3)]
     assert all(sorted(epoch) == list(range(100)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
-
-
-def test_sample_depends_on_nothing_but_its_index(tmp_path: Path) -> None:
-    """pitfalls row 33 (entrenar#294, litgpt PR1160, levanter#311): resuming reads the same samples, without replay."""
-    dataset = stream(tmp_path / "p", tokens=500)
-    went_on = PackedSampler(dataset, 8, seed=3)
-    samples = [went_on.sample(index) for index in range(150)]
-    resumed = PackedSampler(dataset, 8, seed=3)
-    for index in (149, 70, 3):
-        assert np.array_equal(resumed.sample(index), samples[index])
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 8])
 def test_less_than_one_sample_is_refused(tmp_path: Path, tokens: int) -> None:
     with pytest.raises(ValueError, match=f"has {tokens} tokens, fewer than one sample needs .9 for"):
-        PackedSampler(stream(tmp_path / "p", tokens), 8, seed=0)
+        Sampler(WindowReader(stream(tmp_path / "p", tokens), 8), seed=0)
     with pytest.raises(ValueError, match="at least 1"):
-        PackedSampler(stream(tmp_path / "q", 20), 0, seed=0)
-
-
-def test_epochs_of_a_run(tmp_path: Path) -> None:
-    sampler = PackedSampler(stream(tmp_path / "p", tokens=81), 8, seed=0)
-    assert sampler.epochs(25) == 2.5
-    assert "2.50 epochs (not enough" in sampler.describe(25)
-    assert "not enough" not in sampler.describe(10)
+        WindowReader(stream(tmp_path / "q", 20), 0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from moe_train.config.compose import EXPERIMENTS, names
 from moe_train.config.errors import ConfigError
@@ -166,3 +168,77 @@ def test_a_gate_that_looks_ahead_must_be_accepted_by_name(monkeypatch: pytest.Mo
     assert "causal_exceptions=[softmax_topk]" in paths()["router.gate"]
     config = load_run_config("tiny", ["causal_exceptions=[softmax_topk]"])
     assert config.causal_exceptions == ["softmax_topk"]
+
+
+BLENDS = [
+    "data/a",
+    ["data/a", "data/b"],
+    [{"path": "data/a", "weight": 0.7}, {"path": "data/b", "weight": 3}],
+]
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+def test_blends_and_stages_are_read_back(tmp_path: Path, blend: object) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"data": {"train": blend, "stages": [{"from_step": 3, "train": blend}]}}))
+    config = load_run_config(path)
+    assert to_dict(config)["data"]["train"] == blend
+    path.write_text(to_yaml(config))
+    assert load_run_config(path) == config and config.data.stages[0].from_step == 3
+    assert load_run_config("tiny", ["data.train=[x/a,x/b]"]).data.train == ["x/a", "x/b"]
+
+
+@pytest.mark.parametrize(
+    ("data", "path", "message"),
+    [
+        ({"train": [{"path": "a", "weight": 0}]}, "data.train", "weight of a must be a number greater than 0, got 0"),
+        ({"train": [{"path": "a", "weight": -1.5}]}, "data.train", "greater than 0, got -1.5"),
+        ({"train": ["a", {"path": "b", "weight": 1}]}, "data.train", "some members have weights and some do not"),
+        ({"train": ["a", "b", "a"]}, "data.train", "a stands in it 2 times"),
+        ({"train": []}, "data.train", "names no data set"),
+        ({"train": ["a", " "]}, "data.train", "a member has no name"),
+        ({"validation": [{"path": "a", "weight": 0}]}, "data.validation", "greater than 0"),
+        ({"stages": [{"from_step": 0, "train": "a"}]}, "data.stages.0.from_step", "greater than 0 .data.train is what"),
+        (
+            {"stages": [{"from_step": 5, "train": "a"}, {"from_step": 5, "train": "b"}]},
+            "data.stages.1.from_step",
+            "greater than 5 .the stage before begins at step 5.*got 5",
+        ),
+        ({"stages": [{"from_step": 5, "train": ""}]}, "data.stages.0.train", "names no data set"),
+        ({"sampler": "documents", "reset_at_documents": True}, "data.reset_at_documents", "belongs to .* packed"),
+        ({"pack_documents": True}, "data.pack_documents", "belongs to data.sampler: documents"),
+        ({"index_cache": "x"}, "data.index_cache", "packed has no index"),
+    ],
+)
+def test_data_that_makes_no_sense(tmp_path: Path, data: dict[str, object], path: str, message: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"data": data}))
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(file)
+    [problem] = [problem for problem in caught.value.problems if problem.path == path]
+    assert re.search(message, problem.message)
+
+
+@pytest.mark.parametrize(
+    ("data", "problems"),
+    [
+        (
+            {"train": [{"path": "a", "wieght": 1}]},
+            {"data.train.0.weight": "is missing", "data.train.0.wieght": "unknown key, got 1"},
+        ),
+        ({"train": ["b", {"path": "a", "weight": 1, "share": 2}]}, {"data.train.1.share": "unknown key, got 2"}),
+        (
+            {"stages": [{"from_step": 1, "train": "a", "validation": "b"}]},
+            {"data.stages.0.validation": 'unknown key, got "b"'},
+        ),
+        ({"sampler": "windows"}, {"data.sampler": "must be 'packed' or 'documents', got \"windows\""}),
+        ({"train": 3}, {"data.train": "must be a string or a list, got 3"}),
+        ({"train": ["a", 3]}, {"data.train.1": "must be a string or a section, got 3"}),
+    ],
+)
+def test_data_with_unknown_keys_and_types(tmp_path: Path, data: dict[str, object], problems: dict[str, str]) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"data": data}))
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(file)
+    assert {problem.path: problem.message for problem in caught.value.problems} == problems

@@ -1,0 +1,79 @@
+"""The texts of a micro-batch that do not see each other: where they lie, and attention inside each of them.
+
+Suffixes: S sequence, B batch, T = B * S tokens in the order [B, S], N query heads, G key/value heads, L tokens of one
+text, D width of a head.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Boundaries of texts; each begins in one sequence and ends there."""
+
+    position_SB: Tensor
+    """int64: offset of each token inside its text."""
+    lengths: list[int]
+    """Tokens of each text, in the order [B, S]."""
+    ends: Tensor
+    """int32 [texts + 1]: where each begins in that order, and the number of tokens."""
+
+
+def texts_of(position_BS: Tensor, device: torch.device) -> Texts:
+    """From offsets inside the texts on the CPU, 0 where one begins and at the beginning of each sequence."""
+    assert position_BS.device.type == "cpu" and bool((position_BS[:, 0] == 0).all())
+    starts = (position_BS.reshape(-1) == 0).nonzero()[:, 0]
+    ends = torch.cat([starts, torch.tensor([position_BS.numel()])])
+    return Texts(position_BS.t().to(device), ends.diff().tolist(), ends.to(device, torch.int32))
+
+
+def attend_reference(q_TND: Tensor, k_TGD: Tensor, v_TGD: Tensor, texts: Texts, scale: float | None) -> Tensor:
+    """Causal attention inside each text, one after the other, [T, N, D]."""
+    parts = []
+    for q, k, v in zip(*(x.split(texts.lengths) for x in (q_TND, k_TGD, v_TGD)), strict=True):
+        q_1NLD, k_1GLD, v_1GLD = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+        gqa = q_1NLD.shape[1] != k_1GLD.shape[1]
+        out_1NLD = F.scaled_dot_product_attention(q_1NLD, k_1GLD, v_1GLD, is_causal=True, scale=scale, enable_gqa=gqa)
+        parts.append(out_1NLD[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+def attend(q_TND: Tensor, k_TGD: Tensor, v_TGD: Tensor, texts: Texts, scale: float | None) -> Tensor:
+    """As the reference; all texts in one kernel where torch has one for this type and device."""
+    kernel = _variable_length_kernel() if q_TND.is_cuda and q_TND.dtype in (torch.bfloat16, torch.float16) else None
+    if kernel is None:
+        return attend_reference(q_TND, k_TGD, v_TGD, texts, scale)
+    longest = max(texts.lengths)
+    return kernel(
+        q_TND.contiguous(),
+        k_TGD.contiguous(),
+        v_TGD.contiguous(),
+        texts.ends,
+        texts.ends,
+        longest,
+        longest,
+        scale=scale,
+        window_size=(-1, 0),
+        enable_gqa=q_TND.shape[1] != k_TGD.shape[1],
+    )
+
+
+@lru_cache(maxsize=1)
+def _variable_length_kernel() -> Callable[..., Any] | None:
+    """torch's varlen_attn in the form that has grouped heads and a window; earlier ones are not used."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    takes = inspect.signature(varlen_attn).parameters
+    return varlen_attn if {"window_size", "enable_gqa", "scale"} <= takes.keys() else None

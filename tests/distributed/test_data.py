@@ -1,0 +1,90 @@
+"""Training data on several ranks and nodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moe_train.data.indexed import IndexedWriter
+from moe_train.data.options import BlendMember, DataOptions, Stage
+from moe_train.routing.options import RouterOptions
+from tests.distributed.harness import data
+from tests.distributed.harness.expected import Processes
+from tests.distributed.harness.training import Case
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two data sets, documents of 0 to 20 tokens."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(3)
+    for name, documents in (("a", 120), ("b", 40)):
+        with IndexedWriter(root / f"{name}_text_document", 100) as writer:
+            for _ in range(documents):
+                writer.add(rng.integers(0, 100, rng.integers(0, 20)))
+    return root
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("node_of", [[0, 1], [0, 0], [0, 0, 1, 1], [0, 1, 1, 1]])
+def test_each_node_writes_its_index_once(
+    processes: Processes, folder: Path, tmp_path: Path, node_of: list[int], pack: bool
+) -> None:
+    """pitfalls row 32 (M#907, MB PR5107): nodes need not share a disk, and no process reads what is not written yet."""
+    options = DataOptions(train=str(folder / "a"), sequence_length=12, sampler="documents", pack_documents=pack)
+    seen = processes(len(node_of)).run(data.open_on_nodes, options=options, folder=tmp_path, node_of=node_of)
+    for node in set(node_of):
+        assert [s["writes"] for s, of in zip(seen, node_of, strict=True) if of == node] == [
+            1,
+            *[0] * (node_of.count(node) - 1),
+        ]
+    for found in seen:
+        assert np.array_equal(found["ids"], seen[0]["ids"]) and found["mapped"]
+        assert found["bytes"] == 8 * found["samples"]
+    again = processes(len(node_of)).run(data.open_on_nodes, options=options, folder=tmp_path, node_of=node_of)
+    assert all(found["writes"] == 0 for found in again)
+    assert np.array_equal(again[-1]["ids"], seen[0]["ids"])
+
+
+def test_an_index_that_cannot_be_written_stops_every_rank(processes: Processes, folder: Path, tmp_path: Path) -> None:
+    options = DataOptions(train=str(folder / "a"), sequence_length=12, sampler="documents")
+    seen = processes(2).run(data.open_on_nodes, options=options, folder=tmp_path, node_of=[0, 1], broken=1)
+    assert all("node_1" in found["error"] for found in seen) and seen[0]["error"].startswith("rank 1: ")
+    assert [found["writes"] for found in seen] == [1, 0]
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "reset": {"reset_at_documents": True},
+    "documents": {"sampler": "documents"},
+    "pack": {"sampler": "documents", "pack_documents": True},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("size", "changes"), [(2, {"expert": 2}), (4, {"zero": 3, "accumulation": 2})])
+def test_training_does_not_depend_on_the_ranks(
+    processes: Processes, folder: Path, tmp_path: Path, kind: str, size: int, changes: dict[str, Any]
+) -> None:
+    """Padding, cut attention and uneven numbers of targets, in a blend that changes at the second step; the last two
+    steps again as after a resume. ``recompute`` where there is accumulation."""
+    options = DataOptions(
+        train=[BlendMember(str(folder / "a"), 2), BlendMember(str(folder / "b"), 1)],
+        stages=[Stage(1, str(folder / "b"))],
+        sequence_length=8,
+        **KINDS[kind],
+    )
+    case = Case(router=RouterOptions(gate="softmax_topk"), length=8)
+    other = case.with_(recompute="accumulation" in changes, **changes)
+    want = processes(1).run(data.train, case=case, options=options, folder=tmp_path)[0]
+    for found in processes(size).run(data.train, case=other, options=options, folder=tmp_path):
+        for got, expected in zip(found, want, strict=True):
+            assert got[0] == pytest.approx(expected[0], rel=1e-6)
+            assert got[1:3] == expected[1:3] and np.array_equal(got[3], expected[3])
+    if kind != "reset":
+        assert all(tokens < case.sequences * 8 for _, _, tokens, _ in want), "no padding"
+    assert all(int(load_LE[0].sum()) % tokens == 0 for _, _, tokens, load_LE in want), "padding was routed"
+    later = processes(size).run(data.train, case=other.with_(steps=1), options=options, folder=tmp_path, first_step=2)
+    assert {row[0][1:3] for row in later} == {want[2][1:3]}

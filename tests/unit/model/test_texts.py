@@ -1,0 +1,123 @@
+"""Texts that share a sequence do not see each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from moe_train.data.batches import Batch
+from moe_train.model.language_model import LanguageModel, build_language_model
+from moe_train.model.micro_batch import MicroBatch, as_root, use
+from moe_train.model.options import InitOptions, ModelOptions, MoEOptions
+from moe_train.model.texts import attend, attend_reference, texts_of
+from moe_train.parallel.groups import initialize
+from moe_train.parallel.options import ParallelOptions
+from moe_train.routing.options import RouterOptions
+from moe_train.training.step import batch_texts, token_batch
+
+MODEL = ModelOptions(
+    num_layers=2,
+    hidden_size=32,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=64,
+    moe=MoEOptions(num_experts=4, expert_hidden_size=16),
+    init=InitOptions(std=0.2),
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def one_process() -> Iterator[None]:
+    """The groups of a single process, which other tests of this process must not find."""
+    initialize(ParallelOptions())
+    yield
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+def positions(rows: list[list[int]]) -> Tensor:
+    return torch.tensor([[i for length in row for i in range(length)] for row in rows])
+
+
+def batch_of(ids_BS: Tensor, labels_BS: Tensor, target_BS: Tensor, position_BS: Tensor | None = None) -> Batch:
+    padding_BS = torch.zeros_like(target_BS)
+    return Batch(ids_BS, labels_BS, target_BS, padding_BS, torch.arange(len(ids_BS)), position_BS=position_BS)
+
+
+def run(model: LanguageModel, batch: Batch) -> Tensor:
+    """Backward through the sum of the losses; the losses of the tokens."""
+    one = torch.tensor(1.0)
+    totals = {name: one for name in ("target", "token", "sequence", "micro_batch")}
+    micro_batch = MicroBatch(token_batch(batch, CPU), totals, texts=batch_texts(batch, CPU))
+    with use(micro_batch):
+        nll_sum, nll_BS = model(batch.ids_BS, batch.labels_BS, batch.target_BS)
+    as_root(nll_sum, micro_batch).backward()
+    return nll_BS
+
+
+def gradients(model: LanguageModel) -> dict[str, Tensor]:
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("rows", [[[3, 9, 1, 7]], [[20], [5, 15], [1, 1, 17, 1]]])
+def test_loss_and_gradients_are_those_of_separate_texts(
+    one_process: None, rows: list[list[int]], recompute: bool
+) -> None:
+    """Micro-batches of one and several sequences, grouped heads, rotary positions, every third label no target."""
+    router = RouterOptions(gate="softmax_topk", options={"top_k": 2})
+    model = build_language_model(MODEL, router, sequence_length=20, seed=3, recompute=recompute)
+    model.train()
+    rng = torch.Generator().manual_seed(len(rows))
+    ids_BS, labels_BS = torch.randint(0, 64, (2, len(rows), 20), generator=rng)
+    target_BS = torch.arange(20).expand(len(rows), 20) % 3 != 2
+    together = run(model, batch_of(ids_BS, labels_BS, target_BS, positions(rows)))
+    grads = gradients(model)
+
+    separate = torch.zeros_like(together)
+    for b, row in enumerate(rows):
+        start = 0
+        for length in row:
+            part = (slice(b, b + 1), slice(start, start + length))
+            separate[part] = run(model, batch_of(ids_BS[part], labels_BS[part], target_BS[part]))
+            start += length
+    expected = gradients(model)
+    assert grads.keys() == expected.keys() and "embedding.word_embeddings.weight" in grads
+    torch.testing.assert_close(together, separate, rtol=1e-6, atol=1e-6)
+    for name, want in expected.items():
+        assert (grads[name] - want).abs().max() <= 1e-6 * want.abs().max(), name
+
+    whole = run(model, batch_of(ids_BS, labels_BS, target_BS))
+    assert (whole - together).abs().max() > 1e-2 or rows == [[20]], "the texts would not matter"
+
+
+def test_texts_of() -> None:
+    texts = texts_of(positions([[3, 2], [5], [1, 4]]), CPU)
+    assert texts.lengths == [3, 2, 5, 1, 4]
+    assert texts.ends.tolist() == [0, 3, 5, 10, 11, 15] and texts.ends.dtype == torch.int32
+    assert texts.position_SB.shape == (5, 3) and texts.position_SB[:, 2].tolist() == [0, 0, 1, 2, 3]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel for texts of different lengths needs CUDA")
+@pytest.mark.parametrize("groups", [8, 2])
+def test_one_kernel_for_all_texts_is_the_reference(groups: int) -> None:
+    rng = np.random.default_rng(groups)
+    lengths = rng.integers(1, 300, 9).tolist()
+    texts = texts_of(positions([lengths]), torch.device("cuda"))
+    shapes = [(sum(lengths), heads, 64) for heads in (8, groups, groups)]
+    inputs = [torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
+    outputs = [f(*inputs, texts, None) for f in (attend, attend_reference)]
+    weight = torch.randn_like(outputs[0])
+    grads = [torch.autograd.grad((out * weight).sum(), inputs) for out in outputs]
+    for got, want in zip([outputs[0], *grads[0]], [outputs[1], *grads[1]], strict=True):
+        assert (got.float() - want.float()).abs().max() <= 0.03 * want.float().abs().max()
