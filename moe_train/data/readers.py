@@ -7,6 +7,7 @@ Suffixes: K rows that are written, S tokens per sequence.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -84,6 +85,7 @@ class WindowReader(_Segments):
     ) -> None:
         super().__init__(dataset, sequence_length, mask, domains)
         self.cuts = reset
+        self._offsets_S = np.arange(sequence_length)
         targets = max(dataset.token_count - 1, 0)
         self.count, self.evaluation_count = targets // sequence_length, -(-targets // sequence_length)
 
@@ -126,7 +128,7 @@ class WindowReader(_Segments):
         rows.padding_NS[at] = False
         rows.target_NS[at] = True if self.mask is None else self.mask.read_rows(starts_K + 1, length) == 1
         if rows.position_NS is not None:
-            rows.position_NS[at] = np.arange(length)
+            rows.position_NS[at] = self._offsets_S
         if rows.domain_NS is not None and self.domains is not None:
             for row, start in zip(at_K.tolist(), starts_K.tolist(), strict=True):
                 rows.domain_NS[row] = self.domains.of_tokens(start, length)
@@ -135,11 +137,13 @@ class WindowReader(_Segments):
         """Ends the texts of a row before the first token of each document that begins inside the window."""
         assert rows.position_NS is not None
         first, last = self.dataset.document_at(start), self.dataset.document_at(start + used)
+        if first == last:
+            return
         # Empty documents begin where the next one does.
-        bounds = np.unique(self.dataset.document_bounds(first + 1, last + 1)[:-1]) - start
-        rows.target_NS[row, bounds - 1] = False
-        begins = np.concatenate([[0], bounds[bounds < used]])
-        rows.position_NS[row, :used] = np.arange(used) - np.repeat(begins, np.diff(begins, append=used))
+        bounds = sorted(set((self.dataset.document_bounds(first + 1, last + 1)[:-1] - start).tolist()))
+        for begin, end in pairwise([*bounds, used]):
+            rows.target_NS[row, begin - 1] = False
+            rows.position_NS[row, begin:end] = self._offsets_S[: end - begin]
 
 
 class DocumentReader(_Segments):
