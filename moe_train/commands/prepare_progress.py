@@ -27,7 +27,7 @@ def reporter(stream: TextIO | None = None) -> Iterator[Callable[[Progress], None
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (BarColumn(bar_width=20), TaskProgressColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    columns = (BarColumn(bar_width=10), TaskProgressColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with Bar(*columns, console=console) as bar:
         task = bar.add_task("", total=None)
 
@@ -41,8 +41,8 @@ def reporter(stream: TextIO | None = None) -> Iterator[Callable[[Progress], None
 def rates(now: Progress) -> str:
     seconds = max(now.seconds, 1e-9)
     return (
-        f"files {now.files}/{now.total_files}  {now.documents:,} documents, {now.documents / seconds:,.0f}/s  "
-        f"{now.text_bytes / 1e6 / seconds:.1f} MB/s  {now.tokens / seconds:,.0f} tokens/s"
+        f"{now.files}/{now.total_files} files  {now.documents / seconds:,.0f} documents/s  "
+        f"{now.text_bytes / 1e6 / seconds:.1f} MB/s  {now.tokens / 1e6 / seconds:.2f}M tokens/s"
     )
 
 
@@ -63,4 +63,4 @@ class _Lines:
     def __call__(self, now: Progress) -> None:
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + _LINE_SECONDS
-            print(f"{rates(now)}  ETA {eta(now)}", file=self._stream, flush=True)
+            print(f"{now.documents:,} documents  {rates(now)}  ETA {eta(now)}", file=self._stream, flush=True)

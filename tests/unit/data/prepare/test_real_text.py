@@ -1,4 +1,4 @@
-"""The same on real text, where MOE_TRAIN_TEST_DATA names a folder with fineweb-schema/*.parquet and gpt2/tokenizer.json."""
+"""On real text, where MOE_TRAIN_TEST_DATA names a folder with fineweb-schema/*.parquet and gpt2/tokenizer.json."""
 
 from __future__ import annotations
 
