@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from moe_train.data.blend import Integers, Pattern
+from moe_train.data.dataset import sidecar_stem
 from moe_train.data.index import OncePerNode
 from moe_train.data.members import open_reader
 from moe_train.data.options import Blend, DataOptions, all_names, members_of
@@ -37,7 +38,7 @@ class TrainingSet:
     """Sample i of a run, for any i, as a function of the configuration: the state of training is the number of samples.
 
     samplers: the data sets by name.   stages: (first sample, weight by name) with rising first samples, the first 0. A
-    data set that several stages name goes on in each where it stood.   seed, shuffle: of the samplers, for `identity`.
+    data set that several stages name goes on in each where it stood.
     """
 
     def __init__(self, samplers: Mapping[str, Sampler], stages: Sequence[tuple[int, Mapping[str, float]]]) -> None:
@@ -108,7 +109,7 @@ class TrainingSet:
         Folders may move, so a data set is known by its last name and its size.
         """
         members = [
-            {"name": Path(name).name, **sampler.identity()}
+            {"name": Path(sidecar_stem(name)).name, **sampler.identity()}
             for name, sampler in zip(self.names, self.samplers, strict=True)
         ]
         return {
