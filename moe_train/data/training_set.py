@@ -84,13 +84,20 @@ class TrainingSet:
 
     def batch(self, start: int, count: int) -> Batch:
         """Samples start <= index < start + count."""
-        member_N, place_N = self._located(start, start + count)
-        rows = Rows(count, self.sequence_length, positions=self._restarts, domains=self._labelled)
+        return self.batches([start], count)[0]
+
+    def batches(self, starts: Sequence[int], count: int) -> list[Batch]:
+        """The batch of so many samples from each start on; read at once, since a call costs as much as many rows."""
+        located = [self._located(start, start + count) for start in starts]
+        member_N, place_N = located[0]
+        if len(located) > 1:
+            member_N, place_N = (np.concatenate(parts) for parts in zip(*located, strict=True))
+        rows = Rows(len(member_N), self.sequence_length, positions=self._restarts, domains=self._labelled)
         for member in set(member_N.tolist()):
             at = np.flatnonzero(member_N == member)
             self.samplers[member].reader.fill(rows, at, place_N[at])
-        rows.sample_N[:] = np.arange(start, start + count)
-        return rows.batch()
+        rows.sample_N[:] = (np.array(starts)[:, None] + np.arange(count)).reshape(-1)
+        return rows.batches(count)
 
     def _located(self, start: int, stop: int) -> tuple[Integers, Integers]:
         """`locate` of start <= index < stop, by blocks."""

@@ -78,8 +78,7 @@ def train(case: Case, options: DataOptions, folder: Path, first_step: int = 0) -
                 rank_slice(step * case.sequences, micro, groups.data_rank, groups.data_size, size)
                 for micro in range(case.accumulation)
             ]
-            batches = [samples.batch(start, size) for start in starts]
-            result = train_step(engine, batches, lr=case.optimizer.lr, seed=case.seed, step=step)
+            result = train_step(engine, samples.batches(starts, size), lr=case.optimizer.lr, seed=case.seed, step=step)
             found.append(
                 (result.loss_sum / result.loss_count, result.loss_count, result.tokens, result.load_LE.numpy())
             )
