@@ -5,7 +5,7 @@ samples are the windows of the stream; each keeps its own order of samples. One 
 the same multiset of (inputs, labels) before anything is timed. Then the arms take turns, a block of samples each.
 
     python benchmarks/loader.py
-    python benchmarks/loader.py --data data/demo/train --sequence-length 1024 --micro-batch 1 8 64
+    python benchmarks/loader.py --data data/demo/train --sequence-length 1024 --batches 1x1 8x1 1x64
 """
 
 from __future__ import annotations
@@ -47,7 +47,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", metavar="NAME", help="data set in one shard (default: random documents)")
     parser.add_argument("--tokens", type=int, default=20_000_000, metavar="N", help="of the random documents")
     parser.add_argument("--sequence-length", type=int, default=1024, metavar="S")
-    parser.add_argument("--micro-batch", type=int, nargs="+", default=[1, 8, 64], metavar="B", help="sizes of a batch")
+    parser.add_argument(
+        "--batches",
+        nargs="+",
+        default=["1x1", "8x1", "1x8", "1x64"],
+        metavar="AxB",
+        help="A micro-batches of B per call",
+    )
     parser.add_argument("--block", type=int, default=1024, metavar="N", help="samples of an arm's turn")
     parser.add_argument("--rounds", type=int, default=15, metavar="N")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
@@ -100,13 +106,19 @@ def peer_reader(dataset: Any) -> Read:
     return read
 
 
-def our_reader(samples: TrainingSet, micro_batch: int) -> Read:
+def our_reader(samples: TrainingSet, accumulation: int, micro_batch: int) -> Read:
+    """As the trainer reads: the micro-batches of a step in one call."""
+
     def read(start: int, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        batches = (
-            samples.batch(first, min(micro_batch, start + count - first))
-            for first in range(start, start + count, micro_batch)
-        )
-        return [(batch.ids_BS, batch.labels_BS) for batch in batches]
+        found = []
+        while count:
+            rows = min(accumulation * micro_batch, count)
+            size = min(micro_batch, rows)
+            rows -= rows % size
+            for batch in samples.batches(range(start, start + rows, size), size):
+                found.append((batch.ids_BS, batch.labels_BS))
+            start, count = start + rows, count - rows
+        return found
 
     return read
 
@@ -136,7 +148,9 @@ def main(argv: list[str] | None = None) -> int:
         samples = open_training_set(data, seed=0, batch_size=1, cache=Path(folder), once=lambda work: work())
         count = samples.samplers[0].samples_per_epoch
         arms = {PEER: peer_reader(open_peer(prefixes[0], options.sequence_length, Path(folder) / "cache"))}
-        arms |= {f"moe_train, batches of {size}": our_reader(samples, size) for size in options.micro_batch}
+        for shape in options.batches:
+            accumulation, size = (int(part) for part in shape.split("x"))
+            arms[f"moe_train, {accumulation} x {size}"] = our_reader(samples, accumulation, size)
         passes = {arm: windows(read, count) for arm, read in arms.items()}
         if any(seen != passes[PEER] for seen in passes.values()):
             raise SystemExit("the arms do not read the same windows")

@@ -48,18 +48,28 @@ class Rows:
         self.domain_NS: npt.NDArray[np.int64] | None = np.full(shape, -1, np.int64) if domains else None
 
     def batch(self) -> Batch:
-        """Everything as tensors, without a copy. The rows are not to be used any more."""
+        """Everything as one batch. The rows are not to be used any more."""
+        return self.batches(len(self.sample_N))[0]
+
+    def batches(self, size: int) -> list[Batch]:
+        """Batches of `size` rows each, as tensors without a copy. The rows are not to be used any more."""
         if self.position_NS is not None and self.padding_NS.any():
             self._number_padding(self.position_NS)
-        return Batch(
-            ids_BS=torch.from_numpy(self.ids_NS),
-            labels_BS=torch.from_numpy(self.labels_NS),
-            target_BS=torch.from_numpy(self.target_NS),
-            padding_BS=torch.from_numpy(self.padding_NS),
-            sample_B=torch.from_numpy(self.sample_N),
-            domain_BS=None if self.domain_NS is None else torch.from_numpy(self.domain_NS),
-            position_BS=None if self.position_NS is None else torch.from_numpy(self.position_NS),
-        )
+        found = []
+        for first in range(0, len(self.sample_N), size):
+            part = slice(first, first + size)
+            found.append(
+                Batch(
+                    ids_BS=torch.from_numpy(self.ids_NS[part]),
+                    labels_BS=torch.from_numpy(self.labels_NS[part]),
+                    target_BS=torch.from_numpy(self.target_NS[part]),
+                    padding_BS=torch.from_numpy(self.padding_NS[part]),
+                    sample_B=torch.from_numpy(self.sample_N[part]),
+                    domain_BS=None if self.domain_NS is None else torch.from_numpy(self.domain_NS[part]),
+                    position_BS=None if self.position_NS is None else torch.from_numpy(self.position_NS[part]),
+                )
+            )
+        return found
 
     def _number_padding(self, position_NS: npt.NDArray[np.int64]) -> None:
         """Padding is a text of its own behind the others, so that its length does not lengthen theirs."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from moe_train.data.blend import Integers, Pattern
+from moe_train.data.dataset import sidecar_stem
 from moe_train.data.index import OncePerNode
 from moe_train.data.members import open_reader
 from moe_train.data.options import Blend, DataOptions, all_names, members_of
@@ -37,7 +38,7 @@ class TrainingSet:
     """Sample i of a run, for any i, as a function of the configuration: the state of training is the number of samples.
 
     samplers: the data sets by name.   stages: (first sample, weight by name) with rising first samples, the first 0. A
-    data set that several stages name goes on in each where it stood.   seed, shuffle: of the samplers, for `identity`.
+    data set that several stages name goes on in each where it stood.
     """
 
     def __init__(self, samplers: Mapping[str, Sampler], stages: Sequence[tuple[int, Mapping[str, float]]]) -> None:
@@ -83,13 +84,20 @@ class TrainingSet:
 
     def batch(self, start: int, count: int) -> Batch:
         """Samples start <= index < start + count."""
-        member_N, place_N = self._located(start, start + count)
-        rows = Rows(count, self.sequence_length, positions=self._restarts, domains=self._labelled)
+        return self.batches([start], count)[0]
+
+    def batches(self, starts: Sequence[int], count: int) -> list[Batch]:
+        """The batch of so many samples from each start on; read at once, since a call costs as much as many rows."""
+        located = [self._located(start, start + count) for start in starts]
+        member_N, place_N = located[0]
+        if len(located) > 1:
+            member_N, place_N = (np.concatenate(parts) for parts in zip(*located, strict=True))
+        rows = Rows(len(member_N), self.sequence_length, positions=self._restarts, domains=self._labelled)
         for member in set(member_N.tolist()):
             at = np.flatnonzero(member_N == member)
             self.samplers[member].reader.fill(rows, at, place_N[at])
-        rows.sample_N[:] = np.arange(start, start + count)
-        return rows.batch()
+        rows.sample_N[:] = (np.array(starts)[:, None] + np.arange(count)).reshape(-1)
+        return rows.batches(count)
 
     def _located(self, start: int, stop: int) -> tuple[Integers, Integers]:
         """`locate` of start <= index < stop, by blocks."""
@@ -108,7 +116,7 @@ class TrainingSet:
         Folders may move, so a data set is known by its last name and its size.
         """
         members = [
-            {"name": Path(name).name, **sampler.identity()}
+            {"name": Path(sidecar_stem(name)).name, **sampler.identity()}
             for name, sampler in zip(self.names, self.samplers, strict=True)
         ]
         return {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -156,7 +155,7 @@ class Trainer:
         self.lr = config.optimizer.lr * factor
         try:
             result = train_step(
-                self.engine, list(self._batches()), lr=self.lr, seed=config.seed, step=self.step, requests=requests
+                self.engine, self._batches(), lr=self.lr, seed=config.seed, step=self.step, requests=requests
             )
         except FloatingPointError as error:
             raise FloatingPointError(
@@ -167,15 +166,16 @@ class Trainer:
         self.tokens += result.tokens
         return result
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> list[Batch]:
         """This rank's micro-batches of the next step."""
         config, groups = self.config, self.groups
         start, micro = self.step * config.train.global_batch_size, config.train.micro_batch_size
-        for index in range(self.engine.accumulation):
-            first = rank_slice(start, index, groups.data_rank, groups.data_size, micro)
-            batch = self.samples.batch(first, micro)
+        ranks = groups.data_rank, groups.data_size
+        starts = [rank_slice(start, index, *ranks, micro) for index in range(self.engine.accumulation)]
+        batches = self.samples.batches(starts, micro)
+        for batch in batches:
             check_ids(batch, self.names, config.model.vocab_size)
-            yield batch
+        return batches
 
     def _announce(self) -> None:
         config, groups = self.config, self.groups

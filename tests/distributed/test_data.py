@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moe_train.data.dataset import open_dataset
 from moe_train.data.indexed import IndexedWriter
 from moe_train.data.options import BlendMember, DataOptions, Stage
 from moe_train.routing.options import RouterOptions
@@ -88,3 +89,25 @@ def test_training_does_not_depend_on_the_ranks(
     assert all(int(load_LE[0].sum()) % tokens == 0 for _, _, tokens, load_LE in want), "padding was routed"
     later = processes(size).run(data.train, case=other.with_(steps=1), options=options, folder=tmp_path, first_step=2)
     assert {row[0][1:3] for row in later} == {want[2][1:3]}
+
+
+@pytest.mark.parametrize("weights", [None, (1.0, 3.0)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluation_does_not_depend_on_the_ranks(
+    processes: Processes, folder: Path, tmp_path: Path, kind: str, weights: tuple[float, float] | None
+) -> None:
+    """Two data sets, cut as in training, ranks with uneven shares."""
+    names = [str(folder / name) for name in "ab"]
+    validation: list[Any] = (
+        names if weights is None else [BlendMember(*pair) for pair in zip(names, weights, strict=True)]
+    )
+    options = DataOptions(validation=validation, sequence_length=8, **KINDS[kind])
+    case = Case(router=RouterOptions(gate="softmax_topk"), length=8)
+    arguments: dict[str, Any] = {"case": case, "options": options, "folder": tmp_path}
+    [want] = processes(1).run(data.evaluate, micro_batch=1, **arguments)
+    for got in processes(2).run(data.evaluate, micro_batch=7, **arguments):
+        assert got.loss == pytest.approx(want.loss, rel=1e-6) and got.tokens == want.tokens
+        assert [layer.load for layer in got.layers] == [layer.load for layer in want.layers]
+    if weights is None and kind != "reset":
+        lengths = [np.diff(open_dataset(name).document_bounds(0, len(open_dataset(name)))) for name in names]
+        assert want.tokens == sum(int(np.clip(n - 1, 0, 8).sum()) for n in lengths)

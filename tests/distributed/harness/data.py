@@ -13,9 +13,13 @@ from moe_train.data import index
 from moe_train.data.batches import rank_slice
 from moe_train.data.options import DataOptions
 from moe_train.data.training_set import TrainingSet, open_training_set
+from moe_train.evaluation.result import EvaluationResult
 from moe_train.parallel.once import once_per_node
+from moe_train.training.options import TrainOptions
+from moe_train.training.run_config import RunConfig
 from moe_train.training.step import train_step
-from tests.distributed.harness.training import Case, groups_for, make_engine
+from moe_train.training.validation import validate
+from tests.distributed.harness.training import Case, build_model, groups_for, make_engine
 
 
 def open_on_nodes(options: DataOptions, folder: Path, node_of: list[int], broken: int = -1) -> dict[str, Any]:
@@ -52,6 +56,15 @@ def open_on_nodes(options: DataOptions, folder: Path, node_of: list[int], broken
     }
 
 
+def evaluate(case: Case, options: DataOptions, folder: Path, micro_batch: int) -> EvaluationResult:
+    """Validation of a fresh model on ``options.validation``."""
+    groups = groups_for(case.expert)
+    config = RunConfig(
+        model=case.model, router=case.router, data=options, train=TrainOptions(micro_batch_size=micro_batch)
+    )
+    return validate(build_model(case).eval(), config, groups, options.validation, cache=folder)
+
+
 def train(case: Case, options: DataOptions, folder: Path, first_step: int = 0) -> list[tuple[float, int, int, Any]]:
     """Loss, targets, tokens and load of each step from ``first_step`` on."""
     groups = groups_for(case.expert)
@@ -65,8 +78,7 @@ def train(case: Case, options: DataOptions, folder: Path, first_step: int = 0) -
                 rank_slice(step * case.sequences, micro, groups.data_rank, groups.data_size, size)
                 for micro in range(case.accumulation)
             ]
-            batches = [samples.batch(start, size) for start in starts]
-            result = train_step(engine, batches, lr=case.optimizer.lr, seed=case.seed, step=step)
+            result = train_step(engine, samples.batches(starts, size), lr=case.optimizer.lr, seed=case.seed, step=step)
             found.append(
                 (result.loss_sum / result.loss_count, result.loss_count, result.tokens, result.load_LE.numpy())
             )

@@ -11,7 +11,7 @@ BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 
 
 def test_command(tmp_path: Path) -> None:
-    arguments = ["--tokens", "30000", "--sequence-length", "64", "--micro-batch", "1", "5", "--block", "50"]
+    arguments = ["--tokens", "30000", "--sequence-length", "64", "--batches", "1x1", "3x5", "--block", "50"]
     output = tmp_path / "result.json"
     result = subprocess.run(
         [sys.executable, BENCHMARKS / "loader.py", *arguments, "--rounds", "2", "--output", output],
@@ -22,5 +22,5 @@ def test_command(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr[-2000:]
     found = json.loads(output.read_text())
     assert found["windows"] >= 30_000 // 64 - 1
-    assert set(found["arms"]) == {"megatron-core", "moe_train, batches of 1", "moe_train, batches of 5"}
+    assert set(found["arms"]) == {"megatron-core", "moe_train, 1 x 1", "moe_train, 3 x 5"}
     assert all(arm["samples_per_cpu_second"]["median"] > 0 for arm in found["arms"].values())

@@ -69,6 +69,12 @@ def test_a_step_reads_the_same_samples_on_any_number_of_ranks_and_after_a_resume
                     assert (ours is None) == (want is None)
                     assert ours is None or ours[row].tolist() == want[sample - step * SIZE].tolist()
         assert seen == set(range(step * SIZE, (step + 1) * SIZE))
+        # All micro-batches of a rank at once are the same ones.
+        starts = [step * SIZE, step * SIZE + 6, step * SIZE + 2]
+        for start, batch in zip(starts, training.batches(starts, 2), strict=True):
+            alone = training.batch(start, 2)
+            for name, value in vars(alone).items():
+                assert value is None or value.tolist() == getattr(batch, name).tolist()
     assert opened(options, data).identity() == whole.identity()
 
 
