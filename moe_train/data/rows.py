@@ -52,24 +52,20 @@ class Rows:
         return self.batches(len(self.sample_N))[0]
 
     def batches(self, size: int) -> list[Batch]:
-        """Batches of `size` rows each, as tensors without a copy. The rows are not to be used any more."""
+        """Whole batches of `size` rows each, as tensors without a copy. The rows are not to be used any more."""
         if self.position_NS is not None and self.padding_NS.any():
             self._number_padding(self.position_NS)
-        found = []
-        for first in range(0, len(self.sample_N), size):
-            part = slice(first, first + size)
-            found.append(
-                Batch(
-                    ids_BS=torch.from_numpy(self.ids_NS[part]),
-                    labels_BS=torch.from_numpy(self.labels_NS[part]),
-                    target_BS=torch.from_numpy(self.target_NS[part]),
-                    padding_BS=torch.from_numpy(self.padding_NS[part]),
-                    sample_B=torch.from_numpy(self.sample_N[part]),
-                    domain_BS=None if self.domain_NS is None else torch.from_numpy(self.domain_NS[part]),
-                    position_BS=None if self.position_NS is None else torch.from_numpy(self.position_NS[part]),
-                )
-            )
-        return found
+        columns = (self.ids_NS, self.labels_NS, self.target_NS, self.padding_NS, self.sample_N)
+        more = (self.domain_NS, self.position_NS)
+        whole = [None if column is None else torch.from_numpy(column) for column in (*columns, *more)]
+        count = len(self.sample_N) // size
+        assert count * size == len(self.sample_N)
+        if count == 1:
+            return [Batch(*whole)]  # type: ignore[arg-type]
+        # Views of one tensor per column: making a tensor costs more than filling a short row.
+        nothing = (None,) * count
+        parts = [nothing if x is None else x.view(count, size, *x.shape[1:]).unbind() for x in whole]
+        return [Batch(*values) for values in zip(*parts, strict=True)]  # type: ignore[arg-type]
 
     def _number_padding(self, position_NS: npt.NDArray[np.int64]) -> None:
         """Padding is a text of its own behind the others, so that its length does not lengthen theirs."""

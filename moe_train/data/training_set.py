@@ -88,27 +88,25 @@ class TrainingSet:
 
     def batches(self, starts: Sequence[int], count: int) -> list[Batch]:
         """The batch of so many samples from each start on; read at once, since a call costs as much as many rows."""
-        located = [self._located(start, start + count) for start in starts]
-        member_N, place_N = located[0]
-        if len(located) > 1:
-            member_N, place_N = (np.concatenate(parts) for parts in zip(*located, strict=True))
-        rows = Rows(len(member_N), self.sequence_length, positions=self._restarts, domains=self._labelled)
+        index_N = (np.array(starts)[:, None] + np.arange(count)).reshape(-1)
+        member_N, place_N = self._located(index_N)
+        rows = Rows(len(index_N), self.sequence_length, positions=self._restarts, domains=self._labelled)
         for member in set(member_N.tolist()):
             at = np.flatnonzero(member_N == member)
             self.samplers[member].reader.fill(rows, at, place_N[at])
-        rows.sample_N[:] = (np.array(starts)[:, None] + np.arange(count)).reshape(-1)
+        rows.sample_N = index_N
         return rows.batches(count)
 
-    def _located(self, start: int, stop: int) -> tuple[Integers, Integers]:
-        """`locate` of start <= index < stop, by blocks."""
-        number = start // _BLOCK
+    def _located(self, index_N: Integers) -> tuple[Integers, Integers]:
+        """`locate` of rising indices, by blocks."""
+        number = int(index_N[0]) // _BLOCK
         first = number * _BLOCK
-        if start < 0 or stop > first + _BLOCK:
-            return self.locate(np.arange(start, stop))
+        if number < 0 or index_N[-1] >= first + _BLOCK:
+            return self.locate(index_N)
         if self._block is None or self._block[0] != number:
             self._block = number, *self.locate(np.arange(first, first + _BLOCK))
         _, member_N, place_N = self._block
-        return member_N[start - first : stop - first], place_N[start - first : stop - first]
+        return member_N[index_N - first], place_N[index_N - first]
 
     def identity(self) -> dict[str, Any]:
         """What decides which tokens sample i is, besides the tokens themselves; plain values for a checkpoint.
