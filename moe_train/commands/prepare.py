@@ -59,6 +59,13 @@ def _reading(group: argparse._ArgumentGroup) -> None:
         default="stop",
         help="about rows that cannot be read: bad JSON, invalid UTF-8, no text, a damaged page (default: stop)",
     )
+    group.add_argument(
+        "--stop-on",
+        action="append",
+        default=[],
+        choices=["null", "empty", "too short", "too long"],
+        help="stop at such a document in place of leaving it out; may be repeated",
+    )
     group.add_argument("--text-column", default="text", metavar="NAME", help="column with the text (default: text)")
     group.add_argument("--id-column", default="id", metavar="NAME", help="column that names a document (default: id)")
     group.add_argument("--domain-column", default="dump", metavar="NAME", help="column with a label (default: dump)")
@@ -163,6 +170,7 @@ def run(args: argparse.Namespace) -> int:
         max_tokens=args.max_tokens,
         shard_tokens=args.shard_tokens,
         on_bad=args.on_bad,
+        stop_on=tuple(args.stop_on),
         instruction=instruction.options(args),
     )
     how = How(workers=args.workers, executor=args.executor, task=args.task, merge_only=args.merge)

@@ -32,8 +32,7 @@ def reporter(stream: TextIO | None = None) -> Iterator[Callable[[Progress], None
         task = bar.add_task("", total=None)
 
         def show(now: Progress) -> None:
-            completed = min(now.done_bytes + now.text_bytes, now.total_bytes)
-            bar.update(task, description=rates(now), completed=completed, total=now.total_bytes)
+            bar.update(task, description=rates(now), completed=progressed(now), total=now.total_bytes)
 
         yield show
 
@@ -46,12 +45,16 @@ def rates(now: Progress) -> str:
     )
 
 
+def progressed(now: Progress) -> int:
+    """Bytes of `total_bytes`, those of pieces that are under way included."""
+    return min(max(now.done_bytes, now.read_bytes), now.total_bytes)
+
+
 def eta(now: Progress) -> str:
     """Time that the rest will take at the rate so far."""
-    left = now.total_bytes - now.done_bytes - now.text_bytes
-    if now.text_bytes == 0 or left < 0:
+    if not now.read_bytes:
         return "?"
-    seconds = round(left * now.seconds / now.text_bytes)
+    seconds = round((now.total_bytes - progressed(now)) * now.seconds / now.read_bytes)
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -31,9 +32,20 @@ def publish(paths: Iterable[Path]) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a small file: readers see the old content or the new one, never a part."""
-    partial_path(path).write_bytes(content)
-    publish([path])
+    """Writes a small file: readers see the old content or the new one, never a part.
+
+    The temporary name holds the process, so that several may write the same file at once.
+    """
+    temporary = path.with_name(f"{path.name}.{process_name()}{PARTIAL_SUFFIX}")
+    temporary.write_bytes(content)
+    sync(temporary)
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def process_name() -> str:
+    """Different for each process of all machines that share a folder."""
+    return f"{platform.node()}.{os.getpid()}"
 
 
 def sha256_of(path: Path) -> str:

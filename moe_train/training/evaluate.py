@@ -102,6 +102,5 @@ def find_checkpoint(run_dir: Path, name: str) -> Path:
     return directory
 
 
-
 if __name__ == "__main__":
     exit_now(main())

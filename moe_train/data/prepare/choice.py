@@ -6,6 +6,7 @@ Suffixes: N rows that were read, D documents.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,17 @@ from moe_train.data.split import split_positions
 Mask = npt.NDArray[np.bool_]
 
 
-def choose(rows: Rows, texts_N: Any, bad: dict[int, str], options: PrepareOptions) -> tuple[Mask, Counter[str]]:
-    """Which rows become documents, [N] bool, and how many do not, by the first reason that holds.
+@dataclass(frozen=True)
+class Choice:
+    keep_N: Mask
+    skipped: Counter[str]
+    """Rows that do not become documents, by the first reason that holds."""
+    left_out: dict[int, str]
+    """Row -> reason, of those that are left out for what their text is; filters and sampling are only counted."""
+
+
+def choose(rows: Rows, texts_N: Any, bad: dict[int, str], options: PrepareOptions) -> Choice:
+    """Which rows become documents.
 
     texts_N: arrow large_string array; null at bad rows.
     """
@@ -28,20 +38,25 @@ def choose(rows: Rows, texts_N: Any, bad: dict[int, str], options: PrepareOption
 
     keep_N = np.ones(rows.count, bool)
     skipped: Counter[str] = Counter(bad.values())
+    left_out = dict(bad)
     keep_N[list(bad)] = False
 
-    def leave_out(reason: str, out_N: Mask) -> None:
-        skipped[reason] += int((keep_N & out_N).sum())
-        keep_N[out_N] = False
+    def leave_out(reason: str, out_N: Mask, named: bool = False) -> None:
+        places = np.flatnonzero(keep_N & out_N)
+        if named:
+            left_out.update(dict.fromkeys(places.tolist(), reason))
+        if len(places):
+            skipped[reason] += len(places)
+        keep_N[places] = False
 
-    leave_out("null", _bools(texts_N.is_null()))
+    leave_out("null", _bools(texts_N.is_null()), named=True)
     sizes_N = pc.fill_null(pc.binary_length(texts_N), 0).to_numpy(zero_copy_only=False)
-    leave_out("empty", sizes_N == 0)
+    leave_out("empty", sizes_N == 0, named=True)
     if options.min_chars or options.max_chars is not None:
         chars_N = pc.fill_null(pc.utf8_length(texts_N), 0).to_numpy(zero_copy_only=False)
-        leave_out("too short", chars_N < options.min_chars)
+        leave_out("too short", chars_N < options.min_chars, named=True)
         if options.max_chars is not None:
-            leave_out("too long", chars_N > options.max_chars)
+            leave_out("too long", chars_N > options.max_chars, named=True)
     if options.min_language_score is not None:
         leave_out("language score", ~(rows.numbers("language_score") >= options.min_language_score))
     if options.dumps:
@@ -58,7 +73,7 @@ def choose(rows: Rows, texts_N: Any, bad: dict[int, str], options: PrepareOption
         out_N = np.zeros(rows.count, bool)
         out_N[places] = split_positions(["sample:" + name for name in names], options.sample_seed) >= options.sample
         leave_out("not sampled", out_N)
-    return keep_N, skipped
+    return Choice(keep_N, skipped, left_out)
 
 
 def sides(rows: Rows, texts_N: Any, places_D: npt.NDArray[Any], options: PrepareOptions) -> npt.NDArray[np.int8]:
@@ -101,7 +116,9 @@ def _names(rows: Rows, texts_N: Any, places_D: npt.NDArray[Any], columns: list[s
 
     indices = _indices(places_D)
     found = [rows.labels(column).take(indices) for column in columns]
-    names: list[str | None] = pc.coalesce(*found).to_pylist()
+    # An empty name is none.
+    named = [pc.if_else(pc.equal(column, ""), None, column) for column in found]
+    names: list[str | None] = pc.coalesce(*named).to_pylist()
     missing = [place for place, name in enumerate(names) if not name]
     for place, text in zip(missing, texts_N.take(indices.take(_indices(np.array(missing, np.int64)))), strict=True):
         names[place] = text.as_py()

@@ -45,8 +45,12 @@ class Documents:
     ids_D: Any
     domains_D: Any
     skipped: Counter[str] = field(default_factory=Counter)
-    bad: dict[int, str] = field(default_factory=dict)
-    """Row -> why it cannot be read."""
+    left_out: dict[int, str] = field(default_factory=dict)
+    """Row -> reason, of those that are left out for what they hold."""
+    bad: frozenset[int] = frozenset()
+    """Those of them that cannot be read at all."""
+    read_bytes: int = 0
+    """Of text, used or not."""
 
 
 def read_documents(
@@ -78,15 +82,15 @@ def _text_documents(
     for rows in read_rows(file, [column, *options.columns], span, skip_damaged=options.on_bad == "skip"):
         texts_N, bad = rows.texts(column)
         bad = rows.bad | bad
-        keep_N, skipped = choose(rows, texts_N, bad, options)
-        if left is not None and keep_N.sum() >= left:
+        choice = choose(rows, texts_N, bad, options)
+        if left is not None and choice.keep_N.sum() >= left:
             # As if the rows behind the last document had not been read.
-            count = int(np.flatnonzero(keep_N)[left - 1]) + 1 if left else 0
+            count = int(np.flatnonzero(choice.keep_N)[left - 1]) + 1 if left else 0
             rows, texts_N = rows.first(count), texts_N[:count]
             bad = {place: reason for place, reason in bad.items() if place < count}
-            keep_N, skipped = choose(rows, texts_N, bad, options)
-        places_D = np.flatnonzero(keep_N)
-        ids_N, domains_N = rows.labels(options.id_column), pc.fill_null(rows.labels(options.domain_column), "")
+            choice = choose(rows, texts_N, bad, options)
+        places_D = np.flatnonzero(choice.keep_N)
+        ids_N, domains_N = rows.names(options.id_column), pc.fill_null(rows.names(options.domain_column), "")
         if len(places_D) == rows.count:
             texts_D, ids_D, domains_D = texts_N, ids_N, domains_N
         else:
@@ -101,8 +105,10 @@ def _text_documents(
             rows_D=rows.first_row + places_D,
             ids_D=ids_D,
             domains_D=domains_D,
-            skipped=skipped,
-            bad={rows.first_row + place: reason for place, reason in bad.items()},
+            skipped=choice.skipped,
+            left_out={rows.first_row + place: reason for place, reason in choice.left_out.items()},
+            bad=frozenset(rows.first_row + place for place in bad),
+            read_bytes=pc.sum(pc.binary_length(texts_N)).as_py() or 0,
         )
         if left is not None:
             left -= len(places_D)
@@ -130,8 +136,8 @@ def _conversations(
             texts_N = pa.array(
                 [json.dumps(row, default=str) for row in zip(*batch.values(), strict=True)], pa.large_string()
             )
-            keep_N, skipped = choose(rows, texts_N, bad, options)
-            kept = np.flatnonzero(keep_N)
+            choice = choose(rows, texts_N, bad, options)
+            kept = np.flatnonzero(choice.keep_N)
             encoded = encoder.encode({name: [values[place] for place in kept] for name, values in batch.items()})
             if left is None or len(encoded.rows_D) < left:
                 break
@@ -141,7 +147,7 @@ def _conversations(
                 break
             rows = rows.first(count)
         unusable = {int(kept[place]): reason for place, reason in encoded.bad.items()}
-        skipped.update(unusable.values())
+        choice.skipped.update(unusable.values())
         places_D = kept[encoded.rows_D]
         yield Documents(
             rows=rows.count,
@@ -150,10 +156,12 @@ def _conversations(
             splits_D=sides(rows, texts_N, places_D, options),
             sizes_D=encoded.text_bytes_D,
             rows_D=rows.first_row + places_D,
-            ids_D=rows.labels(options.id_column).take(places_D),
-            domains_D=pc.fill_null(rows.labels(options.domain_column), "").take(places_D),
-            skipped=skipped,
-            bad={rows.first_row + place: reason for place, reason in (bad | unusable).items()},
+            ids_D=rows.names(options.id_column).take(places_D),
+            domains_D=pc.fill_null(rows.names(options.domain_column), "").take(places_D),
+            skipped=choice.skipped,
+            left_out={rows.first_row + place: why for place, why in (choice.left_out | unusable).items()},
+            bad=frozenset(rows.first_row + place for place in (*bad, *unusable)),
+            read_bytes=pc.sum(pc.binary_length(texts_N)).as_py() or 0,
         )
         if left is not None:
             left -= len(places_D)
@@ -189,6 +197,7 @@ def _token_documents(
             rows_D=places_D,
             ids_D=pa.nulls(number, pa.large_string()),
             domains_D=pa.array([""] * number, pa.large_string()),
+            read_bytes=values.nbytes,
         )
 
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from moe_train.data.prepare.part import PartFacts
 from moe_train.data.prepare.work import Context, Task, perform, tokenizer_of
@@ -18,31 +18,38 @@ from moe_train.data.tokenizers import Tokenizer
 Result = tuple[Task, PartFacts | None]
 
 
+class Counts(NamedTuple):
+    documents: int
+    tokens: int
+    text_bytes: int
+    read_bytes: int
+    """Of text, used or not."""
+
+
 class Executor(Protocol):
     def run(self, tasks: Iterator[Task]) -> Iterator[Result]:
         """Does tasks, several at a time, and yields each when it is done; takes only what it can begin at once."""
         ...
 
-    def counts(self) -> tuple[int, int, int]:
-        """Documents, tokens and bytes of text so far."""
+    def counts(self) -> Counts:
+        """So far."""
         ...
 
 
 class InProcess:
     def __init__(self, context: Context, tokenizer: Tokenizer, on_batch: Callable[[], None]) -> None:
         self._context, self._tokenizer, self._on_batch = context, tokenizer, on_batch
-        self._counts = [0, 0, 0]
+        self._counts = [0, 0, 0, 0]
 
     def run(self, tasks: Iterator[Task]) -> Iterator[Result]:
         for task in tasks:
             yield task, perform(self._context, self._tokenizer, task, self._add)
 
-    def counts(self) -> tuple[int, int, int]:
-        documents, tokens, size = self._counts
-        return documents, tokens, size
+    def counts(self) -> Counts:
+        return Counts(*self._counts)
 
-    def _add(self, documents: int, tokens: int, size: int) -> None:
-        for place, value in enumerate((documents, tokens, size)):
+    def _add(self, *values: int) -> None:
+        for place, value in enumerate(values):
             self._counts[place] += value
         self._on_batch()
 
@@ -53,7 +60,7 @@ class Processes:
     def __init__(self, context: Context, workers: int, on_batch: Callable[[], None]) -> None:
         self._context, self._workers, self._on_batch = context, workers, on_batch
         spawn = multiprocessing.get_context("spawn")
-        self._counts = spawn.Array("q", 3)
+        self._counts = spawn.Array("q", 4)
         self._pool = ProcessPoolExecutor(workers, spawn, _begin_worker, (context, self._counts))
 
     def run(self, tasks: Iterator[Task]) -> Iterator[Result]:
@@ -69,9 +76,8 @@ class Processes:
                 process.terminate()
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def counts(self) -> tuple[int, int, int]:
-        documents, tokens, size = self._counts[:]
-        return documents, tokens, size
+    def counts(self) -> Counts:
+        return Counts(*self._counts[:])
 
     def _submit(self, task: Task) -> Future[Any]:
         return self._pool.submit(_work, task)
@@ -117,9 +123,9 @@ def _work(task: Task) -> PartFacts | None:
     assert _worker is not None
     context, tokenizer, counts = _worker
 
-    def add(documents: int, tokens: int, size: int) -> None:
+    def add(*values: int) -> None:
         with counts.get_lock():
-            for place, value in enumerate((documents, tokens, size)):
+            for place, value in enumerate(values):
                 counts[place] += value
 
     with contextlib.suppress(KeyboardInterrupt):  # the parent ends its workers

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ import moe_train
 from moe_train.data.files import write_atomically
 from moe_train.data.manifest import manifest_path, read_manifest
 from moe_train.data.prepare.names import stem_of
-from moe_train.data.prepare.options import PrepareOptions
-from moe_train.data.prepare.work import sha256_of
+from moe_train.data.prepare.options import SPLITS, PrepareOptions
+from moe_train.data.prepare.work import checksum_name, sha256_of
 from moe_train.data.sources import SourceFile
+from moe_train.data.sources.discovery import corpus_facts
 from moe_train.data.tokenizers import Tokenizer
 
 FORMAT = 2
@@ -27,14 +30,18 @@ def job_facts(files: Sequence[SourceFile], tokenizer: Tokenizer, options: Prepar
         "version": moe_train.__version__,
         "sources": [{"name": f.name, "kind": f.kind, "size": f.size, "changed": f.version} for f in files],
         "tokenizer": {
-            "file": f"tokenizer{tokenizer.path.suffix}",
+            "file": tokenizer.copy_name,
             "checksum": tokenizer.checksum,
             "vocab_size": tokenizer.vocab_size,
             "eod_id": tokenizer.eod_id,
             "eod_token": tokenizer.piece(tokenizer.eod_id),
         },
         "options": json.loads(json.dumps(asdict(options))),
-        "corpora": {f.name: facts for f in files if (facts := _corpus_facts(f)) is not None},
+        "corpora": {
+            f.name: facts
+            for f in files
+            if f.is_local and f.kind == "parquet" and (facts := corpus_facts(Path(f.path))) is not None
+        },
     }
 
 
@@ -46,40 +53,79 @@ def finished(
     Errors: ValueError where another job has; the message says what differs.
     """
     found = {}
-    for split in options.splits:
+    for split in ("", *SPLITS):
+        if not split and not os.path.basename(prefix):
+            continue
         stem = stem_of(prefix, split)
-        if manifest_path(stem).is_file():
-            manifest = read_manifest(stem)
-            differences = _differences(manifest, job, files)
-            if differences:
-                raise ValueError(
-                    f"{stem} holds the result of a different job; choose another output or delete it. Different are "
-                    + "; ".join(differences)
-                )
-            found[split] = manifest
+        if not manifest_path(stem).is_file() or read_manifest(stem).get("split") != split:
+            continue
+        manifest = read_manifest(stem)
+        differences = _differences(manifest, job, files)
+        if differences:
+            raise ValueError(
+                f"{stem} holds the result of a different job; choose another output or delete it. Different are "
+                + "; ".join(differences)
+            )
+        found[split] = manifest
     complete = set(found) == set(options.splits) and all(_whole(stem_of(prefix, s), m) for s, m in found.items())
     return found if complete else None
 
 
-def begin(folder: Path, job: dict[str, Any], engine: str) -> None:
+def check_free(stems: Iterable[Path]) -> None:
+    """ValueError where files of another program, or of a result whose manifest is gone, are in the way."""
+    for stem in stems:
+        if manifest_path(stem).is_file() or not stem.parent.is_dir():
+            continue
+        name = re.escape(stem.name)
+        own = re.compile(
+            rf"{name}((_\d{{5}})?_(text|loss)_document\.(bin|idx)|\.documents\.parquet|\.token_bytes\.npy)"
+        )
+        there = sorted(path.name for path in stem.parent.iterdir() if own.fullmatch(path.name))
+        if there:
+            raise ValueError(
+                f"{stem.parent / there[0]} is in the way ({len(there)} such files), and no manifest says that this job "
+                "wrote it; choose another output or delete it"
+            )
+
+
+def begin(folder: Path, job: dict[str, Any], engine: str, files: Sequence[SourceFile]) -> None:
     """Notes in the work folder which job it is for.
 
-    Errors: ValueError where it is for another one.
+    Errors: ValueError where it is for another one, and some of that is done.
     """
     path = folder / "job.json"
     state = job | {"engine": engine}
-    if path.is_file():
-        before = json.loads(path.read_text())
-        if before["options"]["on_bad"] == "stop":
-            # What is done has met nothing bad.
-            before["options"]["on_bad"] = state["options"]["on_bad"]
-        differences = [_difference(key, before.get(key), state[key]) for key in state if before.get(key) != state[key]]
+    before = json.loads(path.read_text()) if path.is_file() else None
+    if before == state:
+        return
+    if before is not None and next(folder.glob("[0-9]*.json"), None) is not None:
+        # What is done has met nothing that is to stop the job, and was read from what is still there.
+        compared = before | {"options": before["options"] | _harmless(before["options"], state["options"])}
+        same = len(before["sources"]) == len(state["sources"]) and all(
+            _same(b | {"sha256": _checksum_of(folder, number)}, now, file)
+            for number, (b, now, file) in enumerate(zip(before["sources"], state["sources"], files, strict=False))
+        )
+        compared |= {"sources": state["sources"]} if same else {}
+        differences = [
+            _difference(key, compared.get(key), state[key]) for key in state if compared.get(key) != state[key]
+        ]
         if differences:
             raise ValueError(
                 f"{folder} holds an unfinished job that differs; finish that one, or delete the folder. Different are "
                 + "; ".join(differences)
             )
     write_atomically(path, json.dumps(state).encode())
+
+
+def _harmless(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Options that may change under way: to leave out what would have stopped the job."""
+    changed = {"on_bad": now["on_bad"]} if before["on_bad"] == "stop" else {}
+    return changed | ({"stop_on": now["stop_on"]} if set(now["stop_on"]) <= set(before["stop_on"]) else {})
+
+
+def _checksum_of(folder: Path, source: int) -> str | None:
+    path = folder / checksum_name(source)
+    return str(json.loads(path.read_text())["sha256"]) if path.is_file() else None
 
 
 def _differences(manifest: dict[str, Any], job: dict[str, Any], files: Sequence[SourceFile]) -> list[str]:
@@ -89,7 +135,11 @@ def _differences(manifest: dict[str, Any], job: dict[str, Any], files: Sequence[
         if key not in ("version", "sources") and manifest.get(key) != job[key]
     ]
     before, now = manifest.get("sources", []), job["sources"]
-    same = len(before) == len(now) and all(_same(b, n, f) for b, n, f in zip(before, now, files, strict=True))
+    unread = {"sha256": None}  # nothing was taken from it, so it may be another one of this size
+    same = len(before) == len(now) and all(
+        _same(b, n, f) or (b | unread == b and {**b, "changed": 0} == {**n, **unread, "changed": 0})
+        for b, n, f in zip(before, now, files, strict=True)
+    )
     return different if same else [*different, _difference("sources", before, now)]
 
 
@@ -120,15 +170,3 @@ def _short(value: Any) -> str:
 def _whole(stem: Path, manifest: dict[str, Any]) -> bool:
     files = manifest["files"]
     return all((path := stem.parent / name).is_file() and path.stat().st_size == size for name, size in files.items())
-
-
-def _corpus_facts(file: SourceFile) -> dict[str, Any] | None:
-    """What the JSON file next to a generated corpus says about it."""
-    side = Path(file.path).with_suffix(".json")
-    if not file.is_local or file.kind != "parquet" or not side.is_file():
-        return None
-    try:
-        facts = json.loads(side.read_text())
-    except ValueError as error:
-        raise ValueError(f"{side} is damaged: {error}") from error
-    return facts if isinstance(facts, dict) and "content_sha256" in facts else None

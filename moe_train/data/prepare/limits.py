@@ -15,6 +15,8 @@ class Limits:
         self._context = context
         self._waiting: dict[int, PartFacts] = {}
         self._documents = self._tokens = 0
+        self._last: tuple[int, int] | None = None
+        """The last piece counted that has documents, and how many."""
         self.next = 0
         """First piece that is not counted yet."""
         self.cut: tuple[int, int] | None = None
@@ -39,16 +41,12 @@ class Limits:
         """Whether the job ends before this piece or source, as far as is known."""
         if isinstance(task, PieceTask):
             return task.piece >= self.end
-        return task.file > self._context.pieces[self.end - 1].file
+        return task.file > self._context.pieces[self.end - 1].files[-1]
 
     @property
     def end(self) -> int:
         """Number of pieces that the job has, as far as is known."""
         return len(self._context.pieces) if self.cut is None else self.cut[0] + 1
-
-    def files_done(self) -> int:
-        pieces = self._context.pieces
-        return len(self._context.files) if self.next >= len(pieces) else pieces[self.next].file
 
     def _count(self, facts: PartFacts) -> None:
         options = self._context.options
@@ -63,8 +61,11 @@ class Limits:
                 table = self._context.part(self.next).table(["length"])
                 ends = np.cumsum(table.column("length").to_numpy())
                 taken = min(taken, int(np.searchsorted(ends, tokens, side="right")))
-            self.cut = (self.next, taken)
+            # A piece that gives nothing more: the job ends with the last document of an earlier one.
+            self.cut = (self.next, taken) if taken or self._last is None else self._last
             return
+        if facts.documents:
+            self._last = (self.next, facts.documents)
         self._documents += facts.documents
         self._tokens += facts.tokens
         self.next += 1

@@ -27,10 +27,10 @@ from moe_train.data.prepare.encoding import streams
 from moe_train.data.prepare.limits import Limits
 from moe_train.data.prepare.names import token_prefix
 from moe_train.data.prepare.part import TOKENS, Part, PartFacts
+from moe_train.data.prepare.problems import note
 from moe_train.data.prepare.work import Context
 from moe_train.data.tokenizers import Tokenizer
 
-_PROBLEMS = 100
 _ROW_GROUP = 1 << 16
 
 
@@ -54,7 +54,7 @@ def merge(
     Errors: EmptySplit where a split got no document; ValueError where the output folder holds another tokenizer.
     """
     merging = _Merging(context, limits)
-    keep_tokenizer = _tokenizer_copy(next(iter(stems.values())).parent, tokenizer)
+    keep_tokenizer = tokenizer_copy(next(iter(stems.values())).parent, tokenizer)
     sources = [facts | {"sha256": merging.checksum(i)} for i, facts in enumerate(job["sources"])]
     token_bytes_V = tokenizer.token_bytes()
     manifests: dict[str, dict[str, Any]] = {}
@@ -86,7 +86,7 @@ def merge(
                     "split": split,
                     **merging.total(place),
                     "domains": merging.domains(place),
-                    "skipped": {reason: count for reason, count in merging.skipped.items() if count},
+                    "skipped": dict(sorted(merging.skipped.items())),
                     "problems": merging.problems,
                     "shards": [{"documents": shard.documents, "tokens": shard.tokens} for shard in shards],
                     "files": {path.name: partial_path(path).stat().st_size for path in written},
@@ -110,22 +110,25 @@ class _Merging:
         cut = None if limits.cut is None else limits.cut[0]
         self.parts: list[Part] = [context.part(number, cut=number == cut) for number in range(limits.end)]
         self.facts: list[PartFacts] = []
-        self.first_rows: list[int] = []
-        """Row of the file that a part begins with."""
+        self.first_rows: list[dict[int, int]] = []
+        """Of each part: source -> row of it that the part begins with."""
+        self._sha256: dict[str, str] = {}
         rows: Counter[int] = Counter()
         for number, part in enumerate(self.parts):
             facts = part.facts()
             assert facts is not None, f"{part.facts_path} is missing"
             self.facts.append(facts)
-            self.first_rows.append(rows[context.pieces[number].file])
-            rows[context.pieces[number].file] += facts.rows
-        self.skipped: Counter[str] = sum((Counter(facts.skipped) for facts in self.facts), Counter())
-        self.problems = [
-            {"file": self._source(number), "row": self.first_rows[number] + problem["row"]}
-            | {key: problem[key] for key in ("rows", "reason")}
-            for number, facts in enumerate(self.facts)
-            for problem in facts.problems
-        ][:_PROBLEMS]
+            self._sha256 |= facts.sha256
+            self.first_rows.append({file: rows[file] for file in context.pieces[number].files})
+            rows.update({int(file): count for file, count in facts.rows.items()})
+        self._last_file = len(context.files) - 1 if limits.cut is None else self._file_of_last()
+        self.skipped: Counter[str] = Counter()
+        self.problems: list[dict[str, Any]] = []
+        for facts, first in zip(self.facts, self.first_rows, strict=True):
+            self.skipped.update(facts.skipped)
+            for problem in facts.problems:
+                name = context.files[problem["file"]].name
+                note(self.problems, problem | {"file": name, "row": first[problem["file"]] + problem["row"]})
 
     def total(self, split: int) -> dict[str, int]:
         names = ("documents", "tokens", "text_bytes")
@@ -139,10 +142,17 @@ class _Merging:
         return {label: dict(counts) for label, counts in sorted(found.items())}
 
     def checksum(self, file: int) -> str | None:
-        """None for a source that nothing was taken from."""
-        if file not in {piece.file for piece in self.context.pieces[: len(self.parts)]}:
+        """None for a source behind a limit, and for one without rows, as an empty file."""
+        if file > self._last_file:
             return None
-        return str(json.loads(self.context.checksum_path(file).read_text())["sha256"])
+        path = self.context.checksum_path(file)
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        return self._sha256.get(str(file), known.get("sha256"))
+
+    def _file_of_last(self) -> int:
+        """The source of the last document."""
+        files = self.parts[-1].table(["file"]).column("file")
+        return int(files[-1].as_py()) if len(files) else -1
 
     def shards(self, split: int) -> list[_Shard]:
         """Documents in order; another shard begins before a document that would bring one above its limit."""
@@ -196,8 +206,7 @@ class _Merging:
             path, schema, compression="zstd", use_dictionary=["source", "domain"], column_encoding=encoding
         ) as writer:
             waiting = schema.empty_table()
-            for names, rows, ids, domains in self._document_tables(split):
-                columns = [pa.array(names, pa.string()), pa.array(rows), ids, domains]
+            for columns in self._document_tables(split):
                 waiting = pa.concat_tables([waiting, pa.table(columns, schema=schema)])
                 # Row groups of one size, so that the file does not depend on how the work was cut.
                 while len(waiting) >= _ROW_GROUP:
@@ -205,29 +214,28 @@ class _Merging:
                     waiting = waiting[_ROW_GROUP:]
             writer.write_table(waiting.combine_chunks())
 
-    def _document_tables(self, split: int) -> Iterator[tuple[list[str], npt.NDArray[np.int64], Any, Any]]:
+    def _document_tables(self, split: int) -> Iterator[list[Any]]:
+        """Columns source, row, id, domain of each part."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         for number, part in enumerate(self.parts):
             if self.facts[number].by_split[split]["documents"]:
-                table = part.table(["split", "row", "id", "domain"])
-                table = table.filter(_equal(table.column("split"), split))
-                rows = table.column("row").to_numpy() + self.first_rows[number]
-                names = [self._source(number)] * len(table)
-                yield names, rows, table.column("id"), table.column("domain")
+                table = part.table(["split", "file", "row", "id", "domain"])
+                table = table.filter(pc.equal(table.column("split"), split))
+                files = table.column("file").to_numpy()
+                sources = self.context.pieces[number].files
+                places = np.searchsorted(sources, files)
+                first = np.array([self.first_rows[number][file] for file in sources])
+                names = pa.array([self.context.files[file].name for file in sources], pa.string())
+                rows = pa.array(table.column("row").to_numpy() + first[places])
+                yield [names.take(pa.array(places)), rows, table.column("id"), table.column("domain")]
 
     def _lengths(self, number: int, split: int) -> npt.NDArray[np.int32]:
         """Of the documents of a part in a split."""
         table = self.parts[number].table(["split", "length"])
         lengths: npt.NDArray[np.int32] = table.column("length").to_numpy()
         return lengths[table.column("split").to_numpy() == split]
-
-    def _source(self, number: int) -> str:
-        return self.context.files[self.context.pieces[number].file].name
-
-
-def _equal(column: Any, value: int) -> Any:
-    import pyarrow.compute as pc
-
-    return pc.equal(column, value)
 
 
 def _empty_split(split: str, skipped: Counter[str]) -> str:
@@ -236,9 +244,12 @@ def _empty_split(split: str, skipped: Counter[str]) -> str:
     return f"{where} (left out: {left_out}); use more text, or other filters, fractions or seeds"
 
 
-def _tokenizer_copy(folder: Path, tokenizer: Tokenizer) -> Path | None:
-    """Where to copy the tokenizer so that the folder explains itself; None where it is there already."""
-    path = folder / f"tokenizer{tokenizer.path.suffix}"
+def tokenizer_copy(folder: Path, tokenizer: Tokenizer) -> Path | None:
+    """Where to copy the tokenizer so that the folder explains itself; None where it is there already.
+
+    ValueError where another one is.
+    """
+    path = folder / tokenizer.copy_name
     if not path.exists():
         return path
     if sha256_of_path(path) != tokenizer.checksum:

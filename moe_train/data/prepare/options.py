@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
 from moe_train.data.instruction import InstructionOptions
 
 SPLITS = ("train", "validation", "test")
+STOPPABLE = ("null", "empty", "too short", "too long")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class PrepareOptions:
     on_bad: Literal["stop", "skip"] = "stop"
     """What to do about a row that cannot be read: bad JSON, invalid UTF-8, no text, a damaged page. ``skip`` counts it
     and goes on."""
+    stop_on: tuple[str, ...] = ()
+    """Of null, empty, too short and too long, what is to stop the job too; else they are left out and counted."""
     instruction: InstructionOptions | None = None
     """Rows hold conversations, not texts."""
 
@@ -76,11 +78,12 @@ class PrepareOptions:
         if self.instruction is not None and (self.min_chars or self.max_chars is not None or not self.append_eod):
             raise ValueError("conversations have no length in characters to choose by, and end as their template says")
         assert self.content_columns
+        if self.min_chars < 0:
+            raise ValueError(f"a text has no fewer than 0 characters; min chars is {self.min_chars}")
+        if unknown := set(self.stop_on) - set(STOPPABLE):
+            raise ValueError(f"what may stop a job is {', '.join(STOPPABLE)}; not {', '.join(sorted(unknown))}")
         for pattern in (self.url_include, self.url_exclude):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+            _check_pattern(pattern)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -110,4 +113,17 @@ class PrepareOptions:
         wanted = {self.split_from} if self.split_from else set()
         wanted |= {"language_score"} if self.min_language_score is not None else set()
         wanted |= {"dump"} if self.dumps else set()
+        # A column that somebody named is not to be missed by a typing error.
+        names = {"id": self.id_column, "dump": self.domain_column, "url": self.split_column}
+        wanted |= {column for default, column in names.items() if column != default}
         return sorted(wanted | ({"url"} if self.url_include or self.url_exclude else set()))
+
+
+def _check_pattern(pattern: str) -> None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        pc.match_substring_regex(pa.array([""], pa.large_string()), pattern)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{pattern!r} is no regular expression of RE2: {error}") from error

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,16 +15,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_train.data.files import sync
+from moe_train.data.files import PARTIAL_SUFFIX, process_name, sync, write_atomically
 
+_COUNTS = ("documents", "tokens", "text_bytes")
+_TABLE_ROWS = 1 << 16
 TOKENS, LOSS = "bin", "loss"
 """Streams of a part: token ids, and whether each counts in the loss (instruction data)."""
 
 
 @dataclass
 class PartFacts:
-    rows: int = 0
-    """Rows that were read, used or not."""
+    rows: dict[str, int] = field(default_factory=dict)
+    """Source (its place in the list, as JSON has keys) -> rows that were read of it, used or not."""
+    sha256: dict[str, str] = field(default_factory=dict)
+    """Of the sources that are whole in the piece."""
     documents: int = 0
     tokens: int = 0
     text_bytes: int = 0
@@ -35,7 +38,8 @@ class PartFacts:
     """Of each split: label -> documents, tokens, text_bytes."""
     skipped: dict[str, int] = field(default_factory=dict)
     problems: list[dict[str, Any]] = field(default_factory=list)
-    """The first rows that could not be read: first row (from the piece's first), number of rows, reason."""
+    """The first rows that were left out for what they hold: file, first row (from the piece's first of that file),
+    number of rows, reason."""
     error: str | None = None
     """Why the piece cannot be done at all."""
 
@@ -71,7 +75,8 @@ class Part:
             return None
 
     def table(self, columns: Sequence[str]) -> Any:
-        """Columns split (place of the split), length (tokens), row (from the piece's first), id, domain."""
+        """Columns split (place of the split), length (tokens), file (place of the source), row (from the piece's first
+        of that file), id, domain."""
         import pyarrow as pa
 
         with pa.memory_map(str(self.table_path)) as stream:
@@ -81,19 +86,29 @@ class Part:
 class PartWriter:
     """Takes documents in source order; `finish` makes the part appear under its names, the facts last.
 
-    Temporary names hold the process, so that two that do the same work do not meet.
+    Temporary names hold the process, so that two that do the same work do not meet. Memory holds the table of some ten
+    thousand documents.
     """
 
     def __init__(self, part: Part, splits: int, streams: Sequence[str]) -> None:
+        import pyarrow as pa
+
         self.part, self.facts = part, PartFacts()
-        self._paths = [part.stream_path(split, stream) for split in range(splits) for stream in streams]
-        self._files = {path: open(self._temporary(path), "wb", buffering=0) for path in self._paths}
+        paths = [part.stream_path(split, stream) for split in range(splits) for stream in streams]
+        self._files = {path: open(self._temporary(path), "wb", buffering=0) for path in paths}
         self._splits = splits
-        self._tables: list[Any] = []
-        self._sizes: list[npt.NDArray[np.int64]] = []
+        self._schema = pa.schema(
+            [("split", pa.int8()), ("length", pa.int32()), ("file", pa.int32()), ("row", pa.int64())]
+            + [("id", pa.large_string()), ("domain", pa.large_string())]
+        )
+        self._table = pa.ipc.new_file(str(self._temporary(part.table_path)), self._schema)
+        self._waiting: list[Any] = []
+        self.facts.by_split = [dict.fromkeys(_COUNTS, 0) for _ in range(splits)]
+        self.facts.domains = [{} for _ in range(splits)]
 
     def add(
         self,
+        file: int,
         streams: Mapping[str, npt.NDArray[Any]],
         lengths_D: npt.NDArray[np.int64],
         splits_D: npt.NDArray[np.int8],
@@ -102,8 +117,8 @@ class PartWriter:
         ids_D: Any,
         domains_D: Any,
     ) -> None:
-        """Appends documents: their values in each stream one after the other, tokens, split, bytes of text, row, and
-        arrow arrays of names and labels."""
+        """Appends documents of a source: their values in each stream one after the other, tokens, split, bytes of text,
+        row, and arrow arrays of names and labels."""
         import pyarrow as pa
 
         ends_D = np.cumsum(lengths_D)
@@ -111,58 +126,54 @@ class PartWriter:
             own_D = splits_D == split
             for stream, values in streams.items():
                 _write(self._files[self.part.stream_path(split, stream)], _of_documents(values, ends_D, own_D))
-        columns = (pa.array(splits_D), pa.array(lengths_D, pa.int32()), pa.array(rows_D), ids_D, domains_D)
-        self._tables.append(pa.table(list(columns), names=["split", "length", "row", "id", "domain"]))
-        self._sizes.append(sizes_D)
+        files_D = np.full(len(rows_D), file, np.int32)
+        columns = [pa.array(splits_D), pa.array(lengths_D, pa.int32()), pa.array(files_D), pa.array(rows_D)]
+        table = pa.table([*columns, ids_D, domains_D], schema=self._schema)
+        self._waiting.append(table.append_column("size", pa.array(sizes_D)))
+        if sum(map(len, self._waiting)) >= _TABLE_ROWS:
+            self._flush()
 
-    def finish(self, skipped: Counter[str]) -> PartFacts:
-        import pyarrow as pa
-
-        schema = pa.schema(
-            [("split", pa.int8()), ("length", pa.int32()), ("row", pa.int64())]
-            + [("id", pa.large_string()), ("domain", pa.large_string())]
-        )
-        table = pa.concat_tables(self._tables) if self._tables else schema.empty_table()
-        temporary = self._temporary(self.part.table_path)
-        with pa.ipc.new_file(str(temporary), schema) as stream:
-            stream.write_table(table)
-        self.facts.skipped = dict(skipped)
-        sizes = np.concatenate([*self._sizes, np.zeros(0, np.int64)])
-        self._count(table.append_column("size", pa.array(sizes)))
+    def finish(self) -> PartFacts:
+        self._flush()
+        self._table.close()
         for path, stream in self._files.items():
             os.fsync(stream.fileno())
             stream.close()
             os.replace(self._temporary(path), path)
-        sync(temporary)
-        os.replace(temporary, self.part.table_path)
-        facts = self._temporary(self.part.facts_path)
-        facts.write_text(json.dumps(asdict(self.facts)))
-        sync(facts)
-        os.replace(facts, self.part.facts_path)
+        sync(self._temporary(self.part.table_path))
+        os.replace(self._temporary(self.part.table_path), self.part.table_path)
+        # What the facts speak of is there before they are.
+        sync(self.part.folder)
+        write_atomically(self.part.facts_path, json.dumps(asdict(self.facts)).encode())
         return self.facts
 
     def close(self) -> None:
         """Removes what is left of a part that was not finished."""
+        self._table.close()
         for path, stream in self._files.items():
             stream.close()
             self._temporary(path).unlink(missing_ok=True)
         self._temporary(self.part.table_path).unlink(missing_ok=True)
 
     def _temporary(self, path: Path) -> Path:
-        return path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.partial")
+        return path.with_name(f"{path.name}.{process_name()}{PARTIAL_SUFFIX}")
 
-    def _count(self, table: Any) -> None:
-        groups = table.group_by(["split", "domain"]).aggregate(
-            [("length", "sum"), ("length", "count"), ("size", "sum")]
-        )
-        self.facts.by_split = [dict.fromkeys(("documents", "tokens", "text_bytes"), 0) for _ in range(self._splits)]
-        self.facts.domains = [{} for _ in range(self._splits)]
-        for one in groups.to_pylist():
-            counts = {"documents": one["length_count"], "tokens": one["length_sum"], "text_bytes": one["size_sum"]}
-            self.facts.domains[one["split"]][one["domain"]] = counts
-            for name, value in counts.items():
-                self.facts.by_split[one["split"]][name] += value
-                setattr(self.facts, name, getattr(self.facts, name) + value)
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if not self._waiting:
+            return
+        table = pa.concat_tables(self._waiting)
+        self._waiting = []
+        self._table.write_table(table.select(self._schema.names))
+        sums = [("length", "count"), ("length", "sum"), ("size", "sum")]
+        for one in table.group_by(["split", "domain"]).aggregate(sums).to_pylist():
+            split, label = one["split"], one["domain"]
+            labelled = self.facts.domains[split].setdefault(label, dict.fromkeys(_COUNTS, 0))
+            for name, key in zip(_COUNTS, ("length_count", "length_sum", "size_sum"), strict=True):
+                labelled[name] += one[key]
+                self.facts.by_split[split][name] += one[key]
+                setattr(self.facts, name, getattr(self.facts, name) + one[key])
 
 
 def _of_documents(values: npt.NDArray[Any], ends_D: npt.NDArray[np.int64], own_D: npt.NDArray[np.bool_]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from moe_train.data.prepare.executors import Result
+from moe_train.data.prepare.executors import Counts, Result
 from moe_train.data.prepare.part import PartFacts
 from moe_train.data.prepare.work import Context, Task, perform, tokenizer_of
 
@@ -31,7 +31,7 @@ class Ray:
         self._context = ray.put(context)
         self._do = ray.remote(num_cpus=1, max_retries=3)(_perform)
         self._count = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        self._counts = [0, 0, 0]
+        self._counts = Counts(0, 0, 0, 0)
 
     def run(self, tasks: Iterator[Task]) -> Iterator[Result]:
         begun: dict[Any, Task] = {}
@@ -47,10 +47,14 @@ class Ray:
                 done, _ = self._ray.wait(list(begun), timeout=_POLL_SECONDS) if begun else ([], [])
                 self._on_batch()
                 for reference in done:
-                    task, facts = begun.pop(reference), self._ray.get(reference)
+                    task = begun.pop(reference)
+                    try:
+                        facts = self._ray.get(reference)
+                    except self._ray.exceptions.RayError as error:
+                        raise OSError(f"a task on the Ray cluster failed: {error}") from error
                     if facts is not None:
-                        for place, value in enumerate((facts.documents, facts.tokens, facts.text_bytes)):
-                            self._counts[place] += value
+                        values = (facts.documents, facts.tokens, facts.text_bytes, facts.text_bytes)
+                        self._counts = Counts(*map(sum, zip(self._counts, values, strict=True)))
                     yield task, facts
         finally:
             for reference in begun:
@@ -58,10 +62,9 @@ class Ray:
             if self._own:
                 self._ray.shutdown()
 
-    def counts(self) -> tuple[int, int, int]:
+    def counts(self) -> Counts:
         """Of the pieces that are done."""
-        documents, tokens, size = self._counts
-        return documents, tokens, size
+        return self._counts
 
 
 def _connect(ray: Any, workers: int) -> None:

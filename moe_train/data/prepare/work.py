@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,16 +15,14 @@ from moe_train.data.prepare.encoding import Documents, read_documents, streams
 from moe_train.data.prepare.options import PrepareOptions
 from moe_train.data.prepare.part import Part, PartFacts, PartWriter
 from moe_train.data.prepare.pieces import Piece
-from moe_train.data.sources import SourceFile
+from moe_train.data.prepare.problems import note
+from moe_train.data.sources import SourceFile, Span
 from moe_train.data.sources.lines import lines_before
 from moe_train.data.sources.parquet import row_groups
 from moe_train.data.tokenizers import Tokenizer, load_tokenizer
 
-_PROBLEMS = 100
-"""So many rows that could not be read are named; all are counted."""
-
-OnBatch = Callable[[int, int, int], None]
-"""Told documents, tokens and bytes of text of each batch."""
+OnBatch = Callable[[int, int, int, int], None]
+"""Told documents, tokens and bytes of text of each batch, and bytes of text that were read for it."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,11 @@ class Context:
         return Part(self.folder, number, cut)
 
     def checksum_path(self, file: int) -> Path:
-        return self.folder / f"source-{file:06d}.json"
+        return self.folder / checksum_name(file)
+
+
+def checksum_name(file: int) -> str:
+    return f"source-{file:06d}.json"
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,10 @@ def perform(context: Context, tokenizer: Tokenizer, task: Task, on_batch: OnBatc
     Errors: OSError, as for a full disk.
     """
     if isinstance(task, ChecksumTask):
-        _checksum(context, task.file)
+        try:
+            _checksum(context, task.file)
+        except ValueError as error:
+            return PartFacts(error=str(error))
         return None
     part = context.part(task.piece, cut=task.limit is not None)
     done = part.facts() if task.limit is None else None
@@ -96,68 +101,86 @@ def _do_piece(
     context: Context, tokenizer: Tokenizer, task: PieceTask, part: Part, on_batch: OnBatch | None
 ) -> PartFacts:
     piece, options = context.pieces[task.piece], context.options
-    file = context.files[piece.file]
     writer = PartWriter(part, len(options.splits), streams(options))
     # A piece never gives more than the whole job may have. Its exact share is known only when those before it are done.
-    limit = options.max_documents if task.limit is None else task.limit
-    skipped: Counter[str] = Counter()
-    total = 0
+    left = options.max_documents if task.limit is None else task.limit
+    tokens = 0
     try:
-        for found in read_documents(file, piece.span, tokenizer, options, limit):
-            if found.bad and options.on_bad == "stop":
-                row = min(found.bad)
-                raise ValueError(
-                    f"{file.path}, row {_first_row(file, piece) + row}: {found.bad[row]}; --on-bad skip counts and "
-                    "leaves out such rows"
+        for number, span in piece.spans:
+            file = context.files[number]
+            for found in read_documents(file, span, tokenizer, options, left):
+                _check(found, file, span, options)
+                _count(writer.facts, number, found)
+                writer.add(
+                    number,
+                    found.streams,
+                    found.lengths_D,
+                    found.splits_D,
+                    found.sizes_D,
+                    found.rows_D,
+                    found.ids_D,
+                    found.domains_D,
                 )
-            writer.facts.rows += found.rows
-            skipped += found.skipped
-            _note(writer.facts, found)
-            writer.add(
-                found.streams,
-                found.lengths_D,
-                found.splits_D,
-                found.sizes_D,
-                found.rows_D,
-                found.ids_D,
-                found.domains_D,
-            )
-            total += int(found.lengths_D.sum())
-            if on_batch is not None:
-                on_batch(len(found.lengths_D), int(found.lengths_D.sum()), int(found.sizes_D.sum()))
-            if options.max_tokens is not None and total > options.max_tokens:
+                tokens += int(found.lengths_D.sum())
+                left = None if left is None else left - len(found.lengths_D)
+                if on_batch is not None:
+                    size = int(found.sizes_D.sum())
+                    on_batch(len(found.lengths_D), int(found.lengths_D.sum()), size, found.read_bytes)
+                if options.max_tokens is not None and tokens > options.max_tokens:
+                    break
+            if piece.whole:
+                writer.facts.sha256[str(number)] = sha256_of(file)
+            file.check_unchanged()
+            if left == 0 or (options.max_tokens is not None and tokens > options.max_tokens):
                 break
-        return writer.finish(skipped)
+        return writer.finish()
     except ValueError as error:
         return PartFacts(error=str(error))
     finally:
         writer.close()
 
 
-def _note(facts: PartFacts, found: Documents) -> None:
-    for row, reason in sorted(found.bad.items()):
-        last = facts.problems[-1] if facts.problems else None
-        if last is not None and last["reason"] == reason and last["row"] + last["rows"] == row:
-            last["rows"] += 1
-        elif len(facts.problems) < _PROBLEMS:
-            facts.problems.append({"row": row, "rows": 1, "reason": reason})
+def _check(found: Documents, file: SourceFile, span: Span, options: PrepareOptions) -> None:
+    """ValueError for the first row that stops the job."""
+    stops = {
+        row: reason
+        for row, reason in found.left_out.items()
+        if reason in options.stop_on or (options.on_bad == "stop" and row in found.bad)
+    }
+    if stops:
+        row = min(stops)
+        hint = "--on-bad skip counts and leaves out such rows" if row in found.bad else "--stop-on asks for this"
+        raise ValueError(f"{file.path}, row {_first_row(file, span) + row}: {stops[row]}; {hint}")
 
 
-def _first_row(file: SourceFile, piece: Piece) -> int:
+def _count(facts: PartFacts, file: int, found: Documents) -> None:
+    facts.rows[str(file)] = facts.rows.get(str(file), 0) + found.rows
+    for reason, count in found.skipped.items():
+        facts.skipped[reason] = facts.skipped.get(reason, 0) + count
+    for row, reason in sorted(found.left_out.items()):
+        note(facts.problems, {"file": file, "row": row, "rows": 1, "reason": reason})
+
+
+def _first_row(file: SourceFile, span: Span) -> int:
     if file.kind == "parquet":
-        return sum(group.rows for group in row_groups(file, [])[: piece.span.start])
-    return lines_before(file, piece.span.start) if piece.span.start else 0
+        return sum(group.rows for group in row_groups(file, [])[: span.start])
+    return lines_before(file, span.start) if span.start else 0
 
 
 def _checksum(context: Context, number: int) -> None:
     path = context.checksum_path(number)
     if not path.exists():
-        write_atomically(path, json.dumps({"sha256": sha256_of(context.files[number])}).encode())
+        checksum = sha256_of(context.files[number])
+        context.files[number].check_unchanged()
+        write_atomically(path, json.dumps({"sha256": checksum}).encode())
 
 
 @lru_cache(maxsize=1)
 def tokenizer_of(spec: TokenizerSpec) -> Tokenizer:
+    """For one worker of several."""
     from moe_train.data.tokenizers.gigatoken_engine import fast_tokenizer
 
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # of Hugging Face's engine
     tokenizer = load_tokenizer(spec.path, spec.eod_token)
+    tokenizer.threads = 1
     return fast_tokenizer(tokenizer) if spec.fast else tokenizer

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from moe_train.data.sources.rows import Kind, SourceFile
+from moe_train.data.sources.rows import Kind, SourceFile, file_version, version_of
 
 COMPRESSIONS = (".gz", ".zst")
 KINDS: dict[str, Kind] = {
@@ -19,9 +20,12 @@ KINDS: dict[str, Kind] = {
     ".txt": "document",
     ".npy": "tokens",
 }
-_SIDECARS = (".manifest.json", ".documents.parquet", ".token_bytes.npy")
-"""What preparation writes itself."""
+_OWN = (".manifest.json", ".documents.parquet", ".token_bytes.npy", "/tokenizer.json", "/tokenizer_config.json")
+"""What preparation writes itself, or reads beside the text."""
 _EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hub"}
+
+Found = tuple[str, int, str]
+"""Path or URL, size, version."""
 
 
 def find_sources(sources: Sequence[str | Path], plain_text: Kind | None = None) -> list[SourceFile]:
@@ -30,8 +34,8 @@ def find_sources(sources: Sequence[str | Path], plain_text: Kind | None = None) 
     Also URLs that fsspec knows (``s3://bucket/folder``, ``hf://datasets/owner/name/**/*.parquet``). Known by their
     endings are `.parquet`, `.jsonl` and `.json` (a JSON object per line), `.txt`, these three also with `.gz` or `.zst`
     behind, and `.npy` (arrays of token ids). ``plain_text``: "lines" or "document" reads a document per line or file
-    from `.txt` and from files of any other name that are given by file name or glob. In folders, hidden files and what
-    preparation itself writes are passed over.
+    from `.txt` and from files of any other name that are given by file name or glob. In folders and globs, hidden files
+    and what preparation itself writes are passed over. Links are followed; a file that several lead to is read once.
     Errors: FileNotFoundError for something that does not exist, or a folder or glob without such a file; ValueError for
     a file of another kind, or a URL whose package is missing.
     """
@@ -48,14 +52,21 @@ def find_sources(sources: Sequence[str | Path], plain_text: Kind | None = None) 
                     f"{path} is of no known kind ({', '.join(KINDS)}, {' or '.join(COMPRESSIONS)} behind them); "
                     "--text-format lines or document reads it as plain text"
                 )
-            found[path] = SourceFile("", path, wanted, size, version)
+            try:
+                path.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"the name of a source is not UTF-8: {path!r}; rename it") from error
+            identity = path if "://" in path else os.path.realpath(path)
+            known_as = found.get(identity)
+            if known_as is None or (path.count("/"), path) < (known_as.path.count("/"), known_as.path):
+                found[identity] = SourceFile("", path, wanted, size, version)
     if not found:
         raise ValueError("no source was given")
-    parents = [str(PurePosixPath(_place(path)).parent) for path in found]
-    root = os.path.commonpath(parents)
+    files = sorted(found.values(), key=lambda file: file.path)
+    root = os.path.commonpath([str(PurePosixPath(_place(file.path)).parent) for file in files])
     named = [
         SourceFile(PurePosixPath(_place(f.path)).relative_to(root).as_posix(), f.path, f.kind, f.size, f.version)
-        for f in found.values()
+        for f in files
     ]
     return sorted(named, key=lambda file: (file.name, file.path))
 
@@ -75,22 +86,69 @@ def _place(path: str) -> str:
     return f"/{protocol}/{rest.lstrip('/')}" if mark else path
 
 
-def _local(source: str) -> Iterator[tuple[str, int, str]]:
-    path = Path(source)
-    if path.is_dir():
-        matches = [p for p in path.rglob("*") if p.is_file() and _is_wanted(p.relative_to(path).as_posix(), p)]
+def corpus_facts(parquet: Path) -> dict[str, Any] | None:
+    """What the JSON file beside a generated corpus says about it; None where there is no such file."""
+    side = parquet.with_suffix(".json")
+    if not side.is_file() or side.stat().st_size > 1 << 20:
+        return None
+    try:
+        facts = json.loads(side.read_text())
+    except ValueError:
+        return None
+    return facts if isinstance(facts, dict) and "content_sha256" in facts else None
+
+
+def _local(source: str) -> Iterator[Found]:
+    path = Path(os.path.abspath(source))
+    if path.is_file():
+        matches = [path]
+    elif path.is_dir():
+        matches = list(_inside(path))
         if not matches:
             raise FileNotFoundError(f"{source} holds no file that ends in {', '.join(KINDS)}")
-    elif path.is_file():
-        matches = [path]
     else:
-        matches = [Path(match) for match in glob.glob(source, recursive=True) if Path(match).is_file()]
+        matches = []
+        for found in sorted(glob.glob(source, recursive=True)):
+            match = Path(os.path.abspath(found))
+            if match.is_dir():
+                matches += [] if _is_work(match) else _inside(match)
+            elif not _is_own(f"/{match.name}", match):
+                matches.append(match)
     for match in matches:
-        facts = match.stat()
-        yield str(match.resolve()), facts.st_size, str(facts.st_mtime_ns)
+        yield str(match), *file_version(str(match))
 
 
-def _remote(source: str) -> Iterator[tuple[str, int, str]]:
+def _inside(folder: Path) -> Iterator[Path]:
+    """The sources of a folder; folders that links lead to are entered once."""
+    entered = {os.path.realpath(folder)}
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        keep = []
+        for name in sorted(folders):
+            real = os.path.realpath(os.path.join(parent, name))
+            if not name.startswith(".") and not _is_work(Path(parent) / name) and real not in entered:
+                entered.add(real)
+                keep.append(name)
+        folders[:] = keep
+        for name in names:
+            path = Path(parent) / name
+            if kind_of(name) and not name.startswith(".") and path.is_file() and not _is_own(f"/{name}", path):
+                yield path
+
+
+def _is_work(folder: Path) -> bool:
+    """The parts of an unfinished preparation."""
+    return folder.suffix == ".work" and (folder / "job.json").is_file()
+
+
+def _is_own(name: str, path: Path | None) -> bool:
+    if name.endswith(_OWN):
+        return True
+    # The facts beside a generated corpus (corpus.py) are no text.
+    is_side = path is not None and path.suffix == ".json" and path.with_suffix(".parquet").is_file()
+    return is_side and path is not None and corpus_facts(path) is not None
+
+
+def _remote(source: str) -> Iterator[Found]:
     protocol = source.partition("://")[0]
     try:
         import fsspec
@@ -100,33 +158,29 @@ def _remote(source: str) -> Iterator[tuple[str, int, str]]:
         extra = _EXTRAS.get(protocol)
         hint = f"pip install 'moe-train[{extra}]'" if extra else "fsspec needs a package for it"
         raise ValueError(f"{source} cannot be opened: {error} ({hint})") from error
-    if any(sign in path for sign in "*?["):
-        found: dict[str, Any] = system.glob(path, detail=True)
-    elif system.isdir(path):
-        everything: dict[str, Any] = system.find(path, detail=True)
-        found = {name: info for name, info in everything.items() if _is_wanted(name[len(path) :].lstrip("/"), None)}
-        if not found:
-            raise FileNotFoundError(f"{source} holds no file that ends in {', '.join(KINDS)}")
-    else:
-        found = {path: system.info(path)} if system.exists(path) else {}
+    try:
+        found = _listed(system, path)
+    except Exception as error:  # each store has its own: no key, no network, no such bucket
+        raise ValueError(f"{source} cannot be listed: {type(error).__name__}: {error}") from error
     for name, info in found.items():
+        url = name if "://" in name else f"{protocol}://{name}"
+        yield url, *version_of(info)
+
+
+def _listed(system: Any, path: str) -> dict[str, Any]:
+    """Files of a URL's path: itself, what a folder holds, or what a glob matches, folders among that included."""
+    if any(sign in path for sign in "*?["):
+        matches = system.glob(path, detail=True)
+    else:
+        matches = {path: system.info(path)} if system.exists(path) else {}
+    found: dict[str, Any] = {}
+    for name, info in matches.items():
         if info.get("type") != "directory":
-            url = name if "://" in name else f"{protocol}://{name}"
-            yield url, int(info["size"]), _version(info)
-
-
-def _version(info: dict[str, Any]) -> str:
-    for key in ("ETag", "etag", "checksum", "blob_id", "mtime", "LastModified", "last_modified", "created"):
-        if info.get(key) is not None:
-            return str(info[key])
-    return ""
-
-
-def _is_wanted(name: str, local: Path | None) -> bool:
-    """Whether a file found in a folder is a source."""
-    if kind_of(name) is None or name.endswith(_SIDECARS):
-        return False
-    if any(part.startswith(".") for part in PurePosixPath(name).parts):
-        return False
-    # The facts beside a generated corpus (corpus.py) are no text.
-    return local is None or local.suffix != ".json" or not local.with_suffix(".parquet").is_file()
+            found[name] = info
+            continue
+        for inner, facts in system.find(name, detail=True).items():
+            rest = inner[len(name) :].lstrip("/")
+            hidden = any(part.startswith(".") or part.endswith(".work") for part in PurePosixPath(rest).parts)
+            if kind_of(inner) and not hidden and not _is_own(f"/{rest}", None):
+                found[inner] = facts
+    return found

@@ -31,7 +31,9 @@ def read_jsonl(file: SourceFile, columns: Sequence[str], span: Span) -> Iterator
         for place, line in enumerate(lines):
             found: Any = {}
             try:
-                found = json.loads(line.decode("utf-8")) if line.strip() else {}
+                # Some programs begin a file with a mark of its encoding.
+                coding = "utf-8-sig" if first_row + place == 0 else "utf-8"
+                found = json.loads(line.decode(coding)) if line.strip() else {}
             except UnicodeDecodeError:
                 bad[place] = INVALID_UTF8
             except (ValueError, RecursionError):

@@ -22,7 +22,7 @@ def read_parquet(file: SourceFile, columns: Sequence[str], span: Span, skip_dama
     """Rows of the row groups of ``span``; only these columns are read, and those that the file has.
 
     ``skip_damaged``: rows from a damaged page to the end of its row group are bad, not an error.
-    Errors: ValueError naming the file and the row.
+    Errors: ValueError naming the file and the row; OSError where its bytes cannot be read.
     """
     with _open(file) as parquet:
         have = set(parquet.schema_arrow.names)
@@ -42,6 +42,7 @@ def read_parquet(file: SourceFile, columns: Sequence[str], span: Span, skip_dama
                         f"{file.path} cannot be read as parquet behind row {before + row} ({error}); "
                         "--on-bad skip leaves out the rest of such a row group"
                     ) from error
+                _check_damage(file, group, wanted, error)
                 lost = end - row
                 yield Rows(row, lost, {name: [None] * lost for name in wanted}, dict.fromkeys(range(lost), DAMAGED))
             row = end
@@ -67,6 +68,25 @@ def _batches(parquet: Any, group: int, columns: list[str]) -> Iterator[Any]:
     per_row = max(1, facts.total_byte_size // max(1, facts.num_rows))
     size = max(1, min(ROWS_PER_BATCH, BATCH_BYTES // per_row))
     return iter(parquet.iter_batches(size, row_groups=[group], columns=columns, use_threads=False))
+
+
+def _check_damage(file: SourceFile, group: int, columns: list[str], error: Exception) -> None:
+    """OSError where a disk or a network is to blame: nothing is known to be damaged then, and no row is to be lost."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    with file.open() as stream, _open(file) as parquet:
+        facts = parquet.metadata.row_group(group)
+        for number in range(facts.num_columns):
+            column = facts.column(number)
+            stream.seek(column.dictionary_page_offset or column.data_page_offset)
+            if len(stream.read(column.total_compressed_size)) < column.total_compressed_size:
+                raise OSError(f"{file.path} ends inside row group {group}") from error
+        try:
+            for _ in _batches(parquet, group, columns):
+                pass
+        except _errors():
+            return
+    raise OSError(f"row group {group} of {file.path} could be read the second time only; run again") from error
 
 
 class _open:

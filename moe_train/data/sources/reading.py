@@ -13,6 +13,7 @@ from moe_train.data.split import split_position
 
 _COMPRESSED = 3
 """About how much smaller compressed text is."""
+_LONGEST_SAMPLE = 20_000
 _ALL = Span()
 
 
@@ -66,18 +67,21 @@ def text_bytes(file: SourceFile, columns: Sequence[str]) -> int:
 
 def first_texts(files: Sequence[SourceFile], columns: Sequence[str], count: int) -> list[str]:
     """Up to ``count`` texts of these columns, also inside lists and objects, from the beginnings of files that are
-    spread evenly over all of them."""
+    spread evenly over all of them; of each its first 20,000 characters. Nothing only where there is no text at all."""
     files = [file for file in files if file.kind != "tokens"]
     chosen = files[:: max(1, len(files) // 16)]
     share = -(-count // max(1, len(chosen)))
-    texts: list[str] = []
-    for file in chosen:
-        names = [text_column(file, column) for column in columns]
-        check_columns(file, names)
-        rows = next(iter(read_rows(file, names, skip_damaged=True)), None)
-        values = [rows.readable(name)[0] for name in names] if rows else []
-        texts += list(itertools.islice(_strings(values), share))
-    return texts
+    texts = [text for file in chosen for text in itertools.islice(_texts_of(file, columns), share)]
+    if not texts:
+        texts = list(itertools.islice((text for file in files for text in _texts_of(file, columns)), count))
+    return [text[:_LONGEST_SAMPLE] for text in texts]
+
+
+def _texts_of(file: SourceFile, columns: Sequence[str]) -> Iterator[str]:
+    names = [text_column(file, column) for column in columns]
+    check_columns(file, names)
+    for rows in read_rows(file, names, skip_damaged=True):
+        yield from _strings([rows.readable(name)[0] for name in names])
 
 
 def _strings(value: Any) -> Iterator[str]:

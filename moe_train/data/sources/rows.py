@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,12 @@ class SourceFile:
     def compression(self) -> str | None:
         return {".gz": "gzip", ".zst": "zstd"}.get(Path(self.path).suffix)
 
+    def check_unchanged(self) -> None:
+        """ValueError where the file is not what it was when it was found."""
+        size, version = file_version(self.path)
+        if (size, version) != (self.size, self.version):
+            raise ValueError(f"{self.path} changed while it was read; when it is complete, begin again")
+
     def open(self) -> BinaryIO:
         """The bytes as they are stored. OSError where they cannot be read."""
         if self.is_local:
@@ -46,6 +53,26 @@ class SourceFile:
 
         stream: BinaryIO = fsspec.open(self.path, "rb").open()
         return stream
+
+
+def file_version(path: str) -> tuple[int, str]:
+    """Bytes of a file, and what changes when its content does. OSError where it is gone."""
+    if "://" not in path:
+        facts = os.stat(path)
+        return facts.st_size, str(facts.st_mtime_ns)
+    import fsspec
+
+    system, place = fsspec.core.url_to_fs(path)
+    system.invalidate_cache()
+    return version_of(system.info(place))
+
+
+def version_of(info: dict[str, Any]) -> tuple[int, str]:
+    """The same from what a store says about a file."""
+    for key in ("ETag", "etag", "checksum", "blob_id", "mtime", "LastModified", "last_modified", "created"):
+        if info.get(key) is not None:
+            return int(info["size"]), str(info[key])
+    return int(info["size"]), ""
 
 
 @dataclass(frozen=True)
@@ -76,7 +103,10 @@ class Rows:
         return Rows(self.first_row, count, {name: column[:count] for name, column in self.values.items()}, bad)
 
     def texts(self, name: str) -> tuple[Any, dict[int, str]]:
-        """A column as an arrow large_string array, null where it is no text, and {place: reason} of those."""
+        """A column as an arrow large_string array, null where it is no text, and {place: reason} of those.
+
+        Errors: ValueError where the column holds something else than text.
+        """
         import pyarrow as pa
 
         column = self.values[name]
@@ -84,22 +114,31 @@ class Rows:
             bad = {place: NO_TEXT for place, value in enumerate(column) if not isinstance(value, str | None)}
             kept = [None if place in bad else value for place, value in enumerate(column)] if bad else column
             return pa.array(kept, pa.large_string()), bad
-        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-            column = column.cast(pa.large_binary()) if pa.types.is_binary(column.type) else _as_strings(column)
-            column = column.view(pa.large_string()) if pa.types.is_large_binary(column.type) else column
-        column = column.cast(pa.large_string())
+        letters = as_letters(column)
+        if letters is None:
+            raise ValueError(f"column {name} holds {column.type}, not text")
         try:
-            column.validate(full=True)
+            letters.validate(full=True)
         except pa.ArrowInvalid:
-            values, bad = _readable(column)
+            values, bad = _readable(letters)
             return pa.array(values, pa.large_string()), bad
-        return column, {}
+        return letters, {}
 
     def labels(self, name: str) -> Any:
-        """A column as an arrow large_string array, whatever it holds; all null where the file has no such column."""
+        """A column as an arrow large_string array, numbers and dates by their spelling; all null where the file has no
+        such column. ValueError for a column of lists or objects."""
         if name not in self._labels:
             self._labels[name] = self._spelled(name)
         return self._labels[name]
+
+    def names(self, name: str) -> Any:
+        """The same for what is only noted: null where it cannot be spelled."""
+        import pyarrow as pa
+
+        try:
+            return self.labels(name)
+        except ValueError:
+            return pa.nulls(self.count, pa.large_string())
 
     def _spelled(self, name: str) -> Any:
         import pyarrow as pa
@@ -109,12 +148,15 @@ class Rows:
             return pa.nulls(self.count, pa.large_string())
         if isinstance(column, list):
             return pa.array([None if value is None else str(value) for value in column], pa.large_string())
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        if as_letters(column) is not None:
             return self.texts(name)[0]
-        return _as_strings(column)
+        try:
+            return column.cast(pa.large_string())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise ValueError(f"column {name} holds {column.type}, which has no spelling") from error
 
     def numbers(self, name: str) -> npt.NDArray[np.float64]:
-        """A column as numbers; not a number (nan) where there is none."""
+        """A column as numbers, also those that are spelled; not a number (nan) where there is none."""
         import pyarrow as pa
 
         column = self.values.get(name)
@@ -124,7 +166,7 @@ class Rows:
             numbers: npt.NDArray[np.float64] = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
             return numbers
         values: Sequence[Any] = column if isinstance(column, list) else column.to_pylist()
-        return np.array([value if isinstance(value, int | float) else np.nan for value in values], np.float64)
+        return np.array([_number(value) for value in values], np.float64)
 
     def objects(self, name: str) -> list[Any]:
         """A column as Python objects. UnicodeDecodeError where some text is not UTF-8."""
@@ -141,14 +183,27 @@ class Rows:
             return _readable(self.values[name])
 
 
-def _as_strings(column: Any) -> Any:
-    """Dictionaries, numbers, dates, … by their spelling. ValueError for what has none, as lists."""
+def as_letters(column: Any) -> Any:
+    """An arrow array of text, or of bytes that may be text, as large_string without looking at it; None for others."""
     import pyarrow as pa
 
-    try:
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return as_letters(column.dictionary_decode())
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return column.cast(pa.large_string())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"a column of type {column.type} does not hold text") from error
+    if str(kind) == "string_view":
+        return column.cast(pa.large_string())
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or str(kind) == "binary_view":
+        return column.cast(pa.large_binary()).view(pa.large_string())
+    return None
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return float("nan")
 
 
 def _readable(column: Any) -> tuple[list[Any], dict[int, str]]:

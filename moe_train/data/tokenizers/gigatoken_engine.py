@@ -71,8 +71,17 @@ def with_fast_engine(tokenizer: Tokenizer, sample: Sequence[str], say: Say) -> T
     except BaseException as error:  # a panic inside the library is no Exception
         say(f"gigatoken does not take {tokenizer.path} ({error}): encoding with the reference engine")
         return tokenizer
-    wanted = tokenizer.encode_batch(sample)
-    for text, got, want in zip(sample, fast.encode_batch(sample), wanted, strict=True):
+    if not any(sample):
+        say("there is no text to try gigatoken on: encoding with the reference engine")
+        return tokenizer
+    try:
+        found = fast.encode_batch(sample)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        say(f"WARNING: gigatoken fails on a document of this data ({error}): encoding with the reference engine")
+        return tokenizer
+    for text, got, want in zip(sample, found, tokenizer.encode_batch(sample), strict=True):
         if not np.array_equal(got, want):
             say(
                 f"WARNING: gigatoken encodes a document of this data differently from the reference ({len(got)} and "

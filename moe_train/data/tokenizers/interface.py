@@ -29,6 +29,13 @@ class Tokenizer(ABC):
     """Spelling -> id of the tokens that stand for no text."""
     bytes_V: list[bytes]
     """The bytes of text that each id stands for; empty for special tokens."""
+    threads: int | None = None
+    """Of `encode_batch`, where the engine lets one choose; None for all cores."""
+
+    @property
+    def copy_name(self) -> str:
+        """The file name under which a copy of it is read as the same tokenizer."""
+        return f"tokenizer{self.path.suffix}"
 
     @property
     def vocab_size(self) -> int:

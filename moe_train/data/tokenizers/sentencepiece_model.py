@@ -55,7 +55,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._ids_of_space_mark = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
 
     def encode_batch(self, texts: Sequence[str]) -> list[IdArray]:
-        encoded = self._model.encode(list(texts), num_threads=os.cpu_count() or 1)
+        encoded = self._model.encode(list(texts), num_threads=self.threads or os.cpu_count() or 1)
         for index, text in enumerate(texts):
             if _SPACE_MARK in text:
                 encoded[index] = self._encode_with_space_mark(text)

@@ -8,6 +8,7 @@ meta-llama/llama3 (tokenizer.py), Qwen (tokenization_qwen.py).
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,7 @@ class TiktokenTokenizer(Tokenizer):
                 f"{self.path} has {len(ranks)} ranks, of no encoding that is known by name or size, and a rank file "
                 f"does not say how text is cut; known are {', '.join(ENCODINGS)}"
             )
-        self.encoding = ENCODINGS[name]
+        self.encoding_name, self.encoding = name, ENCODINGS[name]
         eod = eod_token or self.encoding.eod
         if eod not in self.encoding.special:
             raise ValueError(f"{name} has no special token {eod!r}; it has {', '.join(self.encoding.special)}")
@@ -136,8 +137,14 @@ class TiktokenTokenizer(Tokenizer):
         for content, token in ranks.items():
             self.bytes_V[token] = content
 
+    @property
+    def copy_name(self) -> str:
+        return f"{self.encoding_name}.tiktoken"
+
     def encode_batch(self, texts: Sequence[str]) -> list[IdArray]:
-        return [np.array(ids, np.int32) for ids in self._engine.encode_ordinary_batch(list(texts))]
+        threads = self.threads or os.cpu_count() or 1
+        encoded = self._engine.encode_ordinary_batch(list(texts), num_threads=threads)
+        return [np.array(ids, np.int32) for ids in encoded]
 
 
 def is_rank_file(path: Path) -> bool:

@@ -11,8 +11,8 @@ from moe_train.commands.prepare_progress import eta, rates, reporter
 from moe_train.data.prepare import Progress
 
 NOW = Progress(
-    files=3, total_files=7, documents=2000, tokens=500_000, text_bytes=2_000_000, done_bytes=1_000_000,
-    total_bytes=8_000_000, seconds=4.0,
+    files=3, total_files=7, documents=2000, tokens=500_000, text_bytes=2_000_000, read_bytes=2_000_000,
+    done_bytes=3_000_000, total_bytes=8_000_000, seconds=4.0,
 )  # fmt: skip
 
 
@@ -42,5 +42,8 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_time_left() -> None:
     assert eta(NOW) == "0:00:10"
     assert eta(replace(NOW, seconds=4000.0, total_bytes=80_000_000)) == "42:46:40"
-    assert eta(replace(NOW, text_bytes=0)) == "?"
-    assert eta(replace(NOW, total_bytes=1)) == "?"
+    assert eta(replace(NOW, read_bytes=0)) == "?"
+    # Files may hold more text than they seem to.
+    assert eta(replace(NOW, read_bytes=9_000_000)) == "0:00:00"
+    # Most of what was read may not be used.
+    assert eta(replace(NOW, text_bytes=10)) == "0:00:10"

@@ -96,7 +96,7 @@ def test_the_end_of_a_document_is_found_or_asked_for(byte_level: Path, ranks: Pa
     with pytest.raises(ValueError, match=r"--eod-token.*<\|endoftext\|>, <\|other\|>"):
         load_tokenizer(alone)
     assert load_tokenizer(alone, "<|other|>").eod_id == load_tokenizer(byte_level).special_tokens["<|other|>"]
-    with pytest.raises(ValueError, match="no token 'nothing'"):
+    with pytest.raises(ValueError, match="no special token 'nothing'"):
         load_tokenizer(alone, "nothing")
     assert load_tokenizer(ranks, "<|fim_prefix|>").eod_id == 100258
 

@@ -137,7 +137,7 @@ def test_text_in_other_types_of_arrow(tmp_path: Path) -> None:
         assert (column.to_pylist(), bad, column.type) == (texts, {}, pa.large_string())
     pq.write_table(pa.table({"text": [[1], [2]]}), tmp_path / "list.parquet")
     (rows,) = read_rows(find_sources([tmp_path / "list.parquet"])[0], ["text"])
-    with pytest.raises(ValueError, match="does not hold text"):
+    with pytest.raises(ValueError, match="column text holds list.*, not text"):
         rows.texts("text")
 
 
@@ -145,9 +145,36 @@ def test_what_preparation_writes_is_no_source(tmp_path: Path, write_parquet: Cal
     write_parquet(tmp_path / "a.parquet", ["text"])
     for name in ("a.json", "x.manifest.json", "x.token_bytes.npy", ".hidden.jsonl", ".cache/b.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"content_sha256": "0"}')
+    (tmp_path / "old.work").mkdir()
+    for name in ("old.work/job.json", "old.work/000000.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_text("{}")
     write_parquet(tmp_path / "x.documents.parquet", ["text"])
     assert [file.name for file in find_sources([tmp_path])] == ["a.parquet"]
+    assert [file.name for file in find_sources([tmp_path / "*.*"])] == ["a.parquet"]
+    (tmp_path / "a.json").write_text('{"text": "a row beside the parquet file"}')
+    assert [file.name for file in find_sources([tmp_path])] == ["a.json", "a.parquet"]
+
+
+def test_links_and_folders_of_a_glob(tmp_path: Path, write_parquet: Callable[..., Path]) -> None:
+    """As a cache of the hub has files, and as FineWeb has folders."""
+    blob = write_parquet(tmp_path / "blobs/deadbeef", ["one"])
+    for place in ("dumps/A/000.parquet", "dumps/B/000.parquet"):
+        (tmp_path / place).parent.mkdir(parents=True)
+    (tmp_path / "dumps/A/000.parquet").symlink_to(blob)
+    write_parquet(tmp_path / "dumps/B/000.parquet", ["two"])
+    write_parquet(tmp_path / "dumps/C.parquet", ["three"])
+    (tmp_path / "dumps/B/again").symlink_to(tmp_path / "dumps")  # a circle
+    wanted = ["A/000.parquet", "B/000.parquet", "C.parquet"]
+    assert [file.name for file in find_sources([tmp_path / "dumps"])] == wanted
+    assert [file.name for file in find_sources([f"{tmp_path}/dumps/*"])] == wanted
+    assert len(find_sources([tmp_path / "dumps", blob.parent / "deadbeef"][:1] + [tmp_path / "dumps/A"])) == 3
+
+
+def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("x")
+    with pytest.raises(ValueError, match="the name of a source is not UTF-8: .*caf"):
+        find_sources([tmp_path])
 
 
 def test_urls(tmp_path: Path, write_parquet: Callable[..., Path], make_texts: Callable[[int, int], list[str]]) -> None:

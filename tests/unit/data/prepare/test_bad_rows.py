@@ -14,7 +14,7 @@ import pytest
 
 from moe_train.data.indexed import IndexedDataset
 from moe_train.data.prepare import PrepareOptions, prepare
-from moe_train.data.sources import Span, find_sources, read_rows
+from moe_train.data.sources import SourceFile, Span, find_sources, read_rows
 from moe_train.data.tokenizers import load_tokenizer
 from moe_train.data.tokenizers.gigatoken_engine import fast_tokenizer
 
@@ -51,6 +51,8 @@ def test_lines_stop_with_file_and_row(tmp_path: Path, run: Run, texts_of: TextsO
             ("broken.jsonl", 2, 1, "invalid UTF-8"),
             ("broken.jsonl", 3, 1, "no JSON object"),
             ("broken.jsonl", 4, 1, "no text"),
+            ("broken.jsonl", 5, 1, "null"),
+            ("broken.jsonl", 6, 1, "empty"),
             ("broken.jsonl", 7, 1, "invalid UTF-8"),
         ]
         assert texts_of(tmp_path / f"x{piece_bytes}") == ["good one", "good two"]
@@ -104,6 +106,19 @@ def test_a_damaged_page(
     ]
     assert 0 < lost <= 100
     assert texts_of(tmp_path / "x") == texts[: (group + 1) * 100 - lost] + texts[(group + 1) * 100 :] + ["after"]
+
+
+def test_a_disk_that_fails_is_no_damaged_page(
+    tmp_path: Path, run: Run, damaged: tuple[Path, list[str], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows must not be left out because a network was away."""
+
+    def fails(self: SourceFile) -> Any:
+        raise OSError(5, "Input/output error", self.path)
+
+    monkeypatch.setattr(SourceFile, "open", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        run([damaged[0]], tmp_path / "x", SKIP)
 
 
 def test_a_damaged_page_in_a_piece_behind_the_limit_is_not_met(

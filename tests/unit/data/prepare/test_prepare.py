@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
@@ -19,7 +20,8 @@ from moe_train.data.indexed import IndexedDataset
 from moe_train.data.manifest import read_manifest, read_token_bytes, tokenizer_of
 from moe_train.data.prepare import PrepareOptions
 from moe_train.data.prepare import merge as merge_module
-from moe_train.data.prepare.choice import side
+from moe_train.data.prepare.choice import side, sides
+from moe_train.data.sources import Rows
 from moe_train.data.tokenizers import Tokenizer
 from tests.unit.data.prepare.conftest import contents, origins
 
@@ -316,13 +318,16 @@ def test_manifest_files_that_are_damaged(tmp_path: Path, run: Run, write_parquet
 
 
 def test_split_fraction_and_seed() -> None:
-    keys = [f"https://example.org/{i}" for i in range(20_000)]
+    count = 20_000
+    keys = pa.array([f"https://example.org/{i}" for i in range(count)], pa.large_string())
     for fraction in (0.01, 0.3):
-        sides = []
+        sides_of_seeds = []
         for seed in range(2):
             options = PrepareOptions(validation_fraction=fraction, test_fraction=0.2, split_seed=seed)
-            found = Counter(side(key, options) for key in keys)
+            found = sides(Rows(0, count, {"url": keys}), keys, np.arange(count), options)
             for split, share in (("validation", fraction), ("test", 0.2)):
-                assert abs(found[split] / len(keys) - share) < 5 * math.sqrt(share / len(keys))
-            sides.append({key for key in keys if side(key, options) == "validation"})
-        assert sides[0] != sides[1]
+                got = float((found == options.splits.index(split)).mean())
+                assert abs(got - share) < 5 * math.sqrt(share / count)
+            assert side(keys[7].as_py(), options) == options.splits[found[7]]
+            sides_of_seeds.append(found.tolist())
+        assert sides_of_seeds[0] != sides_of_seeds[1]

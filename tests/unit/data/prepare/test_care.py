@@ -1,0 +1,203 @@
+"""What could lose documents silently: other processes, other files, sources that change, disks that fail."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moe_train.data.prepare import PrepareOptions
+from moe_train.data.prepare.copying import append_range
+from moe_train.data.prepare.work import perform
+from moe_train.data.sources import SourceFile, find_sources
+from tests.unit.data.prepare.conftest import contents, origins
+
+Run = Callable[..., dict[str, dict[str, Any]]]
+TextsOf = Callable[[Path], list[str]]
+
+_TASK = """
+import sys
+from moe_train.data.prepare import How, PrepareOptions, prepare
+from moe_train.data.sources import find_sources
+from moe_train.data.tokenizers import SentencePieceTokenizer
+source, prefix, model, task = sys.argv[1:]
+prepare(find_sources([source]), prefix, SentencePieceTokenizer(model), PrepareOptions(),
+        How(piece_bytes=3000, task=(int(task), 6)))
+"""
+
+
+def test_tasks_that_start_together(tmp_path: Path, run: Run, tokenizer, write_parquet, make_texts) -> None:
+    """As an array of Slurm does."""
+    source = write_parquet(tmp_path / "in.parquet", make_texts(1, 200), row_group_size=5)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[4])}
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-c", _TASK, source, tmp_path / "x", tokenizer.path, str(number)], env=environment
+        )
+        for number in range(1, 7)
+    ]
+    assert [task.wait() for task in tasks] == [0] * 6
+    run([source], tmp_path / "x", merge_only=True, piece_bytes=3000)
+    run([source], tmp_path / "whole/x")
+    assert contents(tmp_path / "whole").items() <= contents(tmp_path).items()
+
+
+def test_output_beside_its_sources(tmp_path: Path, run: Run, texts_of: TextsOf, write_parquet, make_texts) -> None:
+    texts = make_texts(1, 50)
+    write_parquet(tmp_path / "in.parquet", texts)
+    for source in (tmp_path, f"{tmp_path}/*.parquet"):
+        run([source], tmp_path / "x", task=(1, 2))
+        run([source], tmp_path / "x")
+        run([source], tmp_path / "x")
+        assert texts_of(tmp_path / "x") == texts
+
+
+def test_many_small_files_are_one_piece(tmp_path: Path, run: Run, texts_of: TextsOf, write_parquet) -> None:
+    for number in range(30):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / f"in/{number:02d}.txt").write_text(f"document {number}")
+    (tmp_path / "in/10.txt").write_text("")
+    write_parquet(tmp_path / "in/31.parquet", ["a", None, "b"])
+    manifest = run([tmp_path / "in"], tmp_path / "x", piece_bytes=1 << 20, task=(2, 2))
+    assert manifest == {}
+    assert list(tmp_path.glob("x.work/0*.json")) == []  # the one piece is the first task's
+    manifest = run([tmp_path / "in"], tmp_path / "x", piece_bytes=1 << 20)[""]
+    assert texts_of(tmp_path / "x") == [f"document {n}" for n in range(30) if n != 10] + ["a", "b"]
+    assert [(p["file"], p["row"], p["reason"]) for p in manifest["problems"]] == [
+        ("10.txt", 0, "empty"),
+        ("31.parquet", 1, "null"),
+    ]
+    assert [(row["source"], row["row"]) for row in origins(tmp_path / "x")][-3:] == [
+        ("29.txt", 0),
+        ("31.parquet", 0),
+        ("31.parquet", 2),
+    ]
+    assert all(len(source["sha256"]) == 64 for source in manifest["sources"])
+
+
+@pytest.mark.parametrize("reason", ["null", "empty", "too long"])
+def test_what_is_asked_to_stop_the_job(tmp_path: Path, run: Run, write_parquet, reason: str) -> None:
+    texts = ["good", {"null": None, "empty": "", "too long": "x" * 50}[reason], "good"]
+    source = write_parquet(tmp_path / "in.parquet", texts)
+    with pytest.raises(ValueError, match=f"in.parquet, row 1: {reason}; --stop-on asks for this"):
+        run([source], tmp_path / "x", PrepareOptions(stop_on=(reason,), max_chars=10))
+    assert run([source], tmp_path / "x", PrepareOptions(max_chars=10))[""]["skipped"] == {reason: 1}
+
+
+def test_a_source_that_changes_under_way(
+    tmp_path: Path, run: Run, write_parquet, make_texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_parquet(tmp_path / "in.parquet", make_texts(1, 100), row_group_size=10)
+
+    def touching(context: Any, tokenizer: Any, task: Any, on_batch: Any = None) -> Any:
+        facts = os.stat(source)
+        os.utime(source, ns=(facts.st_atime_ns, facts.st_mtime_ns + 1))
+        return perform(context, tokenizer, task, on_batch)
+
+    monkeypatch.setattr("moe_train.data.prepare.executors.perform", touching)
+    with pytest.raises(ValueError, match="in.parquet changed while it was read"):
+        run([source], tmp_path / "x")
+
+
+def test_a_source_that_was_copied_under_way_is_the_same(tmp_path: Path, run: Run, write_parquet, make_texts) -> None:
+    for name in ("a", "b"):
+        write_parquet(tmp_path / f"in/{name}.parquet", make_texts(1, 60), row_group_size=10)
+    run([tmp_path / "in"], tmp_path / "x", piece_bytes=1 << 20, task=(1, 2))
+    run([tmp_path / "in"], tmp_path / "y", piece_bytes=1000, task=(1, 1))
+    os.utime(tmp_path / "in/a.parquet")
+    run([tmp_path / "in"], tmp_path / "y", piece_bytes=1000)
+    (tmp_path / "in/b.parquet").write_bytes(
+        (tmp_path / "in/b.parquet").read_bytes()[:50] + b"?" + (tmp_path / "in/b.parquet").read_bytes()[51:]
+    )
+    with pytest.raises(ValueError, match="Different are sources"):
+        run([tmp_path / "in"], tmp_path / "y", piece_bytes=1000)
+
+
+def test_files_in_the_way(tmp_path: Path, run: Run, write_parquet, make_texts) -> None:
+    source = write_parquet(tmp_path / "in.parquet", make_texts(1, 60))
+    (tmp_path / "x_text_document.bin").write_text("of another program")
+    with pytest.raises(ValueError, match=r"x_text_document.bin is in the way \(1 such files\)"):
+        run([source], tmp_path / "x")
+    assert (tmp_path / "x_text_document.bin").read_text() == "of another program"
+    run([source], tmp_path / "y", PrepareOptions(shard_tokens=300))
+    (tmp_path / "y.manifest.json").unlink()
+    with pytest.raises(ValueError, match="y.documents.parquet is in the way"):
+        run([source], tmp_path / "y", PrepareOptions(shard_tokens=3000))
+    run([source], tmp_path / "z")
+    with pytest.raises(ValueError, match="options.validation_fraction: 0.0 there, 0.5 now"):
+        run([source], tmp_path / "z", PrepareOptions(validation_fraction=0.5))
+
+
+def test_a_first_mistake_is_forgiven(tmp_path: Path, run: Run, write_parquet, make_texts) -> None:
+    source = write_parquet(tmp_path / "in.parquet", make_texts(1, 30), part=["nowhere"] * 30)
+    with pytest.raises(ValueError, match="no task has done anything for .* yet"):
+        run([source], tmp_path / "x", merge_only=True)
+    with pytest.raises(ValueError, match="names sides"):
+        run([source], tmp_path / "x", PrepareOptions(split_from="part"))
+    run([source], tmp_path / "x")
+
+
+def test_names_that_are_misspelt(tmp_path: Path, run: Run, write_parquet) -> None:
+    source = write_parquet(tmp_path / "in.parquet", ["text"])
+    for option in ("split_column", "id_column", "domain_column"):
+        with pytest.raises(ValueError, match="has no column urll"):
+            run([source], tmp_path / "x", PrepareOptions(**{option: "urll"}))
+
+
+class _Flaky(io.FileIO):
+    """Fails the third time something is read from the middle on, and never again."""
+
+    reads = 0
+
+    def read(self, size: int = -1) -> bytes:
+        type(self).reads += 1
+        if type(self).reads == 12:
+            raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+        return super().read(size)
+
+
+def test_a_network_that_fails_once_loses_no_row(
+    tmp_path: Path, run: Run, texts_of: TextsOf, write_parquet, make_texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = make_texts(1, 300)
+    source = write_parquet(tmp_path / "in.parquet", texts, row_group_size=50)
+    monkeypatch.setattr(SourceFile, "is_local", False)
+    monkeypatch.setattr(SourceFile, "open", lambda self: _Flaky(self.path))
+    (file,) = find_sources([source])
+    assert not file.is_local
+    failures = 0
+    for _ in range(20):
+        try:
+            manifest = run([source], tmp_path / "x", PrepareOptions(on_bad="skip"))[""]
+        except (OSError, ValueError):
+            failures += 1
+            continue
+        assert manifest["skipped"] == {} and texts_of(tmp_path / "x") == texts
+        break
+    assert failures == 1
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_copying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: bool) -> None:
+    if not kernel:
+
+        def refuse(*_: Any) -> int:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+        monkeypatch.setattr(os, "copy_file_range", refuse)
+    content = np.random.default_rng().integers(0, 256, 3_000_000, np.uint8).tobytes()
+    (tmp_path / "a").write_bytes(content)
+    with open(tmp_path / "a", "rb") as source, open(tmp_path / "b", "wb", buffering=0) as target:
+        append_range(source, target, 10, 2_500_000)
+        append_range(source, target, 0, 10)
+        with pytest.raises(ValueError, match="shorter than its table says"):
+            append_range(source, target, 2_999_999, 2)
+    assert (tmp_path / "b").read_bytes()[:2_500_010] == content[10:2_500_010] + content[:10]
