@@ -102,14 +102,6 @@ def sides(rows: Rows, texts_N: Any, places_D: npt.NDArray[Any], options: Prepare
     return found_D
 
 
-def side(name: str, options: PrepareOptions) -> str:
-    """The split of a document, from the value of its split column alone."""
-    import pyarrow as pa
-
-    rows = Rows(0, 1, {options.split_column: pa.array([name], pa.large_string())})
-    return options.splits[int(sides(rows, rows.labels(options.split_column), np.zeros(1, np.int64), options)[0])]
-
-
 def _names(rows: Rows, texts_N: Any, places_D: npt.NDArray[Any], columns: list[str]) -> list[str]:
     """What stands for each document: the first of the columns that has a value, else the text."""
     import pyarrow.compute as pc

@@ -4,13 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from moe_train.data.indexed import IndexedDataset
 from moe_train.data.prepare import How, PrepareOptions, prepare
+from moe_train.data.prepare.choice import sides
 from moe_train.data.prepare.names import token_prefix
-from moe_train.data.sources import find_sources
+from moe_train.data.sources import Rows, find_sources
 from moe_train.data.tokenizers import Tokenizer
 
 Manifests = dict[str, dict[str, Any]]
@@ -44,6 +46,13 @@ def texts_of(tokenizer: Tokenizer) -> Callable[[Path], list[str]]:
         return texts
 
     return texts_of
+
+
+def side(name: str, options: PrepareOptions) -> str:
+    """The split of a document, from the value of its split column alone."""
+    rows = Rows(0, 1, {options.split_column: [name]})
+    place = sides(rows, rows.labels(options.split_column), np.zeros(1, np.int64), options)[0]
+    return options.splits[int(place)]
 
 
 def origins(stem: Path) -> list[dict[str, Any]]:

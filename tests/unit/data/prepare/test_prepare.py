@@ -20,10 +20,10 @@ from moe_train.data.indexed import IndexedDataset
 from moe_train.data.manifest import read_manifest, read_token_bytes, tokenizer_of
 from moe_train.data.prepare import PrepareOptions
 from moe_train.data.prepare import merge as merge_module
-from moe_train.data.prepare.choice import side, sides
+from moe_train.data.prepare.choice import sides
 from moe_train.data.sources import Rows
 from moe_train.data.tokenizers import Tokenizer
-from tests.unit.data.prepare.conftest import contents, origins
+from tests.unit.data.prepare.conftest import contents, origins, side
 
 HALF = PrepareOptions(validation_fraction=0.5)
 SUFFIXES = ("_text_document.bin", "_text_document.idx", ".documents.parquet", ".token_bytes.npy", ".manifest.json")
