@@ -17,8 +17,8 @@ def split_position(key: str, seed: int) -> float:
     return float(split_positions([key], seed)[0])
 
 
-def split_positions(keys: Iterable[str], seed: int) -> npt.NDArray[np.float64]:
-    """[D] the position of each key."""
-    salt, blake2b = f"{seed}:", hashlib.blake2b
+def split_positions(keys: Iterable[str], seed: int, purpose: str = "") -> npt.NDArray[np.float64]:
+    """[D] the position of each key; for another purpose it is another one."""
+    salt, blake2b = f"{seed}:{purpose}", hashlib.blake2b
     digests = b"".join([blake2b((salt + key).encode(), digest_size=8).digest() for key in keys])
     return np.frombuffer(digests, "<u8") / 2**64

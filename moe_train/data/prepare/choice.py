@@ -53,7 +53,11 @@ def choose(rows: Rows, texts_N: Any, bad: dict[int, str], options: PrepareOption
     sizes_N = pc.fill_null(pc.binary_length(texts_N), 0).to_numpy(zero_copy_only=False)
     leave_out("empty", sizes_N == 0, named=True)
     if options.min_chars or options.max_chars is not None:
-        chars_N = pc.fill_null(pc.utf8_length(texts_N), 0).to_numpy(zero_copy_only=False)
+        longest = np.inf if options.max_chars is None else options.max_chars
+        chars_N = sizes_N
+        # A character has one to four bytes, so that counting them is seldom needed.
+        if ((sizes_N < 4 * options.min_chars) | (sizes_N > longest)).any():
+            chars_N = pc.fill_null(pc.utf8_length(texts_N), 0).to_numpy(zero_copy_only=False)
         leave_out("too short", chars_N < options.min_chars, named=True)
         if options.max_chars is not None:
             leave_out("too long", chars_N > options.max_chars, named=True)
@@ -71,7 +75,7 @@ def choose(rows: Rows, texts_N: Any, bad: dict[int, str], options: PrepareOption
         places = np.flatnonzero(keep_N)
         names = _names(rows, texts_N, places, [options.id_column])
         out_N = np.zeros(rows.count, bool)
-        out_N[places] = split_positions(["sample:" + name for name in names], options.sample_seed) >= options.sample
+        out_N[places] = split_positions(names, options.sample_seed, "sample:") >= options.sample
         leave_out("not sampled", out_N)
     return Choice(keep_N, skipped, left_out)
 
@@ -103,18 +107,27 @@ def sides(rows: Rows, texts_N: Any, places_D: npt.NDArray[Any], options: Prepare
 
 
 def _names(rows: Rows, texts_N: Any, places_D: npt.NDArray[Any], columns: list[str]) -> list[str]:
-    """What stands for each document: the first of the columns that has a value, else the text."""
+    """What stands for each document: the first of the columns that has a value that is not empty, else the text."""
     import pyarrow.compute as pc
 
     indices = _indices(places_D)
-    found = [rows.labels(column).take(indices) for column in columns]
-    # An empty name is none.
-    named = [pc.if_else(pc.equal(column, ""), None, column) for column in found]
-    names: list[str | None] = pc.coalesce(*named).to_pylist()
-    missing = [place for place, name in enumerate(names) if not name]
-    for place, text in zip(missing, texts_N.take(indices.take(_indices(np.array(missing, np.int64)))), strict=True):
+    whole = len(places_D) == rows.count
+    names: list[str] = []
+    missing: list[int] = []
+    for column in columns:
+        labels = rows.labels(column)
+        labels_D = labels if whole else labels.take(indices)
+        if not names:
+            names = pc.fill_null(labels_D, "").to_pylist()
+        else:
+            for place in missing:
+                names[place] = labels_D[place].as_py() or ""
+        missing = [] if all(names) else [place for place, name in enumerate(names) if not name]
+        if not missing:
+            return names
+    for place, text in zip(missing, texts_N.take(indices.take(_indices(np.array(missing)))), strict=True):
         names[place] = text.as_py()
-    return [name or "" for name in names]
+    return names
 
 
 def _indices(places: npt.NDArray[Any]) -> Any:
