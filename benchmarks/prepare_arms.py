@@ -55,7 +55,7 @@ def ours(arguments: argparse.Namespace, everything: bool) -> Callable[[], tuple[
     tokenizer = with_fast_engine(reference, first_texts(files, ["text"], 200), print)
     assert tokenizer is not reference, "gigatoken does not encode"
     on = dict(min_language_score=0.65, dumps=("CC-MAIN-2024-10",), url_exclude="/login/", min_chars=20, max_chars=10**6)
-    on |= dict(sample=0.999999, validation_fraction=0.01, test_fraction=0.01, shard_tokens=50_000_000, on_bad="skip")
+    on |= dict(sample=1 - 1e-12, validation_fraction=0.01, test_fraction=0.01, shard_tokens=50_000_000, on_bad="skip")
     on |= dict(max_documents=10**9)
     options = PrepareOptions(**on if everything else {})
 

@@ -157,13 +157,12 @@ def _overview(name: str, dataset: Any) -> None:
 
 def _show(dataset: Any, start: int, stop: int) -> None:
     """Text of the tokens start <= position < stop, document by document."""
-    from moe_train.data.dataset import sidecar_stem
     from moe_train.data.domains import documents_path
     from moe_train.data.manifest import manifest_path, tokenizer_of
     from moe_train.data.origins import Origins
     from moe_train.data.provenance import pieces
 
-    stem = sidecar_stem(dataset.prefix)
+    stem = dataset.stem
     tokenizer = tokenizer_of(stem) if manifest_path(stem).is_file() else None
     origins = Origins(stem) if documents_path(stem).is_file() else None
     if start == stop:

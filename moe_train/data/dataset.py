@@ -38,6 +38,7 @@ class ShardedDataset:
         if len(types) > 1:
             raise ValueError(f"the shards of {name} store tokens in different types ({', '.join(sorted(types))})")
         self.prefix, self.shards, self.dtype = name, list(shards), shards[0].dtype
+        self.stem = sidecar_stem(name)
         self._tokens = [0, *accumulate(shard.token_count for shard in shards)]
         self._documents = [0, *accumulate(len(shard) for shard in shards)]
 
@@ -130,9 +131,9 @@ def open_dataset(name: str | Path) -> Dataset:
     Errors: FileNotFoundError with what there is instead; ValueError where shards are missing or a file is damaged.
     """
     found = data_prefixes(name)
-    return (
-        IndexedDataset(found[0]) if len(found) == 1 else ShardedDataset(str(name), [IndexedDataset(p) for p in found])
-    )
+    if len(found) == 1:
+        return IndexedDataset(found[0], sidecar_stem(name))
+    return ShardedDataset(str(name), [IndexedDataset(prefix) for prefix in found])
 
 
 def data_prefixes(name: str | Path) -> list[str]:
@@ -154,10 +155,19 @@ def open_loss_mask(dataset: Dataset) -> Dataset | None:
     """The loss mask that lies beside a data set (`<stem>_loss_document`, in as many shards), or None without one.
 
     It has one byte per token of the data set, 1 where the token counts as a target.
-    Errors: ValueError where its documents are not those of the data set.
+    Errors: ValueError where its documents are not those of the data set; FileNotFoundError where the manifest names one
+    that is not there.
     """
-    stem = sidecar_stem(dataset.prefix)
+    stem = dataset.stem
     found = _resolve(stem, LOSS_MASK, exact=False)
+    named = read_manifest(stem).get("files", {}) if manifest_path(stem).is_file() else {}
+    missing = {file for file in named if f"{LOSS_MASK}." in file} - {
+        Path(prefix).name + ending for prefix in found for ending in (".bin", ".idx")
+    }
+    if missing:
+        raise FileNotFoundError(
+            f"the loss mask of {stem} is not whole: {min(missing)}, which its manifest names, cannot be found"
+        )
     if not found:
         return None
     parts = [IndexedDataset(prefix) for prefix in found]
@@ -203,10 +213,18 @@ def _check_manifest(stem: str, found: list[str]) -> None:
     pattern = re.compile(rf"{name}((_\d{{{_DIGITS}}})?{TEXT})?\.idx")
     named = {file for file in files if pattern.fullmatch(file)}
     there = {Path(prefix).name + ".idx" for prefix in found}
-    if named and named != there:
+    if files and named != there:
         wrong = [f"{file} is missing" for file in sorted(named - there)]
         wrong += [f"{file} is not of it" for file in sorted(there - named)]
         raise ValueError(f"the files of {stem} are not those that its manifest names: {'; '.join(wrong)}")
+    for file in sorted(named):
+        for part in (file, file.removesuffix(".idx") + ".bin"):
+            path = Path(stem).parent / part
+            if path.is_file() and part in files and path.stat().st_size != files[part]:
+                raise ValueError(
+                    f"{path} has {path.stat().st_size} bytes, {files[part]} by the manifest of {stem}: it is damaged, "
+                    "or of another preparation"
+                )
 
 
 def datasets_in(folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from moe_train.data.dataset import Dataset, sidecar_stem
+from moe_train.data.dataset import Dataset
 
 
 def documents_path(prefix: str | Path) -> Path:
@@ -28,7 +28,7 @@ class Domains:
     def __init__(self, dataset: Dataset) -> None:
         import pyarrow.parquet as pq
 
-        path = documents_path(sidecar_stem(dataset.prefix))
+        path = documents_path(dataset.stem)
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; domains are known only for data written by prepare")
         labels = pq.read_table(path, columns=["domain"]).column("domain").to_numpy()

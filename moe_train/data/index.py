@@ -5,10 +5,12 @@ Suffixes: D documents of a chunk.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import os
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -17,9 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_train.data.dataset import Dataset, data_prefixes
+from moe_train.data.files import sync
 from moe_train.data.indexed import bin_path, idx_path
 
 _CHUNK = 1 << 20
+_HEADER = struct.Struct("<8sQ")
+_MAGIC = b"MOEINDX1"
 OncePerNode = Callable[[Callable[[], None]], None]
 
 
@@ -35,31 +40,53 @@ def open_index(
     path = folder / f"{Path(name).name}-{_key(name, sequence_length, pack)}.index"
 
     def build() -> None:
-        if path.is_file():
+        if _read_index(path) is not None:
             return
         folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
         try:
             with open(temporary, "wb") as stream:
-                write_index(stream, dataset, sequence_length, pack=pack)
+                stream.write(bytes(_HEADER.size))
+                count = write_index(stream, dataset, sequence_length, pack=pack)
+                stream.seek(0)
+                stream.write(_HEADER.pack(_MAGIC, count))
+            sync(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
     once(build)
-    if not path.is_file():
+    found = _read_index(path)
+    if found is None:
         raise FileNotFoundError(
             f"{path} does not exist, although local rank 0 of this node should have written it: "
             "the processes of a node need one folder for data.index_cache"
         )
+    return found
+
+
+def _read_index(path: Path) -> npt.NDArray[np.int64] | None:
+    """None where there is no such file, or it is not whole."""
+    try:
+        with open(path, "rb") as stream:
+            header = stream.read(_HEADER.size)
+    except FileNotFoundError:
+        return None
+    if len(header) < _HEADER.size:
+        return None
+    magic, count = _HEADER.unpack(header)
+    if magic != _MAGIC or path.stat().st_size != _HEADER.size + 8 * count:
+        return None
     # An empty file cannot be mapped.
-    if path.stat().st_size == 0:
-        return np.zeros(0, np.int64)
-    return np.asarray(np.memmap(path, dtype="<i8", mode="r"))
+    return np.asarray(np.memmap(path, "<i8", "r", _HEADER.size, (count,))) if count else np.zeros(0, np.int64)
 
 
-def write_index(stream: BinaryIO, dataset: Dataset, sequence_length: int, *, pack: bool) -> None:
-    """Writes the index to a file, some documents at a time. A document of one token or none is in no sample."""
+def write_index(stream: BinaryIO, dataset: Dataset, sequence_length: int, *, pack: bool) -> int:
+    """Writes the index to a file, some documents at a time. A document of one token or none is in no sample.
+
+    Returns the number of samples.
+    """
+    count = 0
     # As if a full sequence stood before: the first document begins a new one.
     used = sequence_length
     for numbers_D, tokens_D in _documents(dataset):
@@ -68,6 +95,8 @@ def write_index(stream: BinaryIO, dataset: Dataset, sequence_length: int, *, pac
         if pack:
             numbers_D, used = _next_fit(numbers_D, inputs_D, sequence_length, used)
         stream.write(numbers_D.astype("<i8").tobytes())
+        count += len(numbers_D)
+    return count
 
 
 def _next_fit(
@@ -77,17 +106,18 @@ def _next_fit(
 
     used: inputs in the open sequence before; returned as it is afterwards.
     """
-    ends_D = np.cumsum(inputs_D)
+    # Plain integers and bisect: several times faster here than numpy's functions for one value.
+    ends: list[int] = np.cumsum(inputs_D).tolist()
     opened: list[int] = []
     place, before = 0, 0
-    while place < len(ends_D):
-        stop = int(np.searchsorted(ends_D, before + size - used, side="right"))
+    while place < len(ends):
+        stop = bisect.bisect_right(ends, before + size - used, lo=place)
         if stop == place:
             opened.append(place)
             used = 0
             continue
-        used += int(ends_D[stop - 1]) - before
-        place, before = stop, int(ends_D[stop - 1])
+        used += ends[stop - 1] - before
+        place, before = stop, ends[stop - 1]
     return numbers_D[opened], used
 
 

@@ -49,8 +49,10 @@ class IndexedDataset:
     Opening looks at headers and sizes only; `verify` reads all of the index.
     """
 
-    def __init__(self, prefix: str | Path) -> None:
+    def __init__(self, prefix: str | Path, stem: str | None = None) -> None:
+        """stem: where manifest, documents table and token bytes are; else it follows from the prefix."""
         self.prefix = str(prefix)
+        self.stem = self.prefix.removesuffix("_text_document") if stem is None else stem
         index, data = idx_path(prefix), bin_path(prefix)
         for path in (index, data):
             if not path.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,16 @@ def read_manifest(prefix: str | Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise ValueError(f"{path} is damaged: it holds no object")
     return manifest
+
+
+def content_of(stem: str | Path) -> str | None:
+    """Changes with what a prepared data set holds: sources, options, tokenizer. None without a manifest."""
+    if not manifest_path(stem).is_file():
+        return None
+    manifest = read_manifest(stem)
+    facts = [manifest.get(key) for key in ("options", "tokenizer", "documents", "tokens", "text_bytes")]
+    facts.append([{**source, "changed": None} for source in manifest.get("sources", [])])
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_token_bytes(prefix: str | Path) -> IdArray:

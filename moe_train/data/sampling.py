@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moe_train.data.manifest import content_of
 from moe_train.data.permutation import permuted, permuted_many
 from moe_train.data.readers import Reader
 
@@ -51,7 +52,8 @@ class Sampler:
     def identity(self) -> dict[str, Any]:
         """What decides which tokens a sample is, besides seed, order and the tokens themselves."""
         dataset = self.reader.dataset
-        return {"documents": len(dataset), "tokens": dataset.token_count, **self.reader.identity()}
+        size = {"documents": len(dataset), "tokens": dataset.token_count}
+        return {**size, "content": content_of(dataset.stem), **self.reader.identity()}
 
     def epochs(self, samples: int) -> float:
         """How many times so many samples pass over the data."""

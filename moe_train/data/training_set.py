@@ -5,6 +5,7 @@ Suffixes: M data sets, N samples of a batch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from moe_train.data.blend import Integers, Pattern
-from moe_train.data.dataset import sidecar_stem
+from moe_train.data.dataset import data_prefixes, sidecar_stem
 from moe_train.data.index import OncePerNode
 from moe_train.data.members import open_reader
 from moe_train.data.options import Blend, DataOptions, all_names, members_of
@@ -21,6 +22,7 @@ from moe_train.data.rows import Batch, Rows
 from moe_train.data.sampling import Sampler
 
 _BLOCK = 4096
+_SEED_STEP = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -163,9 +165,12 @@ def open_training_set(
     `index.open_index`.   Errors: FileNotFoundError, ValueError as from `open_dataset`, and where members of a blend
     were written by different tokenizers.
     """
+    names = all_names(options)
+    _check_distinct(names)
+    # Data sets of one size must not be read in one order; the first keeps the run's own seed.
     samplers = {
-        name: Sampler(open_reader(name, options, cache=cache, once=once), seed, options.shuffle)
-        for name in all_names(options)
+        name: Sampler(open_reader(name, options, cache=cache, once=once), seed + number * _SEED_STEP, options.shuffle)
+        for number, name in enumerate(names)
     }
     blends: list[tuple[int, Blend]] = [(0, options.train)]
     blends += [(stage.from_step * batch_size, stage.train) for stage in options.stages]
@@ -182,3 +187,12 @@ def open_training_set(
             for first, blend in blends
         ],
     )
+
+
+def _check_distinct(names: Sequence[str]) -> None:
+    """ValueError where two names stand for one data set: it would be read twice."""
+    seen: dict[str, str] = {}
+    for name in names:
+        first = seen.setdefault(os.path.realpath(data_prefixes(name)[0]), name)
+        if first != name:
+            raise ValueError(f"data sets {first} and {name} are the same files; use one name for them everywhere")

@@ -115,6 +115,7 @@ def train_step(
     The language loss is the sum over all target tokens of the step divided by their number, over all ranks and
     micro-batches; auxiliary losses likewise from their (sum, count) pairs, in the same backward pass.
 
+    ValueError, on every rank, where no token of the step is a target.
     FloatingPointError, on every rank, where loss or gradients are not finite: gates and optimizer are not to be used
     any more.
     """
@@ -122,6 +123,10 @@ def train_step(
     assert len(batches) == engine.accumulation
     wanted = torch.tensor([requests.stop, requests.save], dtype=torch.float64)
     total = groups.sum_over_data(torch.cat([counts(batches), wanted]).to(device))
+    if not total[0]:
+        raise ValueError(
+            f"step {step + 1} has no token that counts in the loss: is every prompt longer than data.sequence_length?"
+        )
     totals = {name: total[i].clamp(min=1).float() for i, name in enumerate(_COUNTS)}
     engine.set_lr(lr)
     engine.set_training(True)

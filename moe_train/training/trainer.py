@@ -134,12 +134,12 @@ class Trainer:
             last = self.step == options.steps or result.requests.stop
             if self.step % config.logging.every == 0 or last:
                 self._record(interval)
-            if config.eval.every and (self.step % config.eval.every == 0 or self.step == options.steps):
-                self._validate()
-                interval.restart_clock()
             every = config.checkpoint.every_steps
             if last or result.requests.save or (every and self.step % every == 0):
                 self._save()
+                interval.restart_clock()
+            if config.eval.every and (self.step % config.eval.every == 0 or self.step == options.steps):
+                self._validate()
                 interval.restart_clock()
             if result.requests.stop:
                 break
