@@ -44,7 +44,7 @@ def test_each_node_writes_its_index_once(
         ]
     for found in seen:
         assert np.array_equal(found["ids"], seen[0]["ids"]) and found["mapped"]
-        assert found["bytes"] == 8 * found["samples"]
+        assert found["bytes"] == 16 + 8 * found["samples"]
     again = processes(len(node_of)).run(data.open_on_nodes, options=options, folder=tmp_path, node_of=node_of)
     assert all(found["writes"] == 0 for found in again)
     assert np.array_equal(again[-1]["ids"], seen[0]["ids"])

@@ -165,6 +165,13 @@ def test_every_group_carries_the_timeout(processes: Processes, size: int, expert
         assert set(timeouts.values()) == {datetime.timedelta(minutes=7)}, timeouts
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_step_without_targets(processes: Processes, size: int) -> None:
+    """As with prompts that are all longer than a sequence: it must not go on with a loss of nan."""
+    messages = processes(size).run(bits.step_without_targets, case=Case(router=ROUTERS["softmax_topk"]))
+    assert all("step 5 has no token that counts in the loss" in message for message in messages)
+
+
 @pytest.mark.parametrize(("size", "expert", "clip"), [(1, 1, 0.0), (1, 1, 1.0), (2, 2, 0.0), (4, 2, 1.0)])
 @pytest.mark.parametrize("zero", [1, 2, 3])
 def test_a_gradient_that_is_not_finite(processes: Processes, size: int, expert: int, clip: float, zero: int) -> None:

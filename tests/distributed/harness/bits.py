@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import unittest.mock
 from typing import Any
@@ -16,7 +17,7 @@ from moe_train.parallel.groups import make_groups
 from moe_train.parallel.options import ParallelOptions
 from moe_train.routing import topk
 from moe_train.routing.interface import LossTerm
-from moe_train.training.step import _Collector
+from moe_train.training.step import _Collector, train_step
 from tests.distributed.harness import layers, training
 from tests.distributed.harness.training import Case, Record, groups_for, make_engine
 
@@ -139,6 +140,22 @@ def step_with_infinite_gradient(case: Case, rank: int) -> tuple[str, list[Tensor
     biases = [b.clone() for n, b in engine.module.named_buffers() if n.endswith("bias_E")]
     engine.close()
     return message, biases
+
+
+def step_without_targets(case: Case) -> str:
+    """What is raised where no token of a step counts in the loss, on any rank."""
+    engine = make_engine(case, groups_for(case.expert))
+    batches = [
+        dataclasses.replace(batch, target_BS=torch.zeros_like(batch.target_BS))
+        for batch in training.micro_batches_of(case, engine.groups, 0)
+    ]
+    try:
+        train_step(engine, batches, lr=case.optimizer.lr, seed=case.seed, step=4)
+        message = ""
+    except ValueError as error:
+        message = str(error)
+    engine.close()
+    return message
 
 
 def repeated_layer(case: Case, times: int) -> bool:

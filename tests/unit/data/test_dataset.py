@@ -76,9 +76,17 @@ def test_names(tmp_path: Path, write_tokens: Write) -> None:
 def test_missing_and_foreign_shards_are_refused(tmp_path: Path, write_tokens: Write) -> None:
     write_tokens(tmp_path / "p", [4, 5, 6], cuts=[1, 2])
     names = [f"p_{number:05d}_text_document" for number in range(3)]
-    files = {f"{name}.{end}": 1 for name in names for end in ("bin", "idx")}
+    files = {f"{name}.{end}": (tmp_path / f"{name}.{end}").stat().st_size for name in names for end in ("bin", "idx")}
     manifest_path(tmp_path / "p").write_text(json.dumps({"files": files | {"p.documents.parquet": 1}}))
     assert open_dataset(tmp_path / "p").token_count == 15
+    wrong = {**files, f"{names[1]}.bin": 1}
+    manifest_path(tmp_path / "p").write_text(json.dumps({"files": wrong}))
+    with pytest.raises(ValueError, match="p_00001_text_document.bin has 10 bytes, 1 by the manifest"):
+        open_dataset(tmp_path / "p")
+    manifest_path(tmp_path / "p").write_text(json.dumps({"files": {"q_text_document.idx": 1}}))
+    with pytest.raises(ValueError, match="p_00000_text_document.idx is not of it"):
+        open_dataset(tmp_path / "p")
+    manifest_path(tmp_path / "p").write_text(json.dumps({"files": files}))
     for end in ("bin", "idx"):
         (tmp_path / f"{names[2]}.{end}").rename(tmp_path / f"away.{end}")
     with pytest.raises(ValueError, match=r"manifest names: p_00002_text_document.idx is missing$"):
