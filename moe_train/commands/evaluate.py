@@ -20,7 +20,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--processes", type=positive, metavar="N", help="processes (default: one per accelerator, or what EP needs)"
     )
-    parser.add_argument("--limit-batches", type=positive, metavar="N", help="stop after N batches per process")
+    parser.add_argument("--limit-batches", type=positive, metavar="N", help="only N batches per process, spread evenly")
     parser.add_argument(
         "--documents", action="store_true", help="documents one by one, cut and padded, in place of windows of the text"
     )

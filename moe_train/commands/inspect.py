@@ -180,4 +180,4 @@ def _show(dataset: Any, start: int, stop: int) -> None:
 
 def _origin(origins: Any, document: int) -> str:
     found = origins[document]
-    return f"{found.id} from {found.source} row {found.row}, domain {found.domain or '(none)'}"
+    return f"{found.id or '(no id)'} from {found.source} row {found.row}, domain {found.domain or '(none)'}"

@@ -185,6 +185,8 @@ def run(args: argparse.Namespace) -> int:
         )
     for split, manifest in manifests.items():
         _show(args.output, split, manifest)
+    for manifest in list(manifests.values())[:1]:
+        _show_problems(manifest)
     return 0
 
 
@@ -199,7 +201,14 @@ def _show(prefix: str, split: str, manifest: dict[str, Any]) -> None:
         + (f", {shards} shards" if shards > 1 else "")
         + (f"; left out in all: {skipped}" if skipped else "")
     )
-    for problem in manifest["problems"][:3]:
+
+
+def _show_problems(manifest: dict[str, Any]) -> None:
+    """The first rows that could not be read; they are of the whole job."""
+    from moe_train.data.prepare.options import STOPPABLE
+
+    unreadable = [problem for problem in manifest["problems"] if problem["reason"] not in STOPPABLE]
+    for problem in unreadable[:3]:
         rows = f"row {problem['row']}" if problem["rows"] == 1 else f"{problem['rows']} rows from {problem['row']}"
         print(f"  left out: {problem['file']}, {rows}: {problem['reason']}")
 

@@ -139,7 +139,7 @@ def open_dataset(name: str | Path) -> Dataset:
 def data_prefixes(name: str | Path) -> list[str]:
     """The prefixes of the files of a data set, in the order of its stream. Errors as those of `open_dataset`."""
     name, stem = str(name), sidecar_stem(name)
-    found = _resolve(name, TEXT)
+    found = _resolve(name, TEXT) or _resolve(stem, TEXT)
     if not found:
         there = datasets_in(Path(stem).parent)
         known = f"; data sets there: {', '.join(there)}" if there else ""

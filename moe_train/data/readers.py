@@ -59,7 +59,7 @@ class _Segments:
         tokens = self.dataset.read(start, start + length + 1)
         rows.ids_NS[row, part], rows.labels_NS[row, part] = tokens[:-1], tokens[1:]
         rows.padding_NS[row, part] = False
-        rows.target_NS[row, part] = True if self.mask is None else self.mask.read(start + 1, start + length + 1) == 1
+        rows.target_NS[row, part] = True if self.mask is None else self.mask.read(start + 1, start + length + 1) != 0
         if rows.position_NS is not None:
             rows.position_NS[row, part] = np.arange(length)
         if rows.domain_NS is not None and self.domains is not None:
@@ -126,7 +126,7 @@ class WindowReader(_Segments):
         at = slice(None) if at_K.size == len(rows.ids_NS) else at_K
         rows.ids_NS[at], rows.labels_NS[at] = tokens[:, :-1], tokens[:, 1:]
         rows.padding_NS[at] = False
-        rows.target_NS[at] = True if self.mask is None else self.mask.read_rows(starts_K + 1, length) == 1
+        rows.target_NS[at] = True if self.mask is None else self.mask.read_rows(starts_K + 1, length) != 0
         if rows.position_NS is not None:
             rows.position_NS[at] = self._offsets_S
         if rows.domain_NS is not None and self.domains is not None:
