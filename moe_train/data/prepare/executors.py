@@ -80,7 +80,10 @@ class Processes:
         return Counts(*self._counts[:])
 
     def _submit(self, task: Task) -> Future[Any]:
-        return self._pool.submit(_work, task)
+        try:
+            return self._pool.submit(_work, task)
+        except OSError as error:  # "handle is closed": how a pool answers that is just breaking
+            raise BrokenProcessPool(str(error)) from error
 
 
 def in_flight(
