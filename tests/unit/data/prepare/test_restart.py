@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,17 @@ def test_a_worker_that_dies(
             run([sources], tmp_path / "out/x", OPTIONS, workers=2)
     run([sources], tmp_path / "out/x", OPTIONS, workers=2)
     same(tmp_path / "out", expected)
+
+
+def test_a_pool_that_is_just_breaking(tmp_path: Path, run: Run, sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers so for a moment, before it knows itself that a worker is dead."""
+
+    def closed(*_: Any) -> Any:
+        raise OSError("handle is closed")
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", closed)
+    with pytest.raises(OSError, match="a worker process died .*run the same command again"):
+        run([sources], tmp_path / "out/x", OPTIONS, workers=2)
 
 
 def test_an_unfinished_job_refuses_another(tmp_path: Path, run: Run, sources: Path) -> None:
