@@ -54,11 +54,6 @@ class DataOptions:
     index_cache: str = ""
     """With documents: folder for the index of samples, written once per node; empty for <run>/index."""
 
-    @property
-    def cuts_attention(self) -> bool:
-        """Whether one sequence holds several texts that do not see each other."""
-        return self.reset_at_documents or self.pack_documents
-
 
 def members_of(blend: Blend) -> list[tuple[str, float | None]]:
     """Name and weight of each member; None where the weight follows from the size."""

@@ -3,7 +3,6 @@
 from moe_train.data.sources.discovery import find_sources
 from moe_train.data.sources.reading import (
     check_columns,
-    column_names,
     first_texts,
     read_rows,
     sample_texts,
@@ -17,7 +16,6 @@ __all__ = [
     "SourceFile",
     "Span",
     "check_columns",
-    "column_names",
     "find_sources",
     "first_texts",
     "read_rows",

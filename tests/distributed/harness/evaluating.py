@@ -12,15 +12,19 @@ from moe_train.training.validation import validate
 from tests.distributed.harness.training import Case, build_model, groups_for, make_engine
 
 
-def evaluate(case: Case, prefix: str, micro_batch: int, in_engine: bool = False) -> EvaluationResult:
-    """Validation of a fresh model, as it stands or inside an engine, on this rank's share of the data."""
-    groups = groups_for(case.expert)
-    config = RunConfig(
+def run_config(case: Case, micro_batch: int) -> RunConfig:
+    return RunConfig(
         model=case.model,
         router=case.router,
         data=DataOptions(sequence_length=case.length),
         train=TrainOptions(micro_batch_size=micro_batch),
     )
+
+
+def evaluate(case: Case, prefix: str, micro_batch: int, in_engine: bool = False) -> EvaluationResult:
+    """Validation of a fresh model, as it stands or inside an engine, on this rank's share of the data."""
+    groups = groups_for(case.expert)
+    config = run_config(case, micro_batch)
     if not in_engine:
         return validate(build_model(case).eval(), config, groups, prefix, cache=Path(prefix).parent)
     engine = make_engine(case, groups)

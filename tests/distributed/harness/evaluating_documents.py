@@ -7,13 +7,11 @@ from typing import Any
 import torch
 
 from moe_train.data.batches import Batch
-from moe_train.data.options import DataOptions
 from moe_train.evaluation.result import EvaluationResult
 from moe_train.model.micro_batch import MicroBatch, use
 from moe_train.training.document_validation import DocumentProtocol, validate_documents
-from moe_train.training.options import TrainOptions
-from moe_train.training.run_config import RunConfig
 from moe_train.training.step import token_batch
+from tests.distributed.harness.evaluating import run_config
 from tests.distributed.harness.training import Case, build_model, groups_for
 
 
@@ -22,12 +20,7 @@ def evaluate_documents(
 ) -> tuple[EvaluationResult, dict[str, Any]]:
     """Evaluation of documents one by one, this rank's share."""
     groups = groups_for(case.expert)
-    config = RunConfig(
-        model=case.model,
-        router=case.router,
-        data=DataOptions(sequence_length=case.length),
-        train=TrainOptions(micro_batch_size=micro_batch),
-    )
+    config = run_config(case, micro_batch)
     protocol = DocumentProtocol(max_length=max_length, batch_documents=batch_documents)
     return validate_documents(build_model(case).eval(), config, groups, prefix, protocol)
 
