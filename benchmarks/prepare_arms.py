@@ -30,6 +30,8 @@ def main() -> None:
     parser.add_argument("--max-bytes", type=int, help="read about so much text only")
     arguments = parser.parse_args()
     work = ARMS[arguments.arm](arguments)
+    # What the arm before left there is not for this one to remove.
+    shutil.rmtree(arguments.output, ignore_errors=True)
     start_up = time.process_time()
     wall = time.perf_counter()
     text_bytes, tokens = work()
@@ -60,7 +62,6 @@ def ours(arguments: argparse.Namespace, everything: bool) -> Callable[[], tuple[
     options = PrepareOptions(**on if everything else {})
 
     def work() -> tuple[int, int]:
-        shutil.rmtree(arguments.output, ignore_errors=True)
         manifests = prepare(files, arguments.output / "x", tokenizer, options)
         return tuple(sum(m[key] for m in manifests.values()) for key in ("text_bytes", "tokens"))
 
@@ -85,7 +86,6 @@ def plain(arguments: argparse.Namespace, load: Callable[[Path], Encode]) -> Call
                     yield table.column(0).combine_chunks().cast(pa.large_string())
 
     def work() -> tuple[int, int]:
-        shutil.rmtree(arguments.output, ignore_errors=True)
         arguments.output.mkdir(parents=True)
         text_bytes, lengths = 0, []
         with open(arguments.output / "x.bin", "wb", buffering=0) as stream:

@@ -106,27 +106,29 @@ def sides(rows: Rows, texts_N: Any, places_D: npt.NDArray[Any], options: Prepare
     return found_D
 
 
-def _names(rows: Rows, texts_N: Any, places_D: npt.NDArray[Any], columns: list[str]) -> list[str]:
-    """What stands for each document: the first of the columns that has a value that is not empty, else the text."""
+def _names(rows: Rows, texts_N: Any, places_D: npt.NDArray[Any], columns: list[str]) -> list[bytes]:
+    """What stands for each document, as UTF-8: the first of the columns that has a value that is not empty, else the
+    text."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     indices = _indices(places_D)
     whole = len(places_D) == rows.count
-    names: list[str] = []
+    names: list[bytes] = []
     missing: list[int] = []
     for column in columns:
         labels = rows.labels(column)
         labels_D = labels if whole else labels.take(indices)
         if not names:
-            names = pc.fill_null(labels_D, "").to_pylist()
+            names = pc.fill_null(labels_D, "").cast(pa.large_binary()).to_pylist()
         else:
             for place in missing:
-                names[place] = labels_D[place].as_py() or ""
+                names[place] = (labels_D[place].as_py() or "").encode()
         missing = [] if all(names) else [place for place, name in enumerate(names) if not name]
         if not missing:
             return names
     for place, text in zip(missing, texts_N.take(indices.take(_indices(np.array(missing)))), strict=True):
-        names[place] = text.as_py()
+        names[place] = text.as_py().encode()
     return names
 
 

@@ -20,7 +20,7 @@ from moe_train.data.sources import SourceFile
 from moe_train.data.sources.discovery import corpus_facts
 from moe_train.data.tokenizers import Tokenizer
 
-FORMAT = 2
+FORMAT = 3
 
 
 def job_facts(files: Sequence[SourceFile], tokenizer: Tokenizer, options: PrepareOptions) -> dict[str, Any]:

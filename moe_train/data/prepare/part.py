@@ -19,6 +19,8 @@ from moe_train.data.files import PARTIAL_SUFFIX, process_name, sync, write_atomi
 
 _COUNTS = ("documents", "tokens", "text_bytes")
 _TABLE_ROWS = 1 << 16
+_RUNS = os.sysconf("SC_IOV_MAX")
+"""Most pieces of memory that one call may write."""
 TOKENS, LOSS = "bin", "loss"
 """Streams of a part: token ids, and whether each counts in the loss (instruction data)."""
 
@@ -125,7 +127,7 @@ class PartWriter:
         for split in range(self._splits):
             own_D = splits_D == split
             for stream, values in streams.items():
-                _write(self._files[self.part.stream_path(split, stream)], _of_documents(values, ends_D, own_D))
+                _write(self._files[self.part.stream_path(split, stream)], values, ends_D, own_D)
         files_D = np.full(len(rows_D), file, np.int32)
         columns = [pa.array(splits_D), pa.array(lengths_D, pa.int32()), pa.array(files_D), pa.array(rows_D)]
         table = pa.table([*columns, ids_D, domains_D], schema=self._schema)
@@ -176,17 +178,16 @@ class PartWriter:
                 setattr(self.facts, name, getattr(self.facts, name) + one[key])
 
 
-def _of_documents(values: npt.NDArray[Any], ends_D: npt.NDArray[np.int64], own_D: npt.NDArray[np.bool_]) -> Any:
-    """The values of some documents, copied run by run of neighbours."""
-    if own_D.all():
-        return values
+def _write(stream: Any, values: npt.NDArray[Any], ends_D: npt.NDArray[np.int64], own_D: npt.NDArray[np.bool_]) -> None:
+    """Appends the values of some documents, run by run of neighbours and without a copy of them."""
     changes = np.flatnonzero(np.diff(own_D, prepend=False, append=False))
-    starts = np.concatenate([[0], ends_D])[changes]
-    return np.concatenate([values[:0], *(values[begin:end] for begin, end in starts.reshape(-1, 2))])
-
-
-def _write(stream: Any, values: npt.NDArray[Any]) -> None:
-    """All of it: one call may write less."""
-    left = np.ascontiguousarray(values).data.cast("B")
-    while left:
-        left = left[stream.write(left) :]
+    places = (np.concatenate([[0], ends_D])[changes] * values.itemsize).reshape(-1, 2).tolist()
+    letters = np.ascontiguousarray(values).data.cast("B")
+    runs = [letters[begin:end] for begin, end in places]
+    for first in range(0, len(runs), _RUNS):
+        some = runs[first : first + _RUNS]
+        written = os.writev(stream.fileno(), some)
+        # One call may write less.
+        left = memoryview(b"".join(some))[written:] if written < sum(map(len, some)) else b""
+        while left:
+            left = left[stream.write(left) :]

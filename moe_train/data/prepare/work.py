@@ -90,11 +90,8 @@ def perform(context: Context, tokenizer: Tokenizer, task: Task, on_batch: OnBatc
 
 
 def sha256_of(file: SourceFile) -> str:
-    digest = hashlib.sha256()
     with file.open() as stream:
-        while content := stream.read(1 << 20):
-            digest.update(content)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _do_piece(

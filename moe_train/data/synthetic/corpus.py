@@ -27,7 +27,7 @@ DOMAINS: dict[str, Callable[[Draw], str]] = {
 }
 STRATA = 100
 _ROW_GROUP = 256
-_FORMAT = 1
+_FORMAT = 2
 """Another number where the same seed gives other text."""
 
 
