@@ -15,7 +15,8 @@ from moe_train.data.files import write_atomically
 from moe_train.data.manifest import manifest_path, read_manifest
 from moe_train.data.prepare.names import stem_of
 from moe_train.data.prepare.options import SPLITS, PrepareOptions
-from moe_train.data.prepare.work import checksum_name, sha256_of
+from moe_train.data.prepare.part import CHECKSUM
+from moe_train.data.prepare.work import checksum_name, checksum_of
 from moe_train.data.sources import SourceFile
 from moe_train.data.sources.discovery import corpus_facts
 from moe_train.data.tokenizers import Tokenizer
@@ -102,7 +103,7 @@ def begin(folder: Path, job: dict[str, Any], engine: str, files: Sequence[Source
         # What is done has met nothing that is to stop the job, and was read from what is still there.
         compared = before | {"options": before["options"] | _harmless(before["options"], state["options"])}
         same = len(before["sources"]) == len(state["sources"]) and all(
-            _same(b | {"sha256": _checksum_of(folder, number)}, now, file)
+            _same(b | {CHECKSUM: _checksum_of(folder, number)}, now, file)
             for number, (b, now, file) in enumerate(zip(before["sources"], state["sources"], files, strict=False))
         )
         compared |= {"sources": state["sources"]} if same else {}
@@ -125,7 +126,7 @@ def _harmless(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
 
 def _checksum_of(folder: Path, source: int) -> str | None:
     path = folder / checksum_name(source)
-    return str(json.loads(path.read_text())["sha256"]) if path.is_file() else None
+    return str(json.loads(path.read_text())[CHECKSUM]) if path.is_file() else None
 
 
 def _differences(manifest: dict[str, Any], job: dict[str, Any], files: Sequence[SourceFile]) -> list[str]:
@@ -135,7 +136,7 @@ def _differences(manifest: dict[str, Any], job: dict[str, Any], files: Sequence[
         if key not in ("version", "sources") and manifest.get(key) != job[key]
     ]
     before, now = manifest.get("sources", []), job["sources"]
-    unread = {"sha256": None}  # nothing was taken from it, so it may be another one of this size
+    unread = {CHECKSUM: None}  # nothing was taken from it, so it may be another one of this size
     same = len(before) == len(now) and all(
         _same(b, n, f) or (b | unread == b and {**b, "changed": 0} == {**n, **unread, "changed": 0})
         for b, n, f in zip(before, now, files, strict=True)
@@ -149,7 +150,7 @@ def _same(before: dict[str, Any], now: dict[str, Any], file: SourceFile) -> bool
         return False
     if before.get("changed") == now["changed"]:
         return True
-    return before.get("sha256") is not None and before["sha256"] == sha256_of(file)
+    return before.get(CHECKSUM) is not None and before[CHECKSUM] == checksum_of(file)
 
 
 def _difference(key: str, before: Any, now: Any) -> str:

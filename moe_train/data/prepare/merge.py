@@ -26,7 +26,7 @@ from moe_train.data.prepare.copying import append_range
 from moe_train.data.prepare.encoding import streams
 from moe_train.data.prepare.limits import Limits
 from moe_train.data.prepare.names import token_prefix
-from moe_train.data.prepare.part import TOKENS, Part, PartFacts
+from moe_train.data.prepare.part import CHECKSUM, TOKENS, Part, PartFacts
 from moe_train.data.prepare.problems import note
 from moe_train.data.prepare.work import Context
 from moe_train.data.tokenizers import Tokenizer
@@ -55,7 +55,7 @@ def merge(
     """
     merging = _Merging(context, limits)
     keep_tokenizer = tokenizer_copy(next(iter(stems.values())).parent, tokenizer)
-    sources = [facts | {"sha256": merging.checksum(i)} for i, facts in enumerate(job["sources"])]
+    sources = [facts | {CHECKSUM: merging.checksum(i)} for i, facts in enumerate(job["sources"])]
     token_bytes_V = tokenizer.token_bytes()
     manifests: dict[str, dict[str, Any]] = {}
     paths: list[Path] = []
@@ -112,13 +112,13 @@ class _Merging:
         self.facts: list[PartFacts] = []
         self.first_rows: list[dict[int, int]] = []
         """Of each part: source -> row of it that the part begins with."""
-        self._sha256: dict[str, str] = {}
+        self._checksums: dict[str, str] = {}
         rows: Counter[int] = Counter()
         for number, part in enumerate(self.parts):
             facts = part.facts()
             assert facts is not None, f"{part.facts_path} is missing"
             self.facts.append(facts)
-            self._sha256 |= facts.sha256
+            self._checksums |= facts.checksums
             self.first_rows.append({file: rows[file] for file in context.pieces[number].files})
             rows.update({int(file): count for file, count in facts.rows.items()})
         self._last_file = len(context.files) - 1 if limits.cut is None else self._file_of_last()
@@ -147,7 +147,7 @@ class _Merging:
             return None
         path = self.context.checksum_path(file)
         known = json.loads(path.read_text()) if path.is_file() else {}
-        return self._sha256.get(str(file), known.get("sha256"))
+        return self._checksums.get(str(file), known.get(CHECKSUM))
 
     def _file_of_last(self) -> int:
         """The source of the last document."""

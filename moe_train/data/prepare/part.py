@@ -23,13 +23,15 @@ _RUNS = os.sysconf("SC_IOV_MAX")
 """Most pieces of memory that one call may write."""
 TOKENS, LOSS = "bin", "loss"
 """Streams of a part: token ids, and whether each counts in the loss (instruction data)."""
+CHECKSUM = "xxh3_128"
+"""Which one is noted of sources."""
 
 
 @dataclass
 class PartFacts:
     rows: dict[str, int] = field(default_factory=dict)
     """Source (its place in the list, as JSON has keys) -> rows that were read of it, used or not."""
-    sha256: dict[str, str] = field(default_factory=dict)
+    checksums: dict[str, str] = field(default_factory=dict)
     """Of the sources that are whole in the piece."""
     documents: int = 0
     tokens: int = 0

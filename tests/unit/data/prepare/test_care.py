@@ -80,7 +80,7 @@ def test_many_small_files_are_one_piece(tmp_path: Path, run: Run, texts_of: Text
         ("31.parquet", 0),
         ("31.parquet", 2),
     ]
-    assert all(len(source["sha256"]) == 64 for source in manifest["sources"])
+    assert all(len(source["xxh3_128"]) == 32 for source in manifest["sources"])
 
 
 @pytest.mark.parametrize("reason", ["null", "empty", "too long"])

@@ -97,7 +97,7 @@ def test_manifest_and_tables(
         assert tokenizer_of(stem).checksum == tokenizer.checksum
         assert [one["name"] for one in manifest["sources"]] == ["in.parquet"]
         assert manifest["sources"][0]["size"] == source.stat().st_size
-        assert len(manifest["sources"][0]["sha256"]) == 64
+        assert len(manifest["sources"][0]["xxh3_128"]) == 32
         lengths: Counter[str] = Counter()
         for row, ids in zip(origins(stem), (dataset.document(i) for i in range(len(dataset))), strict=True):
             lengths[row["domain"]] += len(ids)
