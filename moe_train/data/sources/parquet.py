@@ -29,23 +29,31 @@ def read_parquet(file: SourceFile, columns: Sequence[str], span: Span, skip_dama
         wanted = [name for name in columns if name in have]
         row = 0
         stop = parquet.num_row_groups if span.stop is None else span.stop
-        for group in range(span.start, stop):
-            end = row + parquet.metadata.row_group(group).num_rows
+        for groups in _together(parquet, range(span.start, stop)):
             try:
-                for batch in _batches(parquet, group, wanted):
-                    yield Rows(row, batch.num_rows, dict(zip(batch.schema.names, batch.columns, strict=True)))
-                    row += batch.num_rows
-            except _errors() as error:
-                if not skip_damaged:
-                    before = sum(parquet.metadata.row_group(i).num_rows for i in range(span.start))
-                    raise ValueError(
-                        f"{file.path} cannot be read as parquet behind row {before + row} ({error}); "
-                        "--on-bad skip leaves out the rest of such a row group"
-                    ) from error
-                _check_damage(file, group, wanted, error)
-                lost = end - row
-                yield Rows(row, lost, {name: [None] * lost for name in wanted}, dict.fromkeys(range(lost), DAMAGED))
-            row = end
+                together = list(_batches(parquet, groups, wanted)) if len(groups) > 1 else []
+            except _errors():
+                together = []  # one by one, to see where
+            for batch in together:
+                yield _rows(row, batch)
+                row += batch.num_rows
+            for group in groups if not together else []:
+                end = row + parquet.metadata.row_group(group).num_rows
+                try:
+                    for batch in _batches(parquet, [group], wanted):
+                        yield _rows(row, batch)
+                        row += batch.num_rows
+                except _errors() as error:
+                    if not skip_damaged:
+                        before = sum(parquet.metadata.row_group(i).num_rows for i in range(span.start))
+                        raise ValueError(
+                            f"{file.path} cannot be read as parquet behind row {before + row} ({error}); "
+                            "--on-bad skip leaves out the rest of such a row group"
+                        ) from error
+                    _check_damage(file, group, wanted, error)
+                    lost = end - row
+                    yield Rows(row, lost, {name: [None] * lost for name in wanted}, dict.fromkeys(range(lost), DAMAGED))
+                row = end
 
 
 def row_groups(file: SourceFile, columns: Sequence[str]) -> list[RowGroup]:
@@ -63,11 +71,30 @@ def parquet_columns(file: SourceFile) -> list[str]:
         return list(parquet.schema_arrow.names)
 
 
-def _batches(parquet: Any, group: int, columns: list[str]) -> Iterator[Any]:
-    facts = parquet.metadata.row_group(group)
-    per_row = max(1, facts.total_byte_size // max(1, facts.num_rows))
+def _together(parquet: Any, groups: range) -> Iterator[list[int]]:
+    """Neighbours that are small, as FineWeb's, together: a call of the reader, and one of an engine, cost 1 ms each."""
+    together: list[int] = []
+    room = BATCH_BYTES
+    for group in groups:
+        size = parquet.metadata.row_group(group).total_byte_size
+        if together and size > room:
+            yield together
+            together, room = [], BATCH_BYTES
+        together.append(group)
+        room -= size
+    if together:
+        yield together
+
+
+def _batches(parquet: Any, groups: list[int], columns: list[str]) -> Iterator[Any]:
+    facts = [parquet.metadata.row_group(group) for group in groups]
+    per_row = max(1, sum(one.total_byte_size for one in facts) // max(1, sum(one.num_rows for one in facts)))
     size = max(1, min(ROWS_PER_BATCH, BATCH_BYTES // per_row))
-    return iter(parquet.iter_batches(size, row_groups=[group], columns=columns, use_threads=False))
+    return iter(parquet.iter_batches(size, row_groups=groups, columns=columns, use_threads=False))
+
+
+def _rows(first: int, batch: Any) -> Rows:
+    return Rows(first, batch.num_rows, dict(zip(batch.schema.names, batch.columns, strict=True)))
 
 
 def _check_damage(file: SourceFile, group: int, columns: list[str], error: Exception) -> None:
@@ -82,7 +109,7 @@ def _check_damage(file: SourceFile, group: int, columns: list[str], error: Excep
             if len(stream.read(column.total_compressed_size)) < column.total_compressed_size:
                 raise OSError(f"{file.path} ends inside row group {group}") from error
         try:
-            for _ in _batches(parquet, group, columns):
+            for _ in _batches(parquet, [group], columns):
                 pass
         except _errors():
             return

@@ -116,13 +116,19 @@ def test_parts_of_lines_are_disjoint_and_complete(tmp_path: Path, end: bytes) ->
         assert found == lines
 
 
-def test_row_groups_are_parts_of_parquet(tmp_path: Path, write_parquet: Callable[..., Path]) -> None:
+def test_row_groups_are_parts_of_parquet(
+    tmp_path: Path, write_parquet: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts = [str(i) for i in range(50)]
     (file,) = find_sources([write_parquet(tmp_path / "a.parquet", texts, row_group_size=8)])
     parts = [(0, 2), (2, 3), (3, 7)]
     found = [[t for rows in read_rows(file, ["text"], Span(*part)) for t in rows.objects("text")] for part in parts]
     assert found == [texts[:16], texts[16:24], texts[24:]]
-    assert [rows.first_row for rows in read_rows(file, ["text"], Span(2, 4))] == [0, 8]
+    assert [(rows.first_row, rows.count) for rows in read_rows(file, ["text"], Span(2, 4))] == [(0, 16)]
+    size = pq.ParquetFile(file.path).metadata.row_group(2).total_byte_size
+    for room, wanted in ((2 * size, [(0, 16), (16, 8)]), (2 * size - 1, [(0, 8), (8, 8), (16, 8)])):
+        monkeypatch.setattr("moe_train.data.sources.parquet.BATCH_BYTES", room)
+        assert [(rows.first_row, rows.count) for rows in read_rows(file, ["text"], Span(2, 5))] == wanted
 
 
 def test_text_in_other_types_of_arrow(tmp_path: Path) -> None:
