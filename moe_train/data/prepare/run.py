@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -68,16 +70,31 @@ def prepare(
         spec = TokenizerSpec(str(tokenizer.path.resolve()), tokenizer.piece(tokenizer.eod_id), fast)
         context = Context(tuple(files), pieces, spec, options, folder.resolve())
         tasks = Tasks(context, how, progress)
-        tasks.do(tokenizer)
-        if how.task is not None:
-            return {}
-        try:
-            manifests = merge(context, tasks.limits, job, stems, tokenizer)
-        except EmptySplit:
-            shutil.rmtree(folder)
-            raise
+        with _full_disk_explained(folder):
+            tasks.do(tokenizer)
+            if how.task is not None:
+                return {}
+            try:
+                manifests = merge(context, tasks.limits, job, stems, tokenizer)
+            except EmptySplit:
+                shutil.rmtree(folder)
+                raise
         shutil.rmtree(folder)
     return manifests
+
+
+@contextmanager
+def _full_disk_explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            error.errno,
+            f"{os.strerror(error.errno)}: {folder} and the result beside it need room for all tokens twice; free some "
+            "space and run the same command again, it goes on where it was",
+        ) from error
 
 
 @contextmanager

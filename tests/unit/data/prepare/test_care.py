@@ -201,3 +201,27 @@ def test_copying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: bool) 
         with pytest.raises(ValueError, match="shorter than its table says"):
             append_range(source, target, 2_999_999, 2)
     assert (tmp_path / "b").read_bytes()[:2_500_010] == content[10:2_500_010] + content[:10]
+
+
+@pytest.mark.parametrize("function", ["writev", "copy_file_range"])
+def test_a_full_disk(
+    tmp_path: Path, run: Run, write_parquet, make_texts, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    """While parts are written, and while they are merged."""
+    source = write_parquet(tmp_path / "in.parquet", make_texts(1, 100), row_group_size=5)
+    run([source], tmp_path / "expected/x")
+    real, calls = getattr(os, function), iter(range(1000))
+
+    def full(*args: Any) -> int:
+        if next(calls) >= 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return int(real(*args))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, full)
+        with pytest.raises(OSError, match="No space left on device: .*x.work .*free some space .* goes on") as caught:
+            run([source], tmp_path / "out/x")
+    assert caught.value.errno == errno.ENOSPC
+    assert not contents(tmp_path / "out")
+    run([source], tmp_path / "out/x")
+    assert contents(tmp_path / "out") == contents(tmp_path / "expected")

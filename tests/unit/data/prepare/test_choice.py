@@ -141,3 +141,21 @@ def test_any_text_comes_back(
     assert manifest["text_bytes"] == sum(len(text.encode()) for text in wanted)
     prepare(files, folder / "whole/x", tokenizer, PrepareOptions())
     assert contents(folder / "whole").items() <= contents(folder).items()
+
+
+@pytest.mark.slow
+@given(documents=DOCUMENTS, piece=st.integers(100, 9000), workers=st.integers(2, 5))
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_text_with_any_number_of_workers(
+    tmp_path_factory: pytest.TempPathFactory,
+    tokenizer: Any,
+    write_parquet: Callable[..., Path],
+    documents: list[str | None],
+    piece: int,
+    workers: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    files = find_sources([write_parquet(folder / "in.parquet", ["first", *documents], row_group_size=3)])
+    prepare(files, folder / "one/x", tokenizer, PrepareOptions(), How(workers=1))
+    prepare(files, folder / "many/x", tokenizer, PrepareOptions(), How(workers=workers, piece_bytes=piece))
+    assert contents(folder / "many") == contents(folder / "one")

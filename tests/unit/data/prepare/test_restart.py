@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,13 +165,7 @@ def test_killed_at_any_moment(tmp_path: Path, sources: Path, tokenizer: Sentence
 def test_workers_end_with_the_one_that_is_killed(
     tmp_path: Path, sources: Path, expected: dict[str, bytes], tokenizer: SentencePieceTokenizer
 ) -> None:
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[4])!r})\n"
-        "from tests.unit.data.prepare.test_restart import _child\n"
-        f"if __name__ == '__main__': _child({str(sources)!r}, {str(tmp_path / 'out/x')!r}, {str(tokenizer.path)!r}, 2)"
-    )
-    script = tmp_path / "script.py"
-    script.write_text(code)
+    script = _script(tmp_path, sources, tokenizer, 2)
     process = subprocess.Popen([sys.executable, str(script)])
     while not list(tmp_path.glob("out/x.work/*.json")) and process.poll() is None:
         time.sleep(0.01)
@@ -182,6 +177,44 @@ def test_workers_end_with_the_one_that_is_killed(
     assert not _with_argument(str(process.pid))
     assert subprocess.run([sys.executable, str(script)]).returncode == 0
     same(tmp_path / "out", expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 4])
+def test_killed_at_any_moment_with_workers(
+    tmp_path: Path, sources: Path, expected: dict[str, bytes], tokenizer: SentencePieceTokenizer, workers: int
+) -> None:
+    script = _script(tmp_path, sources, tokenizer, workers)
+    start = time.monotonic()
+    assert subprocess.run([sys.executable, str(script)]).returncode == 0
+    whole = time.monotonic() - start
+    same(tmp_path / "out", expected)
+    rng = random.Random(os.urandom(8))
+    kills = 0
+    while kills < 8:
+        shutil.rmtree(tmp_path / "out")
+        for _ in range(8):
+            process = subprocess.Popen([sys.executable, str(script)])
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(rng.uniform(0.4, 1.0) * whole)
+                break
+            process.kill()
+            process.wait()
+            kills += 1
+        assert subprocess.run([sys.executable, str(script)]).returncode == 0
+        same(tmp_path / "out", expected)
+
+
+def _script(tmp_path: Path, sources: Path, tokenizer: SentencePieceTokenizer, workers: int) -> Path:
+    """A program that prepares the sources as `out/x`."""
+    arguments = ", ".join(map(repr, (str(sources), str(tmp_path / "out/x"), str(tokenizer.path), workers)))
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[4])!r})\n"
+        "from tests.unit.data.prepare.test_restart import _child\n"
+        f"if __name__ == '__main__': _child({arguments})"
+    )
+    return script
 
 
 def _with_argument(parent: str) -> list[str]:
