@@ -18,7 +18,7 @@ from moe_train.parallel.once import once_per_node
 from moe_train.training.options import TrainOptions
 from moe_train.training.run_config import RunConfig
 from moe_train.training.step import train_step
-from moe_train.training.validation import validate
+from moe_train.training.validation import ValidationSet
 from tests.distributed.harness.training import Case, build_model, groups_for, make_engine
 
 
@@ -62,7 +62,7 @@ def evaluate(case: Case, options: DataOptions, folder: Path, micro_batch: int) -
     config = RunConfig(
         model=case.model, router=case.router, data=options, train=TrainOptions(micro_batch_size=micro_batch)
     )
-    return validate(build_model(case).eval(), config, groups, options.validation, cache=folder)
+    return ValidationSet(config, groups, options.validation, cache=folder).evaluate(build_model(case).eval())
 
 
 def train(case: Case, options: DataOptions, folder: Path, first_step: int = 0) -> list[tuple[float, int, int, Any]]:
