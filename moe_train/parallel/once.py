@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 _POLL_SECONDS = 0.05
-_SLOWEST_POLL_SECONDS = 2.0
+_SLOWEST_POLL_SECONDS = 1.0
 _BEAT_SECONDS = 10.0
 """How often who works says that it is alive; less where the timeout of the group is short."""
 _LOG_SECONDS = 60.0

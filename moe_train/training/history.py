@@ -16,7 +16,7 @@ from typing import Any
 
 from moe_train.checkpoint.store import latest, read_state
 from moe_train.data.files import write_atomically
-from moe_train.training.run_folder import CHECKPOINTS, METRICS
+from moe_train.training.run_folder import CHECKPOINTS, METRICS, started_from
 
 HISTORY = "history.json"
 
@@ -91,9 +91,11 @@ def stretch_of(run_dir: Path, step: int) -> Stretch:
         )
         raise ValueError(f"{so_far}, not step {step}{more}")
     if step <= history[0].after:
+        checkpoint = started_from(run_dir)
+        where = f" ({checkpoint}, of another run)" if checkpoint is not None else ""
         raise ValueError(
             f"the record of {run_dir} begins after step {history[0].after}, where it went on from a checkpoint of a "
-            f"version that kept none: what step {step} read is not known"
+            f"version that kept none{where}: what step {step} read is not known here"
         )
     return next(stretch for stretch in reversed(history) if stretch.after < step)
 

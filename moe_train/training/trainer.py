@@ -7,15 +7,13 @@ import resource
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from moe_train.checkpoint import store
 from moe_train.data.batches import Batch, rank_slice
-from moe_train.data.identity import differences
 from moe_train.data.options import all_names, names_of
-from moe_train.data.training_set import open_training_set, read_before
+from moe_train.data.training_set import open_training_set
 from moe_train.model.language_model import build_language_model
 from moe_train.parallel.groups import Groups, initialize
 from moe_train.parallel.once import once_per_node
@@ -29,6 +27,7 @@ from moe_train.training.history import Stretch, continued, from_plain, to_plain,
 from moe_train.training.interval import Interval
 from moe_train.training.peak import peak_flops
 from moe_train.training.record import DeviceFacts, build_eval_record
+from moe_train.training.resume import check_samples
 from moe_train.training.run_config import RunConfig, to_dict
 from moe_train.training.run_folder import CHECKPOINTS, index_folder, prepare, started_from
 from moe_train.training.schedules import lr_factor
@@ -72,11 +71,14 @@ class Trainer:
         self.step = 0
         self.tokens = 0
         self.names = all_names(config.data)
-        once = partial(once_per_node, what="the index of samples")
         cache = index_folder(config, run_dir)
         check_vocabulary([*self.names, *names_of(config.data.validation)], config.model.vocab_size)
         self.samples = open_training_set(
-            config.data, seed=config.seed, batch_size=config.train.global_batch_size, cache=cache, once=once
+            config.data,
+            seed=config.seed,
+            batch_size=config.train.global_batch_size,
+            cache=cache,
+            once=partial(once_per_node, what="the index of samples"),
         )
         self.identity = self.samples.identity()
         self.validation: ValidationSet | None = None
@@ -84,7 +86,7 @@ class Trainer:
             # Now, since what is wrong with it should not come out after hours of training.
             batches = config.eval.steps * config.accumulation_steps(groups.world_size)
             data = config.data.validation
-            self.validation = ValidationSet(config, groups, data, cache=cache, once=once, max_batches=batches)
+            self.validation = ValidationSet(config, groups, data, cache=cache, max_batches=batches)
             self.validation.check()
         model = build_language_model(
             config.model,
@@ -111,7 +113,10 @@ class Trainer:
             directory = store.latest(self.run_dir / CHECKPOINTS) or started_from(self.run_dir)
         if directory is not None:
             state = load_checkpoint(self.engine, directory)
-            self._check_samples(directory, state, refuse=resume == "auto")
+            size = self.config.train.global_batch_size
+            note = check_samples(directory, state, self.identity, size, strict=resume == "auto")
+            if note and self.groups.rank == 0:
+                print(note, flush=True)
             self.step, self.tokens = state["step"], state["tokens"]
             before = from_plain(state.get("history", []))
         begun = Stretch(
@@ -122,23 +127,6 @@ class Trainer:
             samples=self.identity,
         )
         self.history = continued(before, begun)
-
-    def _check_samples(self, directory: Path, state: dict[str, Any], *, refuse: bool) -> None:
-        """Whether the samples that a checkpoint has read are this run's: a note where not, ValueError to `refuse`."""
-        consumed = state["step"] * self.config.train.global_batch_size
-        if state["consumed_samples"] != consumed:
-            raise ValueError(
-                f"{directory} has consumed {state['consumed_samples']} samples in {state['step']} steps, which is not "
-                f"train.global_batch_size = {self.config.train.global_batch_size} per step; use the run's own value"
-            )
-        changed = "; ".join(differences(*(read_before(x, consumed) for x in (state["samples"], self.identity))))
-        if changed and refuse:
-            raise ValueError(
-                f"{directory} was trained on other samples ({changed}): some would be read twice and others "
-                "never; use the run's own values, or begin a new run with --resume PATH --run-dir NEW"
-            )
-        if changed and self.groups.rank == 0:
-            print(f"note: other samples than before ({changed}), from position {consumed}", flush=True)
 
     def run(self, stop: StopRequest) -> bool:
         """Returns True when the last step was taken, False when it stopped on request."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from torch import Tensor
 from moe_train.data.batches import Batch, evaluation_batches, evaluation_samples
 from moe_train.data.dataset import sidecar_stem
 from moe_train.data.domains import documents_path, renumber
-from moe_train.data.index import OncePerNode
 from moe_train.data.manifest import read_token_bytes, token_bytes_path
 from moe_train.data.members import check_one_tokenizer, open_reader
 from moe_train.data.options import Blend, members_of
@@ -73,8 +73,8 @@ def forward_function(model: Callable[..., Any], groups: Groups) -> Callable[[Bat
 class ValidationSet:
     """One or several data sets, opened once and evaluated as often as asked for, spread over the data-parallel ranks.
 
-    cache, once: for the index of samples where the configuration needs one (`index.open_index`).   max_batches: at most
-    so many per rank.   with_domains: also loss and load of each domain where all of the data sets have labels.
+    cache: folder for the index of samples where the configuration needs one.   max_batches: at most so many per rank.
+    with_domains: also loss and load of each domain of the data sets that have labels.
     Must be made by all ranks. Errors: ValueError, FileNotFoundError where a data set is not there, is damaged or too
     small, or is of another tokenizer than the model.
     """
@@ -86,7 +86,6 @@ class ValidationSet:
         data: Blend,
         *,
         cache: Path,
-        once: OncePerNode = once_per_node,
         max_batches: int | None = None,
         with_domains: bool = False,
     ) -> None:
@@ -99,7 +98,7 @@ class ValidationSet:
                 name,
                 config.data,
                 cache=cache,
-                once=once,
+                once=partial(once_per_node, what="the index of samples"),
                 with_domains=with_domains and documents_path(sidecar_stem(name)).is_file(),
             )
             for name in self.names
