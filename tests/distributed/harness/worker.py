@@ -26,10 +26,17 @@ def serve(
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    timeout = datetime.timedelta(seconds=collective_seconds)
     dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size, timeout=timeout
+        "gloo",
+        init_method=f"file://{rendezvous}",
+        rank=rank,
+        world_size=world_size,
+        timeout=datetime.timedelta(seconds=COLLECTIVE_SECONDS),
     )
+    # Not earlier: the processes need not start at the same time.
+    shorter = datetime.timedelta(seconds=collective_seconds)
+    dist.distributed_c10d._set_pg_timeout(shorter)
+    dist.distributed_c10d._get_default_store().set_timeout(shorter)
     connection.send_bytes(pickle.dumps((True, None)))
     while True:
         try:
