@@ -39,10 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
     from moe_train.evaluation.table import print_table
 
     # Without --data the worker takes the validation set, which may be a blend, from the configuration itself.
-    name = arguments.data or validation_name(arguments.run)
+    data = arguments.data or validation_label(arguments.run)
     # Documents and windows are different measurements of the same data: one does not replace the other.
     kind = "-documents" if arguments.documents else ""
-    result_file = evaluation_path(arguments.run, name + kind, arguments.checkpoint)
+    result_file = evaluation_path(arguments.run, data, arguments.checkpoint, kind)
     unfinished = result_file.with_suffix(".json.unfinished")
     unfinished.unlink(missing_ok=True)
     code = launch(WORKER, worker_arguments(arguments, unfinished), arguments.run, arguments.processes)
@@ -81,21 +81,23 @@ def worker_arguments(arguments: argparse.Namespace, output: Path) -> list[str]:
     return [*command, "--output", str(output)]
 
 
-def validation_name(run_dir: Path) -> str:
-    """What the result for the run's validation set is called: its name, or "validation" where there are several.
+def validation_label(run_dir: Path) -> str:
+    """What the result for the run's validation set says under "data".
 
     ValueError when the folder is no run or the run has no validation set.
     """
     import yaml
 
+    from moe_train.data.options import label_of
+
     config_file = run_dir / "config.yaml"
     if not config_file.is_file():
         raise ValueError(f"{run_dir} is not a run folder: it has no config.yaml")
     config = yaml.safe_load(config_file.read_text(encoding="utf-8")) or {}
-    prefix = (config.get("data") or {}).get("validation")
-    if not prefix:
+    label = label_of((config.get("data") or {}).get("validation"))
+    if not label:
         raise ValueError(f"the run {run_dir} has no validation set (data.validation is empty); give one with --data")
-    return prefix if isinstance(prefix, str) else "validation"
+    return label
 
 
 def launch(module: str, worker: list[str], run_dir: Path, processes: int | None) -> int:

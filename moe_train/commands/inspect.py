@@ -5,90 +5,134 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moe_train.training.step_samples import StepSamples
 
 _EXAMPLE = """examples:
   moe-train inspect data/demo/train
   moe-train inspect data/demo/train --document 3
   moe-train inspect data/demo/train --sample 0 --sequence-length 256 --seed 1
+  moe-train inspect data/demo/train --sample 0 --sampler documents --pack-documents
   moe-train inspect runs/demo
   moe-train inspect runs/demo --step 100 --rank 0
+  moe-train inspect runs/demo --sample 812
   moe-train inspect runs/demo/checkpoints/step_00000216"""
 
 
 def register(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Show a data set (its size, a document, a sample), a run (its checkpoints, what a step read) or a checkpoint."
+        "Show a data set (its size, a document, a sample), a run (its checkpoints, what a step or a sample of it read) "
+        "or a checkpoint."
     )
     parser.epilog = _EXAMPLE
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("path", metavar="NAME|RUN|CHECKPOINT", help="name of a data set, or folder")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--document", type=int, metavar="N", help="text and origin of a document")
-    what.add_argument("--sample", type=int, metavar="N", help="text and origin of a training sample")
+    what.add_argument("--document", type=int, metavar="N", help="of a data set: text and origin of a document")
+    what.add_argument("--sample", type=int, metavar="N", help="text and origin of a sample of a data set or a run")
     what.add_argument("--step", type=int, metavar="K", help="of a run: the documents that this step read (from 1)")
     parser.add_argument("--rank", type=int, metavar="R", help="with --step: of this data-parallel rank alone")
-    parser.add_argument(
-        "--processes", type=int, metavar="N", help="with --rank: processes of the run, if not those of its last start"
+    cut = parser.add_argument_group(
+        "samples of a data set", "what the run's configuration says under data and seed; with a RUN it says so itself"
     )
-    parser.add_argument("--sequence-length", type=int, default=256, metavar="S", help="of the samples (default 256)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples' order (default 0)")
-    parser.add_argument("--no-shuffle", action="store_true", help="samples in the order of the data set")
+    cut.add_argument("--sequence-length", type=int, metavar="S", help="default 256")
+    cut.add_argument("--sampler", choices=("packed", "documents"), help="default packed")
+    cut.add_argument("--pack-documents", action="store_true", help="with --sampler documents: whole ones per sequence")
+    cut.add_argument("--seed", type=int, metavar="N", help="of the samples' order (default 0)")
+    cut.add_argument("--no-shuffle", action="store_true", help="samples in the order of the data set")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.rank is not None and args.step is None:
+        raise ValueError("--rank belongs to --step")
+    cuts = ("sequence_length", "sampler", "pack_documents", "seed", "no_shuffle")
+    given = [f"--{name.replace('_', '-')}" for name in cuts if getattr(args, name) not in (None, False)]
+    folder = Path(args.path).is_dir()
+    if given and (folder or args.sample is None):
+        raise ValueError(f"{', '.join(given)}: only for --sample of a data set; a run's own configuration says it")
     if args.step is not None:
         return _inspect_step(args)
-    if args.rank is not None or args.processes is not None:
-        raise ValueError("--rank and --processes belong to --step")
-    if Path(args.path).is_dir():
+    if folder and args.sample is not None:
+        return _inspect_run_sample(args)
+    if folder and args.document is not None:
+        raise ValueError(f"{args.path} is a folder; --document belongs to a data set, which is named by its prefix")
+    if folder:
         return _inspect_folder(args)
     from moe_train.data.dataset import open_dataset
 
+    if args.sample is not None:
+        return _inspect_sample(args)
     dataset = open_dataset(args.path)
     if args.document is not None:
         if not 0 <= args.document < len(dataset):
             raise ValueError(f"{args.path} has documents 0 to {len(dataset) - 1}, not {args.document}")
-        _show(dataset, *dataset.document_span(args.document))
-    elif args.sample is not None:
-        from moe_train.data.readers import WindowReader
-        from moe_train.data.sampling import Sampler
-
-        sampler = Sampler(WindowReader(dataset, args.sequence_length), args.seed, shuffle=not args.no_shuffle)
-        [(start, stop)] = sampler.reader.spans(sampler.place(args.sample))
-        epoch = args.sample // sampler.samples_per_epoch
-        print(f"sample {args.sample}: epoch {epoch}, tokens from {start:,} of the stream")
-        _show(dataset, start, stop)
+        _show(dataset, [dataset.document_span(args.document)])
     else:
         _overview(args.path, dataset)
     return 0
 
 
+def _inspect_sample(args: argparse.Namespace) -> int:
+    """A sample of a data set as a run on it alone would read it."""
+    import tempfile
+
+    from moe_train.data.members import open_reader
+    from moe_train.data.options import DataOptions
+    from moe_train.data.sampling import Sampler
+
+    if args.pack_documents and args.sampler != "documents":
+        raise ValueError("--pack-documents belongs to --sampler documents")
+    options = DataOptions(
+        sequence_length=256 if args.sequence_length is None else args.sequence_length,
+        sampler=args.sampler or "packed",
+        pack_documents=args.pack_documents,
+    )
+    # Where there is an index of samples it is written anew: whose cache could be meant is not known here.
+    with tempfile.TemporaryDirectory() as cache:
+        reader = open_reader(args.path, options, cache=Path(cache), once=lambda work: work())
+        sampler = Sampler(reader, args.seed or 0, shuffle=not args.no_shuffle)
+        spans = reader.spans(sampler.place(args.sample))
+    epoch = args.sample // sampler.samples_per_epoch
+    print(f"sample {args.sample}: epoch {epoch}, tokens from {spans[0][0]:,} of the stream")
+    _show(reader.dataset, spans)
+    return 0
+
+
+def _inspect_run_sample(args: argparse.Namespace) -> int:
+    """Text of a sample of a run."""
+    from moe_train.data.provenance import trace
+    from moe_train.training.step_samples import open_samples, samples_of_step, step_of_sample
+
+    run = Path(args.path)
+    found = samples_of_step(run, step_of_sample(run, args.sample))
+    samples = open_samples(run, found)
+    read = trace(samples, args.sample)
+    print(f"sample {read.index}: {read.name}, epoch {read.epoch}, read by step {found.step}{_taken_by(run, found)}")
+    dataset = samples.samplers[samples.names.index(read.name)].reader.dataset
+    begins = [dataset.document_span(piece.document)[0] for piece in read.pieces]
+    _show(dataset, [(begin + p.first, begin + p.stop) for begin, p in zip(begins, read.pieces, strict=True)])
+    return 0
+
+
 def _inspect_step(args: argparse.Namespace) -> int:
-    """The documents of a step, from the run's configuration and the data alone."""
+    """The documents of a step, from the run's record of its starts and the data alone."""
     from moe_train.data.dataset import sidecar_stem
     from moe_train.data.domains import documents_path
     from moe_train.data.origins import Origins
     from moe_train.data.provenance import trace
-    from moe_train.data.training_set import open_training_set
-    from moe_train.training.run_folder import index_folder, load
-    from moe_train.training.step_samples import samples_of_step
+    from moe_train.training.step_samples import open_samples, samples_of_step
 
-    config = load(Path(args.path))
-    chosen = samples_of_step(config, Path(args.path), args.step, args.rank, args.processes)
-    samples = open_training_set(
-        config.data,
-        seed=config.seed,
-        batch_size=config.train.global_batch_size,
-        cache=index_folder(config, Path(args.path)),
-        once=lambda work: work(),
-    )
+    run = Path(args.path)
+    found = samples_of_step(run, args.step, args.rank)
+    samples = open_samples(run, found)
     origins = {
         name: Origins(sidecar_stem(name)) for name in samples.names if documents_path(sidecar_stem(name)).is_file()
     }
-    reader = "" if args.rank is None else f", rank {args.rank}"
-    print(f"step {args.step} of {args.path}{reader}: {len(chosen)} samples")
-    for index in chosen:
+    reader = "" if args.rank is None else f", rank {args.rank} of {found.ranks}"
+    print(f"step {args.step} of {args.path}{reader}{_taken_by(run, found)}: {len(found.indices)} samples")
+    for index in found.indices:
         read = trace(samples, index)
         print(f"sample {index}: {read.name}, epoch {read.epoch}")
         for piece in read.pieces:
@@ -97,6 +141,11 @@ def _inspect_step(args: argparse.Namespace) -> int:
                 line += f": {_origin(origins[read.name], piece.document)}"
             print(line)
     return 0
+
+
+def _taken_by(run: Path, found: StepSamples) -> str:
+    other = Path(found.stretch.run)
+    return "" if other == run.resolve() else f", taken by {other}"
 
 
 def _inspect_folder(args: argparse.Namespace) -> int:
@@ -142,21 +191,32 @@ def _overview(name: str, dataset: Any) -> None:
     stem = sidecar_stem(name)
     print(f"{name}: {len(dataset):,} documents, {dataset.token_count:,} tokens, stored as {dataset.dtype}")
     if not manifest_path(stem).is_file():
-        print("no manifest: not written by moe-train prepare")
+        print("no manifest: not written by moe-train prepare, so text, sources, tokenizer and domains are not known")
         return
     manifest = read_manifest(stem)
-    print(f"text               {manifest['text_bytes']:,} bytes")
-    if manifest["skipped"]:
-        print(f"left out           {', '.join(f'{count:,} {why}' for why, count in manifest['skipped'].items())}")
-    print(f"sources            {', '.join(source['name'] for source in manifest['sources'])}")
-    tokenizer = manifest["tokenizer"]
-    print(f"tokenizer          {tokenizer['file']}, {tokenizer['vocab_size']} tokens, sha256 {tokenizer['checksum']}")
-    for name, counts in sorted(manifest["domains"].items()):
-        print(f"domain {name or '(none)'}: {counts['documents']:,} documents, {counts['tokens']:,} tokens")
+    tokenizer = manifest.get("tokenizer", {})
+    sources = [str(source.get("name")) for source in manifest.get("sources", [])]
+    facts = {
+        "text": f"{manifest['text_bytes']:,} bytes" if "text_bytes" in manifest else None,
+        "left out": ", ".join(f"{count:,} {why}" for why, count in manifest.get("skipped", {}).items()),
+        "sources": ", ".join(sources) if "sources" in manifest else None,
+        "tokenizer": ", ".join(
+            text.format(tokenizer[key])
+            for key, text in (("file", "{}"), ("vocab_size", "{} tokens"), ("checksum", "sha256 {}"))
+            if key in tokenizer
+        )
+        or None,
+    }
+    for label, value in facts.items():
+        if value != "":
+            print(f"{label:18} {'(the manifest does not say)' if value is None else value}")
+    for domain, counts in sorted(manifest.get("domains", {}).items()):
+        known = [f"{counts[what]:,} {what}" for what in ("documents", "tokens") if what in counts]
+        print(f"domain {domain or '(none)'}: {', '.join(known)}")
 
 
-def _show(dataset: Any, start: int, stop: int) -> None:
-    """Text of the tokens start <= position < stop, document by document."""
+def _show(dataset: Any, spans: list[tuple[int, int]]) -> None:
+    """Text of the tokens of all spans start <= position < stop, document by document."""
     from moe_train.data.domains import documents_path
     from moe_train.data.manifest import manifest_path, tokenizer_of
     from moe_train.data.origins import Origins
@@ -165,9 +225,10 @@ def _show(dataset: Any, start: int, stop: int) -> None:
     stem = dataset.stem
     tokenizer = tokenizer_of(stem) if manifest_path(stem).is_file() else None
     origins = Origins(stem) if documents_path(stem).is_file() else None
-    if start == stop:
+    found = [piece for span in spans for piece in pieces(dataset, *span)]
+    if not found:
         print("(no tokens)")
-    for piece in pieces(dataset, start, stop):
+    for piece in found:
         print(f"document {piece.document}, its tokens {piece.first} to {piece.stop - 1}")
         if origins is not None:
             print(f"  {_origin(origins, piece.document)}")

@@ -11,6 +11,13 @@ import numpy as np
 
 from moe_train.data.tokenizers import IdArray, Tokenizer, load_tokenizer
 
+_KINDS: dict[str, type] = {
+    "sources": list,
+    **dict.fromkeys(("tokenizer", "options", "domains", "skipped", "files"), dict),
+    **dict.fromkeys(("documents", "tokens", "text_bytes"), int),
+}
+"""Of what the keys are that others than prepare read."""
+
 
 def manifest_path(prefix: str | Path) -> Path:
     return Path(f"{prefix}.manifest.json")
@@ -34,7 +41,29 @@ def read_manifest(prefix: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(manifest, dict):
         raise ValueError(f"{path} is damaged: it holds no object")
+    for key, kind in _KINDS.items():
+        if key in manifest and not isinstance(manifest[key], kind):
+            raise ValueError(f"{path} is damaged: {key} is {type(manifest[key]).__name__} in place of {kind.__name__}")
+    if not all(isinstance(source, dict) for source in manifest.get("sources", [])):
+        raise ValueError(f"{path} is damaged: sources does not list objects")
     return manifest
+
+
+def recorded_tokenizer(prefix: str | Path) -> dict[str, Any]:
+    """What the manifest of a prefix says about the tokenizer: file, checksum, vocab_size, eod_id, eod_token.
+
+    Errors: as those of `read_manifest`; ValueError where one of these is missing.
+    """
+    recorded = read_manifest(prefix).get("tokenizer", {})
+    wanted = ("file", "checksum", "vocab_size", "eod_id", "eod_token")
+    missing = [key for key in wanted if key not in recorded]
+    if missing:
+        raise ValueError(
+            f"{manifest_path(prefix)} does not name the tokenizer (no {', '.join(missing)} under tokenizer): it is "
+            "damaged or not written by prepare. Prepare the data again, or take the manifest away to use the tokens "
+            "without it"
+        )
+    return dict(recorded)
 
 
 def content_of(stem: str | Path) -> str | None:
@@ -50,7 +79,7 @@ def content_of(stem: str | Path) -> str | None:
 def read_token_bytes(prefix: str | Path) -> IdArray:
     """[V] int32: bytes of text per token id, V the tokenizer's vocabulary; 0 for special tokens.
 
-    Errors: FileNotFoundError, ValueError for a damaged file.
+    Errors: FileNotFoundError, ValueError for a damaged file, or one that is not of the tokenizer in the manifest.
     """
     path = token_bytes_path(prefix)
     if not path.is_file():
@@ -61,6 +90,12 @@ def read_token_bytes(prefix: str | Path) -> IdArray:
         raise ValueError(f"{path} is damaged: {error}") from error
     if table.ndim != 1 or table.dtype != np.int32:
         raise ValueError(f"{path} is damaged: expected one row of int32, found {table.dtype} of shape {table.shape}")
+    vocab_size = recorded_tokenizer(prefix)["vocab_size"] if manifest_path(prefix).is_file() else len(table)
+    if len(table) != vocab_size:
+        raise ValueError(
+            f"{path} has {len(table)} entries, but the tokenizer that the manifest names has {vocab_size} tokens: the "
+            "files are of different preparations; copy them again"
+        )
     return table
 
 
@@ -69,7 +104,7 @@ def tokenizer_of(prefix: str | Path) -> Tokenizer:
 
     Errors: FileNotFoundError where the copy is gone, ValueError where it is another one.
     """
-    recorded = read_manifest(prefix)["tokenizer"]
+    recorded = recorded_tokenizer(prefix)
     tokenizer = load_tokenizer(Path(prefix).parent / recorded["file"], recorded["eod_token"])
     if tokenizer.checksum != recorded["checksum"]:
         raise ValueError(f"{tokenizer.path} is not the tokenizer that {prefix} was written with")

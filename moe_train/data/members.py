@@ -8,7 +8,7 @@ from pathlib import Path
 from moe_train.data.dataset import open_dataset, open_loss_mask, sidecar_stem
 from moe_train.data.domains import Domains
 from moe_train.data.index import OncePerNode, open_index
-from moe_train.data.manifest import manifest_path, read_manifest
+from moe_train.data.manifest import manifest_path, recorded_tokenizer
 from moe_train.data.options import DataOptions
 from moe_train.data.readers import DocumentReader, PackedDocumentReader, Reader, WindowReader
 
@@ -38,7 +38,7 @@ def check_one_tokenizer(names: Sequence[str]) -> None:
     known: dict[str, str] = {}
     for name in names:
         if manifest_path(sidecar_stem(name)).is_file():
-            known.setdefault(str(read_manifest(sidecar_stem(name))["tokenizer"]["checksum"]), name)
+            known.setdefault(str(recorded_tokenizer(sidecar_stem(name))["checksum"]), name)
     if len(known) > 1:
         first, second, *_ = known.values()
         raise ValueError(

@@ -62,6 +62,10 @@ def members_of(blend: Blend) -> list[tuple[str, float | None]]:
     return [(entry, None) if isinstance(entry, str) else (entry.path, entry.weight) for entry in blend]
 
 
+def names_of(blend: Blend) -> list[str]:
+    return [name for name, _ in members_of(blend)]
+
+
 def label_of(blend: Any) -> str:
     """One line for a blend, also where it is plain values of a config.yaml."""
     if not isinstance(blend, list):

@@ -142,6 +142,7 @@ def _evaluations(run: RunFiles) -> str:
     rows = [
         [
             name,
+            str(evaluation.get("data") or ""),
             number(evaluation.get("step")),
             number(evaluation.get("tokens")),
             number(evaluation.get("loss")),
@@ -152,7 +153,7 @@ def _evaluations(run: RunFiles) -> str:
         ]
         for name, evaluation in run.evaluations.items()
     ]
-    header = ["evaluation", "step", "tokens", "loss", "perplexity", "bits per byte", "Gini", "min-max"]
+    header = ["evaluation", "data", "step", "tokens", "loss", "perplexity", "bits per byte", "Gini", "min-max"]
     parts = [html.table(header, rows)]
     layers = (run.evaluation or {}).get("layers", [])
     name = next(iter(run.evaluations))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -9,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from moe_train.data.dataset import sidecar_stem
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,50 @@ class EvaluationResult:
         }
 
 
-def evaluation_path(run_dir: Path, data: str, checkpoint: str = "latest") -> Path:
-    """Where the result for a data prefix goes: <run>/evaluation/<name of the data>[-<checkpoint>].json."""
-    name = Path(data).name or "validation"
+def evaluation_path(run_dir: Path, data: str, checkpoint: str = "latest", kind: str = "") -> Path:
+    """Where a result goes: <run>/evaluation/<name of the data><kind>[-<checkpoint>].json.
+
+    data: what the result will say under "data". The name is the last part of its path; where that file holds the result
+    of another data set, as many parts before it are added as make the names differ: a/validation goes to
+    validation.json, b/validation then to b-validation.json. The same data set keeps its file.
+    """
+    end = kind
     if checkpoint != "latest":
-        name += "-" + (f"step_{int(checkpoint):08d}" if checkpoint.isdigit() else Path(checkpoint).name)
-    return run_dir / "evaluation" / f"{name}.json"
+        end += "-" + (f"step_{int(checkpoint):08d}" if checkpoint.isdigit() else Path(checkpoint).name)
+    stem = Path(sidecar_stem(data))
+    # Of several data sets.
+    parts = ["validation"] if " + " in data or not stem.name else [*_folders(stem), stem.name]
+    names = ["-".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+    # More than one blend, or names that are alike when they are joined: by number.
+    numbered = (f"{names[-1]}-{number}" for number in itertools.count(2))
+    free: Path | None = None
+    for count, name in enumerate(itertools.chain(names, numbered)):
+        path = run_dir / "evaluation" / f"{name}{end}.json"
+        held = _data_of(path)
+        if held is not None and _same_names(held) == _same_names(data):
+            return path
+        if held is None:
+            free = free or path
+            if count >= len(names) - 1:
+                return free
+    raise AssertionError("numbers do not end")
+
+
+def _folders(stem: Path) -> list[str]:
+    return [part for part in Path(os.path.abspath(stem)).parent.parts if part != os.sep]
+
+
+def _data_of(path: Path) -> str | None:
+    """Which data the result in a file is of; None where there is no result, which may be written then."""
+    try:
+        return str(read_evaluation(path).get("data"))
+    except (OSError, ValueError):
+        return None
+
+
+def _same_names(label: str) -> list[str]:
+    """The data sets of a label by their files, however they are named."""
+    return [os.path.realpath(sidecar_stem(name)) for name in label.split(" + ")]
 
 
 def write_evaluation(path: Path, evaluation: Mapping[str, Any]) -> None:

@@ -3,28 +3,134 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
+
+_POLL_SECONDS = 0.05
+_SLOWEST_POLL_SECONDS = 1.0
+_BEAT_SECONDS = 10.0
+"""How often who works says that it is alive; less where the timeout of the group is short."""
+_LOG_SECONDS = 60.0
+_FAREWELL_SECONDS = 10.0
 
 
-def once_per_node(work: Callable[[], None]) -> None:
+def once_per_node(work: Callable[[], None], what: str = "the work of local rank 0") -> None:
     """Runs `work` in the process with local rank 0 of every node; returns everywhere when all have finished.
 
-    So nothing is assumed about which disks the nodes share. Must be called by all processes.
-    Errors: the error of `work` in the process where it happened, ValueError with its text in all others.
+    So nothing is assumed about which disks the nodes share. Must be called by all processes. The work may take longer
+    than a collective may: nobody waits in one. Processes look at the store that torch.distributed began with, and say
+    now and then that they wait, and for what (`what`). They give up when, for as long as a collective may take, nobody
+    has arrived, finished or given a sign of life.
+    Errors: the error of `work` in the process where it happened, as soon as it happens ValueError with its text in all
+    others; RuntimeError where a process is gone.
     """
-    error: Exception | None = None
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        try:
+    builds = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        if builds:
             work()
+        return
+    call = _Call(dist.get_rank(), dist.get_world_size())
+    call.arrive()
+    if builds:
+        try:
+            with call.signs_of_life():
+                work()
         except Exception as problem:  # whatever it is: the others wait for an answer
-            error = problem
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        texts: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(texts, None if error is None else str(error))
-        failed = [f"rank {rank}: {text}" for rank, text in enumerate(texts) if text is not None]
-        if failed and error is None:
-            raise ValueError("; ".join(failed))
-    if error is not None:
-        raise error
+            call.fail(str(problem) or type(problem).__name__)
+            raise
+    call.finish()
+    call.wait(what)
+
+
+@dataclass
+class _Call:
+    """One call of `once_per_node` on all processes: counters in their common store."""
+
+    rank: int
+    world_size: int
+
+    def __post_init__(self) -> None:
+        # The only one that all processes have, whoever started them; every store answers without the other processes.
+        self.store = _get_default_store()
+        self.seconds: float = self.store.timeout.total_seconds()  # type: ignore[attr-defined]  # not in the stubs
+
+    def arrive(self) -> None:
+        # Each process takes part in each call once, so tickets of one call are neighbours.
+        ticket = self.store.add("once/tickets", 1)
+        self.name = f"once/{(ticket - 1) // self.world_size}"
+        self.add("signs", 1)
+
+    def add(self, counter: str, amount: int) -> int:
+        return int(self.store.add(f"{self.name}/{counter}", amount))
+
+    @contextmanager
+    def signs_of_life(self) -> Iterator[None]:
+        """A thread says that this process lives while the body runs."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(min(_BEAT_SECONDS, self.seconds / 5)):
+                self.add("signs", 1)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def fail(self, text: str) -> None:
+        self.store.set(f"{self.name}/error/{self.rank}", text)
+        self.add("failed", 1)
+        self._leave()
+
+    def finish(self) -> None:
+        self.add("finished", 1)
+        self.add("signs", 1)
+
+    def wait(self, what: str) -> None:
+        """Until all processes have finished, or one has failed."""
+        start = seen = said = time.monotonic()
+        signs, pause = -1, _POLL_SECONDS
+        while (finished := self.add("finished", 0)) < self.world_size:
+            if self.add("failed", 0):
+                text = "; ".join(self._errors())
+                self._leave()
+                raise ValueError(text)
+            now = time.monotonic()
+            if (found := self.add("signs", 0)) != signs:
+                signs, seen = found, now
+            elif now - seen > self.seconds:
+                raise RuntimeError(
+                    f"rank {self.rank} waits for {what}, but for {now - seen:.0f} s none of the "
+                    f"{self.world_size - finished} processes that are still missing has given a sign of life"
+                )
+            if now - said > _LOG_SECONDS and int(os.environ.get("LOCAL_RANK", "0")) <= 1:
+                said = now
+                print(
+                    f"rank {self.rank} has waited {now - start:.0f} s for {what} "
+                    f"({finished} of {self.world_size} processes have it)",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            time.sleep(pause)
+            pause = min(1.2 * pause, _SLOWEST_POLL_SECONDS)
+
+    def _errors(self) -> list[str]:
+        texts = ((rank, f"{self.name}/error/{rank}") for rank in range(self.world_size))
+        return [f"rank {rank}: {self.store.get(key).decode()}" for rank, key in texts if self.store.check([key])]
+
+    def _leave(self) -> None:
+        """After a failure: the process of rank 0 may hold the store, and goes when all others know, or soon after."""
+        known, deadline = self.add("known", 1), time.monotonic() + _FAREWELL_SECONDS
+        while self.rank == 0 and known < self.world_size and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+            known = self.add("known", 0)

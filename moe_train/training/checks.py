@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from moe_train.config.errors import Problem
-from moe_train.data.options import Blend, members_of
+from moe_train.data.options import Blend, label_of, members_of
 from moe_train.training.deepspeed_keys import clashes
 
 if TYPE_CHECKING:
@@ -102,6 +102,12 @@ def _data(config: RunConfig) -> Iterator[Problem]:
                 f"data.stages.{number}.from_step", f"must be greater than {before} ({what}), got {stage.from_step}"
             )
         before = max(before, stage.from_step)
+        if stage.from_step >= config.train.steps:
+            yield Problem(
+                f"data.stages.{number}.from_step",
+                f"the stage {label_of(stage.train)} would begin after {stage.from_step} steps, but train.steps is "
+                f"{config.train.steps}: it would never be read; let it begin earlier, or leave it out",
+            )
     if data.reset_at_documents and data.sampler != "packed":
         yield Problem(
             "data.reset_at_documents", "belongs to data.sampler: packed; with documents no sequence crosses a boundary"

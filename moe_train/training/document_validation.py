@@ -5,22 +5,21 @@ The test protocol of LPR's published code (arXiv 2506.21328, evaluate.py): docum
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from moe_train.data.batches import Batch
 from moe_train.data.dataset import open_dataset, open_loss_mask, sidecar_stem
 from moe_train.data.document_batches import DocumentSet
 from moe_train.data.domains import Domains, documents_path
-from moe_train.data.manifest import manifest_path, read_manifest
+from moe_train.data.manifest import manifest_path, recorded_tokenizer
 from moe_train.data.options import Blend, members_of
 from moe_train.evaluation.batch_average import BatchAverage
 from moe_train.evaluation.loss import evaluate
 from moe_train.evaluation.result import EvaluationResult
 from moe_train.parallel.groups import Groups
 from moe_train.training.run_config import RunConfig
-from moe_train.training.validation import check_ids, check_vocabulary, forward_function, token_bytes
+from moe_train.training.validation import check_vocabulary, checked, forward_function, token_bytes
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def validate_documents(
     documents = DocumentSet(
         dataset,
         protocol.max_length,
-        eod_id=read_manifest(stem)["tokenizer"]["eod_id"] if manifest_path(stem).is_file() else None,
+        eod_id=recorded_tokenizer(stem)["eod_id"] if manifest_path(stem).is_file() else None,
         loss_mask=open_loss_mask(dataset),
         limit=None if batches is None else batches * micro_size * groups.data_size,
     )
@@ -62,7 +61,7 @@ def validate_documents(
     everything = documents.batches(micro_size, rank=groups.data_rank, dp_size=groups.data_size, domains=domains)
     result = evaluate(
         average.watch(forward_function(model, groups)),
-        _checked(everything, names, config.model.vocab_size),
+        checked(everything, names, config.model.vocab_size),
         num_layers=config.model.num_layers,
         num_experts=config.model.moe.num_experts,
         token_bytes=token_bytes(name),
@@ -72,9 +71,3 @@ def validate_documents(
     )
     counts = {"documents": len(documents), "truncated": documents.truncated, "max_length": protocol.max_length}
     return result, counts | average.to_json(average.loss(groups.sum_over_data))
-
-
-def _checked(batches: Iterable[Batch], names: Sequence[str], vocab_size: int) -> Iterator[Batch]:
-    for batch in batches:
-        check_ids(batch, names, vocab_size)
-        yield batch

@@ -45,7 +45,7 @@ def evaluate_run(arguments: argparse.Namespace) -> bool:
     from moe_train.training.document_validation import DocumentProtocol, validate_documents
     from moe_train.training.run_folder import index_folder, load
     from moe_train.training.state import load_weights
-    from moe_train.training.validation import validate
+    from moe_train.training.validation import ValidationSet
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     config = _with_layout_for(load(arguments.run_dir), world_size)
@@ -67,9 +67,9 @@ def evaluate_run(arguments: argparse.Namespace) -> bool:
         result, more["documents"] = validate_documents(model, config, groups, data, protocol)
     else:
         cache = index_folder(config, arguments.run_dir)
-        result = validate(
-            model, config, groups, data, cache=cache, max_batches=arguments.limit_batches, with_domains=True
-        )
+        limit = arguments.limit_batches
+        validation = ValidationSet(config, groups, data, cache=cache, max_batches=limit, with_domains=True)
+        result = validation.evaluate(model)
     if groups.rank == 0:
         entropy = unigram_entropy(open_dataset(data)) if isinstance(data, str) else None
         write_evaluation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ def save_checkpoint(
     samples: dict[str, Any],
     keep: int,
     config: dict[str, Any],
+    history: Sequence[dict[str, Any]] = (),
 ) -> Path:
     """Parameters and moments as float32 masters, gate state, generators, position. Collective.
 
     ``samples``: which samples there are and in which order, so that a resumed run can tell whether they are the same.
+    ``history``: who took the steps up to here (training/history.py).
     """
     slices = engine.owned_slices()
     if dist.get_rank() == 0:
@@ -42,6 +45,7 @@ def save_checkpoint(
         "optimizer_steps": engine.optimizer_steps(),
         "layout": _layout(engine),
         "config": config,
+        "history": list(history),
     }
     return store.save(root, step, slices, state, keep=keep)
 

@@ -1,43 +1,80 @@
-"""Which samples of a run a step read, and which of them a rank."""
+"""Which samples a step of a run read, which of them a rank, and the data that they come from."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from moe_train.data.batches import rank_slice
-from moe_train.training.run_config import RunConfig, check
+from moe_train.data.identity import differences
+from moe_train.data.training_set import TrainingSet, open_training_set, read_before
+from moe_train.training.history import Stretch, read_history, stretch_of
+from moe_train.training.run_config import RunConfig, from_dict
+from moe_train.training.run_folder import index_folder
 
 
-def samples_of_step(
-    config: RunConfig, run_dir: Path, step: int, rank: int | None = None, processes: int | None = None
-) -> list[int]:
-    """Indices of the samples that optimizer step `step` (from 1, as in the metrics) read; with a rank, its own in the
-    order of its micro-batches.
+@dataclass(frozen=True)
+class StepSamples:
+    """What an optimizer step read."""
 
-    processes: of the run when it took that step; those of its last start if not given.
-    Errors: ValueError where there is no such step or rank.
+    step: int
+    """From 1, as in the metrics."""
+    stretch: Stretch
+    """Who took it: this run, or one whose checkpoint it began with."""
+    config: RunConfig
+    indices: list[int]
+    """The samples; of a rank in the order of its micro-batches."""
+
+    @property
+    def ranks(self) -> int:
+        """Data-parallel ranks that shared them."""
+        return self.config.data_parallel_size(self.stretch.processes)
+
+
+def samples_of_step(run_dir: Path, step: int, rank: int | None = None) -> StepSamples:
+    """The samples that the step read whose result the run goes on from; with a data-parallel rank, its own.
+
+    Errors: ValueError where the run has no such step, has not taken it yet or has no record of it, or had no such rank.
     """
-    size = config.train.global_batch_size
-    if not 1 <= step <= config.train.steps:
-        raise ValueError(f"{run_dir} has steps 1 to {config.train.steps}, not {step}")
+    stretch = stretch_of(run_dir, step)
+    config = from_dict(stretch.config, source=f"the configuration of {stretch.run}")
+    size, micro = config.train.global_batch_size, config.train.micro_batch_size
     start = (step - 1) * size
     if rank is None:
-        if processes is not None:
-            raise ValueError("--processes says how the ranks shared a step: it needs --rank")
-        return list(range(start, start + size))
-    world_size = processes if processes is not None else _last_processes(run_dir)
-    check(config, world_size)
-    ranks, micro = config.data_parallel_size(world_size), config.train.micro_batch_size
+        return StepSamples(step, stretch, config, list(range(start, start + size)))
+    ranks = config.data_parallel_size(stretch.processes)
     if not 0 <= rank < ranks:
-        raise ValueError(f"the run has data-parallel ranks 0 to {ranks - 1}, not {rank}")
-    firsts = [rank_slice(start, m, rank, ranks, micro) for m in range(config.accumulation_steps(world_size))]
-    return [first + row for first in firsts for row in range(micro)]
+        raise ValueError(f"step {step} was taken on data-parallel ranks 0 to {ranks - 1}, not {rank}")
+    firsts = [rank_slice(start, m, rank, ranks, micro) for m in range(config.accumulation_steps(stretch.processes))]
+    return StepSamples(step, stretch, config, [first + row for first in firsts for row in range(micro)])
 
 
-def _last_processes(run_dir: Path) -> int:
-    path = run_dir / "environment.json"
+def step_of_sample(run_dir: Path, index: int) -> int:
+    """The step (from 1) that reads a sample of a run."""
+    if index < 0:
+        raise ValueError(f"samples are counted from 0: there is no sample {index}")
+    # The same in the whole history: no run goes on from a checkpoint with another batch.
+    return index // int(read_history(run_dir)[-1].config["train"]["global_batch_size"]) + 1
+
+
+def open_samples(run_dir: Path, found: StepSamples) -> TrainingSet:
+    """The data that a step read. ValueError where it is not what it was then."""
+    config, stretch = found.config, found.stretch
     try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["processes"])
-    except (OSError, ValueError, KeyError):
-        raise ValueError(f"{path} does not say how many processes the run had: give --processes") from None
+        samples = open_training_set(
+            config.data,
+            seed=config.seed,
+            batch_size=config.train.global_batch_size,
+            cache=index_folder(config, run_dir),
+            once=lambda work: work(),
+        )
+    except FileNotFoundError as error:
+        raise ValueError(f"the data of step {found.step}, which {stretch.run} took, is not at hand: {error}") from None
+    read = found.step * config.train.global_batch_size
+    changed = differences(read_before(stretch.samples, read), read_before(samples.identity(), read))
+    if changed:
+        raise ValueError(
+            f"the data is not what step {found.step} of {stretch.run} read ({'; '.join(changed)}): bring back the data "
+            "sets as they were"
+        )
+    return samples

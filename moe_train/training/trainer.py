@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import resource
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from moe_train.checkpoint import store
 from moe_train.data.batches import Batch, rank_slice
-from moe_train.data.options import all_names, members_of
-from moe_train.data.training_set import open_training_set, read_before
+from moe_train.data.options import all_names, names_of
+from moe_train.data.training_set import open_training_set
 from moe_train.model.language_model import build_language_model
 from moe_train.parallel.groups import Groups, initialize
 from moe_train.parallel.once import once_per_node
@@ -22,16 +23,18 @@ from moe_train.training.callbacks.build import build_callbacks
 from moe_train.training.callbacks.profiling import profile_hook
 from moe_train.training.engine import Engine
 from moe_train.training.environment import environment, write_environment
+from moe_train.training.history import Stretch, continued, from_plain, to_plain, write_history
 from moe_train.training.interval import Interval
 from moe_train.training.peak import peak_flops
 from moe_train.training.record import DeviceFacts, build_eval_record
+from moe_train.training.resume import check_samples
 from moe_train.training.run_config import RunConfig, to_dict
 from moe_train.training.run_folder import CHECKPOINTS, index_folder, prepare, started_from
 from moe_train.training.schedules import lr_factor
 from moe_train.training.state import load_checkpoint, save_checkpoint
 from moe_train.training.step import Requests, StepResult, train_step
 from moe_train.training.stop import StopRequest
-from moe_train.training.validation import check_ids, check_vocabulary, validate
+from moe_train.training.validation import ValidationSet, check_ids, check_vocabulary
 
 
 def train(config: RunConfig, run_dir: Path, resume: str | None, stop: StopRequest) -> bool:
@@ -48,6 +51,7 @@ def train(config: RunConfig, run_dir: Path, resume: str | None, stop: StopReques
     if groups.rank == 0:
         # Not earlier: what cannot start must not leave its configuration in the folder of a run that could.
         prepare(run_dir, config, resume)
+        write_history(run_dir, trainer.history)
     status: Status = "failed"
     try:
         finished = trainer.run(stop)
@@ -67,15 +71,23 @@ class Trainer:
         self.step = 0
         self.tokens = 0
         self.names = all_names(config.data)
-        validation = [name for name, _ in members_of(config.data.validation)]
-        check_vocabulary([*self.names, *validation], config.model.vocab_size)
+        cache = index_folder(config, run_dir)
+        check_vocabulary([*self.names, *names_of(config.data.validation)], config.model.vocab_size)
         self.samples = open_training_set(
             config.data,
             seed=config.seed,
             batch_size=config.train.global_batch_size,
-            cache=index_folder(config, run_dir),
-            once=once_per_node,
+            cache=cache,
+            once=partial(once_per_node, what="the index of samples"),
         )
+        self.identity = self.samples.identity()
+        self.validation: ValidationSet | None = None
+        if config.eval.every and config.data.validation:
+            # Now, since what is wrong with it should not come out after hours of training.
+            batches = config.eval.steps * config.accumulation_steps(groups.world_size)
+            data = config.data.validation
+            self.validation = ValidationSet(config, groups, data, cache=cache, max_batches=batches)
+            self.validation.check()
         model = build_language_model(
             config.model,
             config.router,
@@ -95,31 +107,26 @@ class Trainer:
 
     def restore(self, resume: str | None) -> None:
         """Goes on from a checkpoint; "auto" without one starts from the beginning."""
-        if resume is None:
-            return
-        directory = Path(resume)
+        before: list[Stretch] = []
+        directory = None if resume is None else Path(resume)
         if resume == "auto":
-            found = store.latest(self.run_dir / CHECKPOINTS) or started_from(self.run_dir)
-            if found is None:
-                return
-            directory = found
-        state = load_checkpoint(self.engine, directory)
-        self.step, self.tokens = state["step"], state["tokens"]
-        expected = self.step * self.config.train.global_batch_size
-        if state["consumed_samples"] != expected:
-            raise ValueError(
-                f"{directory} has consumed {state['consumed_samples']} samples in {self.step} steps, which is not "
-                f"train.global_batch_size = {self.config.train.global_batch_size} per step; use the run's own value"
-            )
-        before, now = (read_before(x, expected) for x in (state["samples"], self.samples.identity()))
-        changed = [f"{key}: {before[key]} then, {now[key]} now" for key in now if now[key] != before.get(key, now[key])]
-        if changed and resume == "auto":
-            raise ValueError(
-                f"{directory} was trained on other samples ({'; '.join(changed)}): some would be read twice and others "
-                "never; use the run's own values, or begin a new run with --resume PATH --run-dir NEW"
-            )
-        if changed and self.groups.rank == 0:
-            print(f"note: other samples than before ({'; '.join(changed)}), from position {expected}", flush=True)
+            directory = store.latest(self.run_dir / CHECKPOINTS) or started_from(self.run_dir)
+        if directory is not None:
+            state = load_checkpoint(self.engine, directory)
+            size = self.config.train.global_batch_size
+            note = check_samples(directory, state, self.identity, size, strict=resume == "auto")
+            if note and self.groups.rank == 0:
+                print(note, flush=True)
+            self.step, self.tokens = state["step"], state["tokens"]
+            before = from_plain(state.get("history", []))
+        begun = Stretch(
+            after=self.step,
+            run=str(self.run_dir.resolve()),
+            processes=self.groups.world_size,
+            config=to_dict(self.config),
+            samples=self.identity,
+        )
+        self.history = continued(before, begun)
 
     def run(self, stop: StopRequest) -> bool:
         """Returns True when the last step was taken, False when it stopped on request."""
@@ -206,17 +213,10 @@ class Trainer:
         self.callbacks.on_record(record)
 
     def _validate(self) -> None:
-        if not self.config.data.validation:
+        if self.validation is None:
             return
         self.engine.set_training(False)
-        result = validate(
-            self.engine,
-            self.config,
-            self.groups,
-            self.config.data.validation,
-            cache=index_folder(self.config, self.run_dir),
-            max_batches=self.config.eval.steps * self.engine.accumulation,
-        )
+        result = self.validation.evaluate(self.engine)
         self.callbacks.on_record(build_eval_record(self.step, result.to_json(step=self.step)))
 
     def _save_is_due(self) -> bool:
@@ -230,9 +230,10 @@ class Trainer:
             step=self.step,
             consumed=self.step * self.config.train.global_batch_size,
             tokens=self.tokens,
-            samples=self.samples.identity(),
+            samples=self.identity,
             keep=self.config.checkpoint.keep,
             config=to_dict(self.config),
+            history=to_plain(self.history),
         )
         self.saved_at = time.monotonic()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe_train.data.batches import Batch, evaluation_batches
+from moe_train.data.batches import Batch, evaluation_batches, evaluation_samples
 from moe_train.data.dataset import sidecar_stem
 from moe_train.data.domains import documents_path, renumber
 from moe_train.data.manifest import read_token_bytes, token_bytes_path
@@ -69,61 +70,80 @@ def forward_function(model: Callable[..., Any], groups: Groups) -> Callable[[Bat
     return forward
 
 
-def validate(
-    model: Callable[..., Any],
-    config: RunConfig,
-    groups: Groups,
-    data: Blend,
-    *,
-    cache: Path,
-    max_batches: int | None = None,
-    with_domains: bool = False,
-) -> EvaluationResult:
-    """Loss and expert load on one or several data sets; collective over all ranks.
+class ValidationSet:
+    """One or several data sets, opened once and evaluated as often as asked for, spread over the data-parallel ranks.
 
-    ``model`` must be in evaluation mode. ``cache``: folder for the index of samples where the configuration needs one.
+    cache: folder for the index of samples where the configuration needs one.   max_batches: at most so many per rank.
+    with_domains: also loss and load of each domain of the data sets that have labels.
+    Must be made by all ranks. Errors: ValueError, FileNotFoundError where a data set is not there, is damaged or too
+    small, or is of another tokenizer than the model.
     """
-    names, weights = zip(*members_of(data), strict=True)
-    check_vocabulary(names, config.model.vocab_size)
-    readers = [
-        open_reader(
-            name,
-            config.data,
-            cache=cache,
-            once=once_per_node,
-            with_domains=with_domains and documents_path(sidecar_stem(name)).is_file(),
+
+    def __init__(
+        self,
+        config: RunConfig,
+        groups: Groups,
+        data: Blend,
+        *,
+        cache: Path,
+        max_batches: int | None = None,
+        with_domains: bool = False,
+    ) -> None:
+        self.names, weights = zip(*members_of(data), strict=True)
+        check_vocabulary(self.names, config.model.vocab_size)
+        self.config, self.groups, self.max_batches = config, groups, max_batches
+        self.weights: Sequence[float] | None = None if None in weights else weights
+        self.readers = [
+            open_reader(
+                name,
+                config.data,
+                cache=cache,
+                once=partial(once_per_node, what="the index of samples"),
+                with_domains=with_domains and documents_path(sidecar_stem(name)).is_file(),
+            )
+            for name in self.names
+        ]
+        domains = [reader.domains for reader in self.readers if reader.domains is not None]
+        self.labels = renumber(domains) if domains else None
+        tables = [token_bytes(name) for name in self.names]
+        # They have one tokenizer. Where one has no table, not all of the text could be counted.
+        self.token_bytes = None if any(table is None for table in tables) else tables[0]
+        evaluation_samples(self.readers, self.weights, None)
+
+    def check(self) -> None:
+        """ValueError where a batch holds a token that the model does not know. Reads this rank's batches, but only
+        where no table of a tokenizer, which was compared already, says which tokens there can be."""
+        if self.token_bytes is None:
+            for _ in self._batches():
+                pass
+
+    def evaluate(self, model: Callable[..., Any]) -> EvaluationResult:
+        """Loss and expert load of a model in evaluation mode; collective over all ranks."""
+        return evaluate(
+            forward_function(model, self.groups),
+            self._batches(),
+            num_layers=self.config.model.num_layers,
+            num_experts=self.config.model.moe.num_experts,
+            token_bytes=self.token_bytes,
+            domains=self.labels,
+            reduce=self.groups.sum_over_data,
+            device=self.groups.device,
         )
-        for name in names
-    ]
-    domains = [reader.domains for reader in readers if reader.domains is not None]
-    labels = renumber(domains) if domains else None
-    everything = evaluation_batches(
-        readers,
-        config.train.micro_batch_size,
-        rank=groups.data_rank,
-        dp_size=groups.data_size,
-        max_batches=max_batches,
-        weights=None if None in weights else weights,
-    )
-    return evaluate(
-        forward_function(model, groups),
-        _checked(everything, names, config.model.vocab_size),
-        num_layers=config.model.num_layers,
-        num_experts=config.model.moe.num_experts,
-        token_bytes=_common_token_bytes(names),
-        domains=labels,
-        reduce=groups.sum_over_data,
-        device=groups.device,
-    )
+
+    def _batches(self) -> Iterator[Batch]:
+        batches = evaluation_batches(
+            self.readers,
+            self.config.train.micro_batch_size,
+            rank=self.groups.data_rank,
+            dp_size=self.groups.data_size,
+            max_batches=self.max_batches,
+            weights=self.weights,
+        )
+        return checked(batches, self.names, self.config.model.vocab_size)
 
 
-def _common_token_bytes(names: Sequence[str]) -> np.ndarray | None:
-    """None where one of the data sets has none. They have one tokenizer (`check_vocabulary`)."""
-    tables = [token_bytes(name) for name in names]
-    return None if any(table is None for table in tables) else tables[0]
-
-
-def _checked(batches: Iterable[Batch], names: Sequence[str], vocab_size: int) -> Iterator[Batch]:
+def checked(batches: Iterable[Batch], names: Sequence[str], vocab_size: int) -> Iterator[Batch]:
+    """The batches, each after `check_ids`."""
     for batch in batches:
         check_ids(batch, names, vocab_size)
         yield batch

@@ -11,6 +11,7 @@ import pytest
 from moe_train.data.dataset import open_dataset
 from moe_train.data.indexed import IndexedWriter
 from moe_train.data.options import BlendMember, DataOptions, Stage
+from moe_train.routing.gates.softmax_topk import SoftmaxTopKOptions
 from moe_train.routing.options import RouterOptions
 from tests.distributed.harness import data
 from tests.distributed.harness.expected import Processes
@@ -57,6 +58,7 @@ def test_an_index_that_cannot_be_written_stops_every_rank(processes: Processes, 
     assert [found["writes"] for found in seen] == [1, 0]
 
 
+TOP_K = SoftmaxTopKOptions().top_k
 KINDS: dict[str, dict[str, Any]] = {
     "reset": {"reset_at_documents": True},
     "documents": {"sampler": "documents"},
@@ -69,8 +71,8 @@ KINDS: dict[str, dict[str, Any]] = {
 def test_training_does_not_depend_on_the_ranks(
     processes: Processes, folder: Path, tmp_path: Path, kind: str, size: int, changes: dict[str, Any]
 ) -> None:
-    """Padding, cut attention and uneven numbers of targets, in a blend that changes at the second step; the last two
-    steps again as after a resume. ``recompute`` where there is accumulation."""
+    """Padding, cut attention and uneven numbers of targets, in a blend that changes at the second step. Then the last
+    step alone, as after a resume. ``recompute`` where there is accumulation."""
     options = DataOptions(
         train=[BlendMember(str(folder / "a"), 2), BlendMember(str(folder / "b"), 1)],
         stages=[Stage(1, str(folder / "b"))],
@@ -80,15 +82,25 @@ def test_training_does_not_depend_on_the_ranks(
     case = Case(router=RouterOptions(gate="softmax_topk"), length=8)
     other = case.with_(recompute="accumulation" in changes, **changes)
     want = processes(1).run(data.train, case=case, options=options, folder=tmp_path)[0]
-    for found in processes(size).run(data.train, case=other, options=options, folder=tmp_path):
-        for got, expected in zip(found, want, strict=True):
-            assert got[0] == pytest.approx(expected[0], rel=1e-6)
-            assert got[1:3] == expected[1:3] and np.array_equal(got[3], expected[3])
-    if kind != "reset":
-        assert all(tokens < case.sequences * 8 for _, _, tokens, _ in want), "no padding"
-    assert all(int(load_LE[0].sum()) % tokens == 0 for _, _, tokens, load_LE in want), "padding was routed"
+    seen = processes(size).run(data.train, case=other, options=options, folder=tmp_path)
+    for number, expected in enumerate(want):
+        first = number * case.sequences
+        assert [index for index, _, _ in expected.read] == list(range(first, first + case.sequences))
+        # No sample is lost, read twice or read otherwise.
+        assert sorted(row for found in seen for row in found[number].read) == expected.read
+        tokens = sum(len(ids) for _, ids, _ in expected.read)
+        assert (tokens < case.sequences * 8) == (kind != "reset"), "whether there is padding"
+        assert expected.tokens == tokens
+        # Every token that is there is given to its experts in every layer, and padding to none.
+        assert expected.load_LE.sum(axis=1).tolist() == [tokens * TOP_K] * case.model.num_layers
+        for got in (found[number] for found in seen):
+            assert got.loss == pytest.approx(expected.loss, rel=1e-6)
+            assert (got.targets, got.tokens) == (expected.targets, expected.tokens)
+            assert np.array_equal(got.load_LE, expected.load_LE)
     later = processes(size).run(data.train, case=other.with_(steps=1), options=options, folder=tmp_path, first_step=2)
-    assert {row[0][1:3] for row in later} == {want[2][1:3]}
+    for [step], whole in zip(later, seen, strict=True):
+        assert step.read == whole[2].read and len(step.read) == case.sequences // size
+        assert (step.targets, step.tokens) == (want[2].targets, want[2].tokens)
 
 
 @pytest.mark.parametrize("weights", [None, (1.0, 3.0)])
@@ -108,6 +120,7 @@ def test_evaluation_does_not_depend_on_the_ranks(
     for got in processes(2).run(data.evaluate, micro_batch=7, **arguments):
         assert got.loss == pytest.approx(want.loss, rel=1e-6) and got.tokens == want.tokens
         assert [layer.load for layer in got.layers] == [layer.load for layer in want.layers]
+    assert [sum(layer.load) for layer in want.layers] == [want.routed_tokens * TOP_K] * case.model.num_layers
     if weights is None and kind != "reset":
         lengths = [np.diff(open_dataset(name).document_bounds(0, len(open_dataset(name)))) for name in names]
         assert want.tokens == sum(int(np.clip(n - 1, 0, 8).sum()) for n in lengths)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moe_train.data.indexed import IndexedWriter
 from tests.e2e.checkpoints import latest, tensors
 from tests.e2e.conftest import overrides, write_tokens
 
@@ -115,6 +116,23 @@ def test_validation_token_beyond_the_vocabulary_without_a_table(train: Train, tm
     refused(train(tmp_path / "run", *overrides(tmp_path, "eval.every=1")), "validation", "model.vocab_size")
 
 
+@pytest.mark.parametrize("damage", ["truncated", "tiny", "ids"])
+def test_validation_data_is_looked_at_before_the_first_step(train: Train, tmp_path: Path, damage: str) -> None:
+    """Not at the first evaluation, which may be hours away."""
+    write_tokens(tmp_path / "train", 2000, seed=1)
+    write_tokens(tmp_path / "validation", 500, seed=2, vocab=500 if damage == "ids" else 256)
+    if damage == "truncated":
+        path = tmp_path / "validation.bin"
+        path.write_bytes(path.read_bytes()[:-100])
+    if damage == "tiny":
+        with IndexedWriter(tmp_path / "validation", 256) as writer:
+            writer.add(np.array([1]))
+    words = {"truncated": ["validation.bin"], "tiny": ["too small"], "ids": ["model.vocab_size"]}[damage]
+    result = train(tmp_path / "run", *overrides(tmp_path, "eval.every=5", "train.steps=5"))
+    refused(result, "validation", *words)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists() and "step 1" not in result.stdout
+
+
 def test_damaged_token_bytes(train: Train, tmp_path: Path) -> None:
     write_tokens(tmp_path / "train", 2000, seed=1)
     write_tokens(tmp_path / "validation", 500, seed=2)
@@ -155,6 +173,7 @@ def test_checkpoint_of_another_geometry(train: Train, trained: Path, data: Path,
         (["model.moe.num_experts=4"], ["of another model"]),
         (["data.sequence_length=16"], ["sequence_length: 32 then, 16 now"]),
         (["seed=9"], ["seed: 1 then, 9 now"]),
+        (["data.train={data}/validation"], ["data sets left out: train; data sets added: validation"]),
     ],
 )
 def test_going_on_with_something_else(
@@ -164,6 +183,7 @@ def test_going_on_with_something_else(
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     before = (run / "config.yaml").read_text()
+    change = [option.format(data=data) for option in change]
     refused(train(run, *overrides(data, "train.steps=4", "eval.every=0", *change), "--resume", "auto"), *words)
     assert (run / "config.yaml").read_text() == before
 

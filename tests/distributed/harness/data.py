@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +19,7 @@ from moe_train.parallel.once import once_per_node
 from moe_train.training.options import TrainOptions
 from moe_train.training.run_config import RunConfig
 from moe_train.training.step import train_step
-from moe_train.training.validation import validate
+from moe_train.training.validation import ValidationSet
 from tests.distributed.harness.training import Case, build_model, groups_for, make_engine
 
 
@@ -62,11 +63,23 @@ def evaluate(case: Case, options: DataOptions, folder: Path, micro_batch: int) -
     config = RunConfig(
         model=case.model, router=case.router, data=options, train=TrainOptions(micro_batch_size=micro_batch)
     )
-    return validate(build_model(case).eval(), config, groups, options.validation, cache=folder)
+    return ValidationSet(config, groups, options.validation, cache=folder).evaluate(build_model(case).eval())
 
 
-def train(case: Case, options: DataOptions, folder: Path, first_step: int = 0) -> list[tuple[float, int, int, Any]]:
-    """Loss, targets, tokens and load of each step from ``first_step`` on."""
+@dataclass(frozen=True)
+class Step:
+    """What one rank knows of a step."""
+
+    loss: float
+    targets: int
+    tokens: int
+    load_LE: Any
+    read: list[tuple[int, list[int], list[int]]]
+    """Of each sample that this rank read, its number, ids and labels (padding left out)."""
+
+
+def train(case: Case, options: DataOptions, folder: Path, first_step: int = 0) -> list[Step]:
+    """The steps from ``first_step`` on of a fresh model."""
     groups = groups_for(case.expert)
     engine = make_engine(case, groups)
     try:
@@ -78,10 +91,17 @@ def train(case: Case, options: DataOptions, folder: Path, first_step: int = 0) -
                 rank_slice(step * case.sequences, micro, groups.data_rank, groups.data_size, size)
                 for micro in range(case.accumulation)
             ]
-            result = train_step(engine, samples.batches(starts, size), lr=case.optimizer.lr, seed=case.seed, step=step)
-            found.append(
-                (result.loss_sum / result.loss_count, result.loss_count, result.tokens, result.load_LE.numpy())
-            )
+            batches = samples.batches(starts, size)
+            result = train_step(engine, batches, lr=case.optimizer.lr, seed=case.seed, step=step)
+            read = [
+                (int(number), ids[~padding].tolist(), labels[~padding].tolist())
+                for batch in batches
+                for number, ids, labels, padding in zip(
+                    batch.sample_B, batch.ids_BS, batch.labels_BS, batch.padding_BS, strict=True
+                )
+            ]
+            loss = result.loss_sum / result.loss_count
+            found.append(Step(loss, result.loss_count, result.tokens, result.load_LE.numpy(), read))
         return found
     finally:
         engine.close()

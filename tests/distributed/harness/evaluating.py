@@ -8,7 +8,7 @@ from moe_train.data.options import DataOptions
 from moe_train.evaluation.result import EvaluationResult
 from moe_train.training.options import TrainOptions
 from moe_train.training.run_config import RunConfig
-from moe_train.training.validation import validate
+from moe_train.training.validation import ValidationSet
 from tests.distributed.harness.training import Case, build_model, groups_for, make_engine
 
 
@@ -24,12 +24,12 @@ def run_config(case: Case, micro_batch: int) -> RunConfig:
 def evaluate(case: Case, prefix: str, micro_batch: int, in_engine: bool = False) -> EvaluationResult:
     """Validation of a fresh model, as it stands or inside an engine, on this rank's share of the data."""
     groups = groups_for(case.expert)
-    config = run_config(case, micro_batch)
+    validation = ValidationSet(run_config(case, micro_batch), groups, prefix, cache=Path(prefix).parent)
     if not in_engine:
-        return validate(build_model(case).eval(), config, groups, prefix, cache=Path(prefix).parent)
+        return validation.evaluate(build_model(case).eval())
     engine = make_engine(case, groups)
     try:
         engine.deepspeed.eval()
-        return validate(engine, config, groups, prefix, cache=Path(prefix).parent)
+        return validation.evaluate(engine)
     finally:
         engine.close()

@@ -37,10 +37,10 @@ class CaseFailed(AssertionError):
 
 
 class ProcessPool:
-    """``world_size`` processes; started by the first case."""
+    """``world_size`` processes; started by the first case. ``collective_seconds``: what a collective may take."""
 
-    def __init__(self, world_size: int) -> None:
-        self.world_size = world_size
+    def __init__(self, world_size: int, collective_seconds: float = worker.COLLECTIVE_SECONDS) -> None:
+        self.world_size, self.collective_seconds = world_size, collective_seconds
         self._processes: list[Any] = []
         self._connections: list[connection.Connection] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -71,7 +71,8 @@ class ProcessPool:
             forkserver.ensure_running()
             for rank in range(self.world_size):
                 ours, theirs = context.Pipe()
-                arguments = (theirs, rank, self.world_size, f"{folder}/rendezvous", f"{folder}/{rank}")
+                files = f"{folder}/rendezvous", f"{folder}/{rank}"
+                arguments = (theirs, rank, self.world_size, *files, self.collective_seconds)
                 process = context.Process(target=worker.serve, args=arguments, daemon=True)
                 process.start()
                 theirs.close()

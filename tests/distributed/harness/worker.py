@@ -12,10 +12,12 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
-COLLECTIVE_TIMEOUT = datetime.timedelta(seconds=300)
+COLLECTIVE_SECONDS = 300.0
 
 
-def serve(connection: Connection, rank: int, world_size: int, rendezvous: str, stacks: str) -> None:
+def serve(
+    connection: Connection, rank: int, world_size: int, rendezvous: str, stacks: str, collective_seconds: float
+) -> None:
     """Answers each (module, name, kwargs) with (True, result) or (False, traceback), until None arrives."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
     # Where the stacks go when the parent asks what a process that hangs is doing.
@@ -25,8 +27,16 @@ def serve(connection: Connection, rank: int, world_size: int, rendezvous: str, s
 
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT
+        "gloo",
+        init_method=f"file://{rendezvous}",
+        rank=rank,
+        world_size=world_size,
+        timeout=datetime.timedelta(seconds=COLLECTIVE_SECONDS),
     )
+    # Not earlier: the processes need not start at the same time.
+    shorter = datetime.timedelta(seconds=collective_seconds)
+    dist.distributed_c10d._set_pg_timeout(shorter)
+    dist.distributed_c10d._get_default_store().set_timeout(shorter)
     connection.send_bytes(pickle.dumps((True, None)))
     while True:
         try:

@@ -20,8 +20,9 @@ from moe_train.data.readers import WindowReader
 from moe_train.data.sampling import Sampler
 from moe_train.data.tokenizers import load_tokenizer
 from moe_train.data.training_set import open_training_set
+from moe_train.training.history import Stretch, write_history
 from moe_train.training.options import TrainOptions
-from moe_train.training.run_config import RunConfig, load_run_config, to_yaml
+from moe_train.training.run_config import RunConfig, load_run_config, to_dict, to_yaml
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +169,31 @@ def test_inspect_sample_names_its_documents(folder: Path, capsys: pytest.Capture
         assert (f"  {names[index]} from" in out) == (first <= index <= last)
 
 
+@pytest.mark.parametrize("pack", [False, True])
+def test_inspect_sample_of_whole_documents(folder: Path, capsys: pytest.CaptureFixture[str], pack: bool) -> None:
+    """As a run on this data set alone would read it."""
+    name = f"{folder}/out/train"
+    line = ["inspect", name, "--sample", "7", "--sampler", "documents", "--seed", "5", "--sequence-length", "500"]
+    assert main([*line, *["--pack-documents"] * pack]) == 0
+    out = capsys.readouterr().out
+    options = DataOptions(train=name, sequence_length=500, sampler="documents", pack_documents=pack)
+    batch = open_training_set(options, seed=5, batch_size=1, cache=folder, once=lambda work: work()).batch(7, 1)
+    dataset, tokenizer = open_dataset(name), tokenizer_of(name)
+    read: list[int] = []
+    found = re.findall(r"^document (\d+), its tokens (\d+) to (\d+)$", out, re.MULTILINE)
+    for document, first, last in found:
+        begin = dataset.document_span(int(document))[0]
+        tokens = dataset.read(begin + int(first), begin + int(last) + 1).tolist()
+        assert tokenizer.decode(tokens) in out
+        read += tokens[:-1]
+    assert read == batch.ids_BS[0][~batch.padding_BS[0]].tolist()
+    assert (len(found) > 1) == pack
+    assert main(["inspect", name, "--sample", "0", "--pack-documents"]) == 2
+    assert "--pack-documents belongs to --sampler documents" in capsys.readouterr().err
+    assert main(["inspect", name, "--seed", "1"]) == 2
+    assert "--seed: only for --sample" in capsys.readouterr().err
+
+
 def test_inspect_data_of_other_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with IndexedWriter(tmp_path / "p", 1000) as writer:
         writer.add([7, 8, 9])
@@ -220,7 +246,9 @@ def run_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = RunConfig(data=data, train=TrainOptions(steps=4, global_batch_size=8, micro_batch_size=2), seed=3)
     run.mkdir()
     (run / "config.yaml").write_text(to_yaml(config))
-    (run / "environment.json").write_text('{"processes": 2}')
+    samples = open_training_set(data, seed=3, batch_size=8, cache=run / "index", once=lambda work: work())
+    write_history(run, [Stretch(0, str(run.resolve()), 2, to_dict(config), samples.identity())])
+    (run / "metrics.jsonl").write_text('{"step": 3}\n')
     return run
 
 
@@ -264,9 +292,13 @@ def test_inspect_names_what_a_rank_read(run_folder: Path, capsys: pytest.Capture
         seen.append([int(index) for index in re.findall(r"^sample (\d+):", out, re.MULTILINE)])
     assert seen == [[8, 9, 12, 13], [10, 11, 14, 15]]
     for arguments, message in (
-        (["--step", "9"], "steps 1 to 4, not 9"),
+        (["--step", "4"], "steps 1 to 3, not step 4"),
         (["--step", "1", "--rank", "2"], "ranks 0 to 1, not 2"),
-        (["--rank", "0"], "belong to --step"),
+        (["--rank", "0"], "belongs to --step"),
+        (["--sample", "24"], "not step 4"),
+        (["--sample", "-1"], "no sample -1"),
+        (["--sample", "0", "--seed", "3"], "--seed: only for --sample of a data set"),
+        (["--document", "0"], "is a folder"),
     ):
         assert main(["inspect", str(run_folder), *arguments]) == 2
         assert message in capsys.readouterr().err

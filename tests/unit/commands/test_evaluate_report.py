@@ -27,8 +27,8 @@ def call(module: object, *line: str) -> int:
 class Worker:
     """Takes the place of the launch; writes RESULT unless told to fail."""
 
-    def __init__(self, code: int = 0, write: bool = True) -> None:
-        self.code, self.write = code, write
+    def __init__(self, code: int = 0, write: bool = True, data: str = "data/val") -> None:
+        self.code, self.write, self.data = code, write, data
         self.line: list[str] = []
         self.processes: int | None = None
 
@@ -37,7 +37,7 @@ class Worker:
         if self.write:
             output = Path(worker[worker.index("--output") + 1])
             output.parent.mkdir(exist_ok=True)
-            output.write_text(json.dumps(RESULT))
+            output.write_text(json.dumps(RESULT | {"data": self.data}))
         return self.code
 
 
@@ -75,6 +75,22 @@ def test_documents_have_a_result_of_their_own(
     assert names == ["val-documents-step_00000007.json", "val.json"]
     with pytest.raises(ValueError, match="--max-length is for evaluation of --documents"):
         call(evaluate, run, "--max-length", "64")
+
+
+def test_a_data_set_of_the_same_last_name_does_not_replace_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both are kept, and listed in the report."""
+    run = str(run_folder(tmp_path))
+    for data in ("data/val", "other/val", "other/val"):
+        monkeypatch.setattr(evaluate, "launch", Worker(data=data))
+        assert call(evaluate, run, "--data", data) == 0
+    found = {path.name: json.loads(path.read_text())["data"] for path in (tmp_path / "evaluation").iterdir()}
+    assert found == {"val.json": "data/val", "other-val.json": "other/val"}
+    assert "other-val.json" in capsys.readouterr().out
+    assert call(report, run) == 0
+    html = (tmp_path / "report.html").read_text()
+    assert all(cell in html for cell in ("data/val", "other/val", "other-val"))
 
 
 @pytest.mark.parametrize("worker", [Worker(code=3), Worker(code=0, write=False)])

@@ -237,6 +237,31 @@ def test_names_of_results_by_checkpoint(tmp_path: Path) -> None:
     assert names == ["val.json", "val-step_00000120.json", "val-step_00000010.json"]
 
 
+def test_data_sets_of_one_last_name_have_results_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever order, and however a data set is named, its next result replaces its own one only."""
+    monkeypatch.chdir(tmp_path)
+    result = EvaluationResult(loss=1.0, tokens=1, bytes=None, bits_per_byte=None, routed_tokens=1, layers=[])
+
+    def put(data: str, kind: str = "") -> str:
+        path = evaluation_path(tmp_path / "run", data, kind=kind)
+        write_evaluation(path, result.to_json(data=data))
+        return path.name
+
+    there = tmp_path / "run" / "evaluation"
+    assert [put(name) for name in ("a/val", "b/val", "x/b/val")] == ["val.json", "b-val.json", "x-b-val.json"]
+    assert put("c/val", "-documents") == "val-documents.json"
+    again = ("a/val", "b/val", "b/./val", "b/val_text_document", str(tmp_path / "a/val"))
+    assert [put(name) for name in again] == ["val.json", "b-val.json", "b-val.json", "b-val.json", "val.json"]
+    assert put("d/val-documents") == "d-val-documents.json"
+    (there / "val.json").unlink()
+    assert put("b/val") == "b-val.json" and put("e/val") == "val.json"
+    assert [put(label) for label in ("a/x + a/y", "a/x + a/z", "a/x + a/y")] == [
+        "validation.json",
+        "validation-2.json",
+        "validation.json",
+    ]
+
+
 def test_infinite_perplexity_is_null_in_the_file(tmp_path: Path) -> None:
     result = EvaluationResult(loss=800.0, tokens=1, bytes=None, bits_per_byte=None, routed_tokens=1, layers=[])
     assert result.perplexity == math.inf

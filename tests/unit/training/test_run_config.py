@@ -205,6 +205,11 @@ def test_blends_and_stages_are_read_back(tmp_path: Path, blend: object) -> None:
             "greater than 5 .the stage before begins at step 5.*got 5",
         ),
         ({"stages": [{"from_step": 5, "train": ""}]}, "data.stages.0.train", "names no data set"),
+        (
+            {"stages": [{"from_step": 5, "train": "a"}, {"from_step": 100, "train": ["b", "c"]}]},
+            "data.stages.1.from_step",
+            r"the stage b \+ c would begin after 100 steps, but train.steps is 100",
+        ),
         ({"sampler": "documents", "reset_at_documents": True}, "data.reset_at_documents", "belongs to .* packed"),
         ({"pack_documents": True}, "data.pack_documents", "belongs to data.sampler: documents"),
         ({"index_cache": "x"}, "data.index_cache", "packed has no index"),

@@ -1,38 +1,123 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
+from moe_train.training.history import Stretch, continued, from_plain, last_step, read_history, to_plain, write_history
 from moe_train.training.options import TrainOptions
-from moe_train.training.run_config import RunConfig
-from moe_train.training.step_samples import samples_of_step
+from moe_train.training.run_config import RunConfig, to_dict
+from moe_train.training.step_samples import samples_of_step, step_of_sample
 
 CONFIG = RunConfig(train=TrainOptions(steps=5, global_batch_size=12, micro_batch_size=2))
 
 
+def stretch(after: int, processes: int = 1, run: str = "run", config: RunConfig = CONFIG) -> Stretch:
+    return Stretch(after, run, processes, to_dict(config), {"seed": 0})
+
+
+def taken(run_dir: Path, history: list[Stretch], steps: int) -> None:
+    """What a run leaves behind that has taken so many steps."""
+    write_history(run_dir, history)
+    records = [json.dumps({"kind": "train", "step": step + 1}) for step in range(steps)]
+    (run_dir / "metrics.jsonl").write_text("\n".join([*records, '{"kind": "tr']))
+
+
+def checkpoint(run_dir: Path, history: list[Stretch], step: int) -> None:
+    folder = run_dir / "checkpoints" / f"step_{step:08d}"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text(json.dumps({"format": 1, "step": step, "history": to_plain(history)}))
+    (folder.parent / "latest").write_text(folder.name)
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3, 6])
 def test_ranks_share_the_samples_of_a_step(tmp_path: Path, processes: int) -> None:
-    (tmp_path / "environment.json").write_text(json.dumps({"processes": processes}))
-    whole = samples_of_step(CONFIG, tmp_path, 3)
+    taken(tmp_path, [stretch(0, processes)], 3)
+    whole = samples_of_step(tmp_path, 3).indices
     assert whole == list(range(24, 36))
-    shares = [samples_of_step(CONFIG, tmp_path, 3, rank) for rank in range(processes)]
+    shares = [samples_of_step(tmp_path, 3, rank).indices for rank in range(processes)]
     assert sorted(sample for share in shares for sample in share) == whole
     # The first micro-batches of all ranks come before the second ones.
     assert [share[:2] for share in shares] == [[24 + 2 * rank, 25 + 2 * rank] for rank in range(processes)]
-    assert samples_of_step(CONFIG, tmp_path, 3, 0, processes=6) == [24, 25]
+    with pytest.raises(ValueError, match=f"ranks 0 to {processes - 1}, not {processes}"):
+        samples_of_step(tmp_path, 3, processes)
 
 
-def test_bad_input(tmp_path: Path) -> None:
-    for step in (0, 6, -1):
-        with pytest.raises(ValueError, match=f"steps 1 to 5, not {step}"):
-            samples_of_step(CONFIG, tmp_path, step)
-    with pytest.raises(ValueError, match="give --processes"):
-        samples_of_step(CONFIG, tmp_path, 1, 0)
-    with pytest.raises(ValueError, match="ranks 0 to 2, not 3"):
-        samples_of_step(CONFIG, tmp_path, 1, 3, processes=3)
-    with pytest.raises(ValueError, match="needs --rank"):
-        samples_of_step(CONFIG, tmp_path, 1, None, processes=3)
-    with pytest.raises(ValueError, match="not divisible"):
-        samples_of_step(CONFIG, tmp_path, 1, 0, processes=5)
+def test_a_step_is_shared_as_when_it_was_taken(tmp_path: Path) -> None:
+    """By other processes in micro-batches of another size, in three parts of a run that began as another one."""
+    wide = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, micro_batch_size=3, steps=9))
+    history = [stretch(0, 6, "first"), stretch(2, 2, config=wide), stretch(4, 1, config=wide)]
+    taken(tmp_path, history, 7)
+    assert [samples_of_step(tmp_path, step, 0).indices[:4] for step in (2, 3, 5)] == [
+        [12, 13],
+        [24, 25, 26, 30],
+        [48, 49, 50, 51],
+    ]
+    assert [samples_of_step(tmp_path, step).stretch.run for step in (1, 2, 3, 7)] == ["first", "first", "run", "run"]
+    assert [step_of_sample(tmp_path, sample) for sample in (0, 11, 12, 83)] == [1, 1, 2, 7]
+    with pytest.raises(ValueError, match="no sample -1"):
+        step_of_sample(tmp_path, -1)
+
+
+def test_steps_that_were_not_taken(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no .*history.json.*--resume auto"):
+        samples_of_step(tmp_path, 1)
+    taken(tmp_path, [stretch(0)], 3)
+    for step, words in (
+        (4, "has taken steps 1 to 3, not step 4; it is to take 5: wait, or go on with it by --resume auto"),
+        (6, "has taken steps 1 to 3, not step 6; train.steps is 5"),
+        (0, "counted from 1"),
+        (-1, "counted from 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            samples_of_step(tmp_path, step)
+    taken(tmp_path, [stretch(0)], 0)
+    with pytest.raises(ValueError, match="has taken no step yet, not step 1"):
+        samples_of_step(tmp_path, 1)
+
+
+def test_a_record_that_begins_late(tmp_path: Path) -> None:
+    """The run went on from a checkpoint that held no history."""
+    taken(tmp_path, [stretch(2)], 4)
+    assert samples_of_step(tmp_path, 3).indices[0] == 24
+    with pytest.raises(ValueError, match="begins after step 2.*what step 2 read is not known"):
+        samples_of_step(tmp_path, 2)
+
+
+def test_a_damaged_record(tmp_path: Path) -> None:
+    for text in ("", "[]", '{"stretches": [{"after": 1}]}'):
+        (tmp_path / "history.json").write_text(text)
+        with pytest.raises(ValueError, match="history.json is damaged"):
+            read_history(tmp_path)
+
+
+def test_a_start_that_changes_nothing_adds_nothing() -> None:
+    """A run that is stopped a thousand times does not carry a thousand configurations."""
+    history = [stretch(0), stretch(10, 2)]
+    assert continued(history, stretch(20, 2)) == history
+    assert continued(history, stretch(20, 4)) == [*history, stretch(20, 4)]
+    assert continued(from_plain(json.loads(json.dumps(to_plain(history)))), stretch(20, 2)) == history
+
+
+def test_going_back_forgets_what_came_after() -> None:
+    history = [stretch(0), stretch(10, 2), stretch(20, 4)]
+    assert continued(history, stretch(15, 8)) == [*history[:2], stretch(15, 8)]
+    assert continued(history, stretch(10, 1)) == history[:1]
+    assert continued(history, stretch(0, 3)) == [stretch(0, 3)]
+
+
+def test_the_last_step_by_metrics_or_checkpoint(tmp_path: Path) -> None:
+    """Metrics may be written rarely; a checkpoint of steps that the run went back behind does not count."""
+    history = [stretch(0), stretch(2, 2)]
+    taken(tmp_path, history, 3)
+    assert last_step(tmp_path, history) == 3
+    checkpoint(tmp_path, history, 4)
+    assert last_step(tmp_path, history) == 4
+    checkpoint(tmp_path, [stretch(0)], 5)
+    assert last_step(tmp_path, history) == 3
+    (tmp_path / "checkpoints" / "latest").write_text("step_00000009")
+    assert last_step(tmp_path, history) == 3
+    (tmp_path / "metrics.jsonl").unlink()
+    assert last_step(tmp_path, history) == 2
