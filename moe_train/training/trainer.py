@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from moe_train.checkpoint import store
-from moe_train.data.batches import Batch, rank_slice
+from moe_train.data.batches import Batch
 from moe_train.data.options import all_names, members_of
+from moe_train.data.steps import StepReader
 from moe_train.data.training_set import open_training_set, read_before
 from moe_train.model.language_model import build_language_model
 from moe_train.parallel.groups import Groups, initialize
@@ -75,6 +76,13 @@ class Trainer:
             batch_size=config.train.global_batch_size,
             cache=index_folder(config, run_dir),
             once=once_per_node,
+        )
+        self.reader = StepReader(
+            self.samples,
+            batch_size=config.train.global_batch_size,
+            micro_size=config.train.micro_batch_size,
+            rank=groups.data_rank,
+            dp_size=groups.data_size,
         )
         model = build_language_model(
             config.model,
@@ -168,13 +176,9 @@ class Trainer:
 
     def _batches(self) -> list[Batch]:
         """This rank's micro-batches of the next step."""
-        config, groups = self.config, self.groups
-        start, micro = self.step * config.train.global_batch_size, config.train.micro_batch_size
-        ranks = groups.data_rank, groups.data_size
-        starts = [rank_slice(start, index, *ranks, micro) for index in range(self.engine.accumulation)]
-        batches = self.samples.batches(starts, micro)
+        batches = self.reader.batches(self.step)
         for batch in batches:
-            check_ids(batch, self.names, config.model.vocab_size)
+            check_ids(batch, self.names, self.config.model.vocab_size)
         return batches
 
     def _announce(self) -> None:
