@@ -27,7 +27,7 @@ class StepReader:
         self._first, self._held = 0, list[Batch]()
 
     def batches(self, step: int) -> list[Batch]:
-        """The micro-batches of a step (from 0), in their order; views of what all steps of a read share, so read only."""
+        """The micro-batches of a step (from 0), in their order; they share memory with other steps'."""
         if not 0 <= (step - self._first) * self.accumulation < len(self._held):
             self._first, self._held = step, self._read(step)
         at = (step - self._first) * self.accumulation
