@@ -77,13 +77,6 @@ class Trainer:
             cache=index_folder(config, run_dir),
             once=once_per_node,
         )
-        self.reader = StepReader(
-            self.samples,
-            batch_size=config.train.global_batch_size,
-            micro_size=config.train.micro_batch_size,
-            rank=groups.data_rank,
-            dp_size=groups.data_size,
-        )
         model = build_language_model(
             config.model,
             config.router,
@@ -92,6 +85,13 @@ class Trainer:
             recompute=config.train.recompute,
         )
         self.engine = Engine(model, groups, config.train, config.optimizer, config.deepspeed)
+        self.reader = StepReader(
+            self.samples,
+            batch_size=config.train.global_batch_size,
+            micro_size=config.train.micro_batch_size,
+            rank=groups.data_rank,
+            dp_size=groups.data_size,
+        )
         self.callbacks: Callbacks = build_callbacks(config.logging, run_dir, groups.rank)
         self.profile = profile_hook(config.profile, run_dir, groups.rank)
         self.saved_at = time.monotonic()
