@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from moe_train.data.batches import Batch
 from moe_train.model.language_model import LanguageModel, build_language_model
@@ -99,6 +103,53 @@ def test_loss_and_gradients_are_those_of_separate_texts(
 
     whole = run(model, batch_of(ids_BS, labels_BS, target_BS))
     assert (whole - together).abs().max() > 1e-2 or rows == [[20]], "the texts would not matter"
+
+
+class Shapes(TorchDispatchMode):
+    """Every operation that is carried out, and the shapes of the tensors that it returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, set[tuple[int, ...]]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        shapes = {tuple(x.shape) for x in tree_leaves(result) if isinstance(x, Tensor)}
+        self.seen.setdefault(func.overloadpacket.__name__, set()).update(shapes)
+        return result
+
+    def square(self, length: int) -> dict[str, tuple[int, ...]]:
+        """What has two dimensions of at least this length."""
+        return {
+            name: shape for name, found in self.seen.items() for shape in found if sum(n >= length for n in shape) >= 2
+        }
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("cut", [True, False])
+def test_no_tensor_has_the_square_of_a_long_sequence(one_process: None, cut: bool, recompute: bool) -> None:
+    """A mask or scores of S x S are 21 million elements here, per head for scores. Forward and backward, with texts of
+    all lengths, one of them longer than 4096 tokens; and with a sequence that is one text."""
+    length = 4608 if not cut else 4608 + 1024
+    router = RouterOptions(gate="softmax_topk", options={"top_k": 2})
+    model = build_language_model(
+        dataclasses.replace(MODEL, num_layers=1), router, sequence_length=length, seed=3, recompute=recompute
+    )
+    model.train()
+    ids_BS, labels_BS = torch.randint(0, 64, (2, 1, length))
+    rows = positions([[1, 300, 2, 4608, 700, 21]]) if cut else None
+    assert rows is None or rows.shape == ids_BS.shape
+    with Shapes() as shapes:
+        run(model, batch_of(ids_BS, labels_BS, torch.ones(1, length, dtype=torch.bool), rows))
+    forward, backward = (f"_scaled_dot_product_flash_attention_for_cpu{end}" for end in ("", "_backward"))
+    assert {forward, backward} <= shapes.seen.keys(), "attention was not watched"
+    assert all(p.grad is not None for p in model.parameters())
+    assert shapes.square(4096) == {}
+    # What is looked for would be found.
+    q_BNSD = torch.zeros(1, 1, 4096, 2)
+    with Shapes() as explicit:
+        torch.nn.functional.scaled_dot_product_attention(q_BNSD, q_BNSD, q_BNSD, torch.ones(4096, 4096).bool())
+    assert explicit.square(4096)
 
 
 def test_texts_of() -> None:
