@@ -46,6 +46,7 @@ def test_steps_read_ahead_are_those_read_one_by_one(
 ) -> None:
     """In order, after a jump, and by a new reader in the middle; a read holds one step, some, or all of them."""
     monkeypatch.setattr("moe_train.data.steps._TOKENS_AT_ONCE", ahead)
+    monkeypatch.setattr("moe_train.data.steps._LOCATED_AT_ONCE", 3 * 24)
     rng = np.random.default_rng(ahead)
     for dp_size, micro_size in ((1, 24), (1, 1), (2, 3), (4, 2), (8, 3)):
         rank = int(rng.integers(dp_size))
@@ -64,12 +65,24 @@ def test_steps_read_ahead_are_those_read_one_by_one(
 
 
 def test_reads_are_few(samples: TrainingSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many tokens of the rank at a time as there should be, however many ranks share a step."""
+    """As many samples and tokens of the rank at a time as there should be, however many ranks share a step."""
+    monkeypatch.setattr("moe_train.data.steps._LOCATED_AT_ONCE", 50)
     monkeypatch.setattr("moe_train.data.steps._TOKENS_AT_ONCE", 16 * 24)
-    reads: list[int] = []
-    batches = samples.batches
-    monkeypatch.setattr(samples, "batches", lambda starts, count: reads.append(len(starts)) or batches(starts, count))
+    calls: list[tuple[str, int]] = []
+    locate, read = samples.locate, samples.read
+    monkeypatch.setattr(samples, "locate", lambda index: calls.append(("locate", len(index))) or locate(index))
+    monkeypatch.setattr(samples, "read", lambda index, *at: calls.append(("read", len(index))) or read(index, *at))
     reader = StepReader(samples, batch_size=24, micro_size=3, rank=1, dp_size=4)
-    for step in range(8):
+    for step in range(13):
         reader.batches(step)
-    assert reads == [8, 8]
+    # Four steps of 6 samples are a read, three reads the 50 samples that are located.
+    assert calls == [("locate", 72), ("read", 24), ("read", 24), ("read", 24), ("locate", 72), ("read", 24)]
+
+
+def test_a_step_may_be_larger_than_what_is_read_at_once(samples: TrainingSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moe_train.data.steps._LOCATED_AT_ONCE", 1)
+    monkeypatch.setattr("moe_train.data.steps._TOKENS_AT_ONCE", 1)
+    reader = StepReader(samples, batch_size=24, micro_size=2)
+    for step in (0, 1, 2, 2):
+        for index, batch in enumerate(reader.batches(step)):
+            assert same(batch, samples.batch(step * 24 + 2 * index, 2))
