@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +36,7 @@ from rich.table import Table  # noqa: E402
 from moe_train.data.dataset import data_prefixes  # noqa: E402
 from moe_train.data.indexed import IndexedWriter  # noqa: E402
 from moe_train.data.options import DataOptions  # noqa: E402
+from moe_train.data.steps import StepReader  # noqa: E402
 from moe_train.data.training_set import TrainingSet, open_training_set  # noqa: E402
 
 PEER = "megatron-core"
@@ -107,18 +109,13 @@ def peer_reader(dataset: Any) -> Read:
 
 
 def our_reader(samples: TrainingSet, accumulation: int, micro_batch: int) -> Read:
-    """As the trainer reads: the micro-batches of a step in one call."""
+    """As the trainer reads: step by step, all micro-batches of a step. Whole steps, so there may be more samples."""
+    per_step = accumulation * micro_batch
+    reader = StepReader(samples, batch_size=per_step, micro_size=micro_batch)
 
     def read(start: int, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        found = []
-        while count:
-            rows = min(accumulation * micro_batch, count)
-            size = min(micro_batch, rows)
-            rows -= rows % size
-            for batch in samples.batches(range(start, start + rows, size), size):
-                found.append((batch.ids_BS, batch.labels_BS))
-            start, count = start + rows, count - rows
-        return found
+        steps = range(start // per_step, -(-(start + count) // per_step))
+        return [(batch.ids_BS, batch.labels_BS) for step in steps for batch in reader.batches(step)]
 
     return read
 
@@ -131,7 +128,7 @@ def windows(read: Read, count: int) -> Counter[str]:
             for i, label in zip(ids.view(-1, ids.shape[-1]), labels.view(-1, ids.shape[-1]), strict=True):
                 yield i.numpy().tobytes() + label.numpy().tobytes()
 
-    return Counter(hashlib.sha256(row).hexdigest() for row in rows())
+    return Counter(hashlib.sha256(row).hexdigest() for row in islice(rows(), count))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -96,6 +96,16 @@ class ShardedDataset:
         end = self.document_span(stop - 1)[1] if stop > first else self._start_of(first)
         return np.concatenate([*parts, np.array([end], np.int64)])
 
+    def document_starts(self, numbers_D: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """[D] first tokens of any documents; of number len(self) the end. A document ends where the next one starts."""
+        starts = np.full(len(numbers_D), self.token_count, np.int64)
+        shard_D = np.searchsorted(self._documents, numbers_D, side="right") - 1
+        for number in np.unique(shard_D[numbers_D < len(self)]).tolist():
+            chosen = shard_D == number
+            local = numbers_D[chosen] - self._documents[number]
+            starts[chosen] = self._tokens[number] + self.shards[number].document_starts(local)
+        return starts
+
     def document_at(self, position: int) -> int:
         """The document that the token at a position of the stream belongs to."""
         if not 0 <= position < self.token_count:

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from moe_train.data.batches import Batch, rank_slice
 from moe_train.data.dataset import Dataset
 from moe_train.data.domains import Domains
+
+_CHUNK = 1 << 20
 
 
 class DocumentSet:
@@ -42,17 +45,24 @@ class DocumentSet:
         self.dataset, self.loss_mask = dataset, loss_mask
         wanted = len(dataset) if limit is None else min(len(dataset), limit)
         self.index_D = np.arange(wanted, dtype=np.int64) * len(dataset) // max(wanted, 1)
-        spans = np.array([self._text(index, eod_id) for index in self.index_D.tolist()], np.int64).reshape(-1, 2)
-        self._starts_D, ends_D = spans.T
-        self._stops_D = np.minimum(ends_D, self._starts_D + max_length)
-        self.truncated = int((ends_D > self._stops_D).sum())
-        if not (self._stops_D - self._starts_D > 1).any():
+        self._tokens_D = np.empty(wanted, np.int32)
+        self.truncated = 0
+        # The documents' places are looked up again when they are read: 12 bytes per document are kept.
+        for begin in range(0, wanted, _CHUNK):
+            part = slice(begin, begin + _CHUNK)
+            lengths = self._text_lengths(self.index_D[part], eod_id)
+            self.truncated += int((lengths > max_length).sum())
+            self._tokens_D[part] = np.minimum(lengths, max_length)
+        if not (self._tokens_D > 1).any():
             raise ValueError(f"no document of {dataset.prefix} has the 2 tokens that a prediction needs")
 
-    def _text(self, index: int, eod_id: int | None) -> tuple[int, int]:
-        start, stop = self.dataset.document_span(index)
-        ends = eod_id is not None and stop > start and int(self.dataset.read(stop - 1, stop)[0]) == eod_id
-        return start, stop - ends
+    def _text_lengths(self, numbers_D: npt.NDArray[np.int64], eod_id: int | None) -> npt.NDArray[np.int64]:
+        ends_D = self.dataset.document_starts(numbers_D + 1)
+        lengths_D = ends_D - self.dataset.document_starts(numbers_D)
+        filled = np.flatnonzero(lengths_D)
+        if eod_id is not None and filled.size:
+            lengths_D[filled] -= self.dataset.read_rows(ends_D[filled] - 1, 1)[:, 0] == eod_id
+        return lengths_D
 
     def __len__(self) -> int:
         return len(self.index_D)
@@ -69,7 +79,7 @@ class DocumentSet:
         per_batch = micro_size * dp_size
         for index in range(-(-len(self) // per_batch)):
             everywhere = slice(index * per_batch, (index + 1) * per_batch)
-            length = max(1, int((self._stops_D[everywhere] - self._starts_D[everywhere]).max()) - 1)
+            length = max(1, int(self._tokens_D[everywhere].max()) - 1)
             first = rank_slice(0, index, rank, dp_size, micro_size)
             rows = range(first, min(first + micro_size, len(self)))
             yield self._batch(rows, micro_size, length, domains)
@@ -79,8 +89,9 @@ class DocumentSet:
         ids, labels = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         target, padding = np.zeros(shape, bool), np.ones(shape, bool)
         sample, domain = np.full(count, -1, np.int64), np.full(shape, -1, np.int64)
-        for place, row in enumerate(rows):
-            start, stop = int(self._starts_D[row]), int(self._stops_D[row])
+        starts_B = self.dataset.document_starts(self.index_D[rows.start : rows.stop])
+        for place, (row, start) in enumerate(zip(rows, starts_B.tolist(), strict=True)):
+            stop = start + int(self._tokens_D[row])
             tokens = self.dataset.read(start, stop)
             used = max(0, len(tokens) - 1)
             ids[place, :used], labels[place, :used], padding[place, :used] = tokens[:used], tokens[1:], False

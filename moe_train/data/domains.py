@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_train.data.dataset import Dataset
+
+_ROWS = 1 << 16
+
+Codes = npt.NDArray[np.signedinteger[Any]]
 
 
 def documents_path(prefix: str | Path) -> Path:
@@ -19,25 +24,19 @@ def documents_path(prefix: str | Path) -> Path:
 
 
 class Domains:
-    """The domain of each document of a data set.
+    """The domain of each document of a data set; a row without a label has "".
 
-    names: label of each code, sorted.   codes: [documents] int32.
+    names: label of each code, sorted.   codes: [documents], in the smallest signed type that holds them: one byte per
+    document for up to 128 labels.
     Errors: FileNotFoundError without a documents table, ValueError where it is not one of this data set.
     """
 
     def __init__(self, dataset: Dataset) -> None:
-        import pyarrow.parquet as pq
-
         path = documents_path(dataset.stem)
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; domains are known only for data written by prepare")
-        labels = pq.read_table(path, columns=["domain"]).column("domain").to_numpy()
-        if len(labels) != len(dataset):
-            raise ValueError(f"{path} describes {len(labels)} documents, {dataset.prefix} has {len(dataset)}")
         self.dataset = dataset
-        names, codes = np.unique(labels.astype(str), return_inverse=True)
-        self.names: list[str] = [str(name) for name in names]
-        self.codes: npt.NDArray[np.int32] = codes.astype(np.int32)
+        self.names, self.codes = _read(path, dataset)
 
     def of_tokens(self, start: int, count: int) -> npt.NDArray[np.int64]:
         """[S] codes of the tokens at start <= position < start + count; an end-of-document token has its document's."""
@@ -55,6 +54,36 @@ def renumber(tables: Sequence[Domains]) -> list[str]:
     """Gives the domains of several data sets common codes; returns all names, sorted. Changes the tables."""
     names = sorted({name for table in tables for name in table.names})
     for table in tables:
-        new = np.array([names.index(name) for name in table.names], np.int32)
+        new = np.array([names.index(name) for name in table.names], _code_type(len(names)))
         table.codes, table.names = new[table.codes], names
     return names
+
+
+def _read(path: Path, dataset: Dataset) -> tuple[list[str], Codes]:
+    """Names and codes, a part of the table at a time: labels are never held as strings for all documents."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as table:
+        if table.metadata.num_rows != len(dataset):
+            raise ValueError(
+                f"{path} describes {table.metadata.num_rows} documents, {dataset.prefix} has {len(dataset)}"
+            )
+        known: dict[str, int] = {}
+        codes: Codes = np.empty(len(dataset), _code_type(1))
+        done = 0
+        for batch in table.iter_batches(_ROWS, columns=["domain"]):
+            labels = pc.fill_null(batch.column(0).cast(pa.large_string()), "").dictionary_encode()
+            new = [known.setdefault(label, len(known)) for label in labels.dictionary.to_pylist()]
+            codes = codes.astype(_code_type(len(known)), copy=False)
+            codes[done : done + len(labels)] = np.array(new, codes.dtype)[labels.indices.to_numpy()]
+            done += len(labels)
+    names = sorted(known)
+    place = {name: number for number, name in enumerate(names)}
+    return names, np.array([place[name] for name in known], codes.dtype)[codes]
+
+
+def _code_type(labels: int) -> np.dtype[Any]:
+    """The smallest signed integers that count so many labels (signed: -1 stands for no label elsewhere)."""
+    return np.min_scalar_type(-max(labels, 1))

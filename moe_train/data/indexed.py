@@ -105,11 +105,11 @@ class IndexedDataset:
     def document_bounds(self, first: int, stop: int) -> npt.NDArray[np.int64]:
         """[D + 1] first tokens of the documents first <= index < stop, and the one after the last of them."""
         assert 0 <= first <= stop <= len(self)
-        sequences = np.asarray(self._document_marks[first : stop + 1])
-        bounds = np.full(len(sequences), self.token_count, np.int64)
-        inside = sequences < self.sequence_count
-        bounds[inside] = self._sequence_starts[sequences[inside]] // self.dtype.itemsize
-        return bounds
+        return self._starts_of(np.asarray(self._document_marks[first : stop + 1]))
+
+    def document_starts(self, numbers_D: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """[D] first tokens of any documents; of number len(self) the end. A document ends where the next one starts."""
+        return self._starts_of(self._document_marks[numbers_D])
 
     def document(self, index: int) -> TokenArray:
         """Tokens of one document. IndexError outside 0 <= index < len(self)."""
@@ -147,6 +147,12 @@ class IndexedDataset:
             wrong = np.flatnonzero(np.diff(self._document_marks[begin : begin + _CHUNK + 1]) < 0)
             if wrong.size:
                 raise ValueError(f"{path} is damaged: document {begin + int(wrong[0])} ends before it starts")
+
+    def _starts_of(self, sequences_D: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        starts = np.full(len(sequences_D), self.token_count, np.int64)
+        inside = sequences_D < self.sequence_count
+        starts[inside] = self._sequence_starts[sequences_D[inside]] // self.dtype.itemsize
+        return starts
 
     def _start_of(self, sequence: int) -> int:
         if sequence == self.sequence_count:

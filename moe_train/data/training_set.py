@@ -21,7 +21,6 @@ from moe_train.data.options import Blend, DataOptions, all_names, members_of
 from moe_train.data.rows import Batch, Rows
 from moe_train.data.sampling import Sampler
 
-_BLOCK = 4096
 _SEED_STEP = 1_000_003
 
 
@@ -54,8 +53,6 @@ class TrainingSet:
             members = np.array([self.names.index(name) for name in weights], np.int64)
             self.stages.append(_Stage(start, Pattern(list(weights.values())), members, self.samples_of(start)))
         assert self.stages[0].first == 0
-        # Numbers of the last block, its data sets and places: the same work for one sample as for thousands.
-        self._block: tuple[int, Integers, Integers] | None = None
 
     def samples_of(self, samples: int) -> Integers:
         """[M] how many of the first `samples` of the run come from each data set."""
@@ -91,24 +88,16 @@ class TrainingSet:
     def batches(self, starts: Sequence[int], count: int) -> list[Batch]:
         """The batch of so many samples from each start on; read at once, since a call costs as much as many rows."""
         index_N = (np.array(starts)[:, None] + np.arange(count)).reshape(-1)
-        member_N, place_N = self._located(index_N)
+        return self.read(index_N, *self.locate(index_N)).batches(count)
+
+    def read(self, index_N: Integers, member_N: Integers, place_N: Integers) -> Rows:
+        """The samples of these indices, from where `locate` says that they are."""
         rows = Rows(len(index_N), self.sequence_length, positions=self._restarts, domains=self._labelled)
         for member in set(member_N.tolist()):
             at = np.flatnonzero(member_N == member)
             self.samplers[member].reader.fill(rows, at, place_N[at])
         rows.sample_N = index_N
-        return rows.batches(count)
-
-    def _located(self, index_N: Integers) -> tuple[Integers, Integers]:
-        """`locate` of rising indices, by blocks."""
-        number = int(index_N[0]) // _BLOCK
-        first = number * _BLOCK
-        if number < 0 or index_N[-1] >= first + _BLOCK:
-            return self.locate(index_N)
-        if self._block is None or self._block[0] != number:
-            self._block = number, *self.locate(np.arange(first, first + _BLOCK))
-        _, member_N, place_N = self._block
-        return member_N[index_N - first], place_N[index_N - first]
+        return rows
 
     def identity(self) -> dict[str, Any]:
         """What decides which tokens sample i is, besides the tokens themselves; plain values for a checkpoint.

@@ -26,7 +26,9 @@ def _evaluation_cards(evaluation: dict[str, Any]) -> list[Card]:
         cards.append(("bits per byte", number(evaluation["bits_per_byte"]), "of text"))
     entropy = evaluation.get("unigram_entropy")
     if entropy is not None:
-        cards.append(("unigram entropy", number(entropy), "nats, of the same tokens"))
+        sample = evaluation.get("unigram_sample")
+        remark = f"nats, estimated from {sample:,} tokens" if sample else "nats, of the same tokens"
+        cards.append(("unigram entropy", number(entropy), remark))
         if evaluation["loss"] is not None:
             difference = entropy - evaluation["loss"]
             where = "nats below unigram" if difference >= 0 else "nats ABOVE unigram"

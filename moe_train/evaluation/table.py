@@ -61,7 +61,9 @@ def summary_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("bits per byte", number(evaluation["bits_per_byte"])))
     entropy = evaluation.get("unigram_entropy")
     if entropy is not None and evaluation["loss"] is not None:
-        rows.append(("unigram entropy", number(entropy)))
+        sample = evaluation.get("unigram_sample")
+        remark = f", estimated from {sample:,} tokens" if sample else ""
+        rows.append(("unigram entropy", number(entropy) + remark))
         rows.append(("nats below unigram", number(entropy - evaluation["loss"])))
     return rows
 

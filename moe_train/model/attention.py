@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from moe_train.model.kernels import causal_attention
 from moe_train.model.micro_batch import current
 from moe_train.model.texts import Texts, attend
 from moe_train.model.upstream import MegatronModule
@@ -37,14 +37,7 @@ class ScaledDotProductAttention(MegatronModule):
         if texts is not None:
             return self._inside_texts(query_SBND, key_SBGD, value_SBGD, texts)
         q_BNSD, k_BGSD, v_BGSD = (x.permute(1, 2, 0, 3) for x in (query_SBND, key_SBGD, value_SBGD))
-        out_BNSD = F.scaled_dot_product_attention(
-            q_BNSD,
-            k_BGSD,
-            v_BGSD,
-            is_causal=True,
-            scale=self.softmax_scale,
-            enable_gqa=q_BNSD.shape[1] != k_BGSD.shape[1],
-        )
+        out_BNSD = causal_attention(q_BNSD, k_BGSD, v_BGSD, self.softmax_scale)
         out_SBND = out_BNSD.permute(2, 0, 1, 3)
         return out_SBND.reshape(*out_SBND.shape[:2], -1)
 

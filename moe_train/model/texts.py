@@ -13,8 +13,9 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from moe_train.model.kernels import causal_attention, flash_takes
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,14 @@ def attend_reference(q_TND: Tensor, k_TGD: Tensor, v_TGD: Tensor, texts: Texts, 
     parts = []
     for q, k, v in zip(*(x.split(texts.lengths) for x in (q_TND, k_TGD, v_TGD)), strict=True):
         q_1NLD, k_1GLD, v_1GLD = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-        gqa = q_1NLD.shape[1] != k_1GLD.shape[1]
-        out_1NLD = F.scaled_dot_product_attention(q_1NLD, k_1GLD, v_1GLD, is_causal=True, scale=scale, enable_gqa=gqa)
+        out_1NLD = causal_attention(q_1NLD, k_1GLD, v_1GLD, scale)
         parts.append(out_1NLD[0].transpose(0, 1))
     return torch.cat(parts)
 
 
 def attend(q_TND: Tensor, k_TGD: Tensor, v_TGD: Tensor, texts: Texts, scale: float | None) -> Tensor:
-    """As the reference; all texts in one kernel where torch has one for this type and device."""
-    kernel = _variable_length_kernel() if q_TND.is_cuda and q_TND.dtype in (torch.bfloat16, torch.float16) else None
+    """As the reference; all texts in one kernel where torch has one for this type, head width and device."""
+    kernel = _variable_length_kernel() if flash_takes(q_TND) else None
     if kernel is None:
         return attend_reference(q_TND, k_TGD, v_TGD, texts, scale)
     longest = max(texts.lengths)

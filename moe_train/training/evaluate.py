@@ -71,7 +71,9 @@ def evaluate_run(arguments: argparse.Namespace) -> bool:
         validation = ValidationSet(config, groups, data, cache=cache, max_batches=limit, with_domains=True)
         result = validation.evaluate(model)
     if groups.rank == 0:
-        entropy = unigram_entropy(open_dataset(data)) if isinstance(data, str) else None
+        entropy = None
+        if isinstance(data, str):
+            entropy, more["unigram_sample"] = unigram_entropy(open_dataset(data))
         write_evaluation(
             arguments.output, result.to_json(step=state["step"], data=label_of(data), unigram_entropy=entropy) | more
         )

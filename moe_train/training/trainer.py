@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from moe_train.checkpoint import store
-from moe_train.data.batches import Batch, rank_slice
+from moe_train.data.batches import Batch
 from moe_train.data.options import all_names, names_of
+from moe_train.data.steps import StepReader
 from moe_train.data.training_set import open_training_set
 from moe_train.model.language_model import build_language_model
 from moe_train.parallel.groups import Groups, initialize
@@ -96,6 +97,13 @@ class Trainer:
             recompute=config.train.recompute,
         )
         self.engine = Engine(model, groups, config.train, config.optimizer, config.deepspeed)
+        self.reader = StepReader(
+            self.samples,
+            batch_size=config.train.global_batch_size,
+            micro_size=config.train.micro_batch_size,
+            rank=groups.data_rank,
+            dp_size=groups.data_size,
+        )
         self.callbacks: Callbacks = build_callbacks(config.logging, run_dir, groups.rank)
         self.profile = profile_hook(config.profile, run_dir, groups.rank)
         self.saved_at = time.monotonic()
@@ -175,13 +183,9 @@ class Trainer:
 
     def _batches(self) -> list[Batch]:
         """This rank's micro-batches of the next step."""
-        config, groups = self.config, self.groups
-        start, micro = self.step * config.train.global_batch_size, config.train.micro_batch_size
-        ranks = groups.data_rank, groups.data_size
-        starts = [rank_slice(start, index, *ranks, micro) for index in range(self.engine.accumulation)]
-        batches = self.samples.batches(starts, micro)
+        batches = self.reader.batches(self.step)
         for batch in batches:
-            check_ids(batch, self.names, config.model.vocab_size)
+            check_ids(batch, self.names, self.config.model.vocab_size)
         return batches
 
     def _announce(self) -> None:

@@ -50,6 +50,8 @@ def test_shards_read_as_the_one_file_that_they_were_cut_from(
         assert np.array_equal(dataset.read_rows(starts, length), np.array(expected).reshape(len(starts), length))
         first, last = sorted(data.draw(st.tuples(st.integers(0, len(lengths)), st.integers(0, len(lengths)))))
         assert dataset.document_bounds(first, last).tolist() == [0, *ends][first : last + 1]
+        numbers = data.draw(st.lists(st.integers(0, len(lengths)), max_size=8))
+        assert dataset.document_starts(np.array(numbers, np.int64)).tolist() == [[0, *ends][n] for n in numbers]
         with pytest.raises(IndexError):
             dataset.document_at(len(tokens))
         with pytest.raises(IndexError):

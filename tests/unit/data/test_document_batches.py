@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from moe_train.data.batches import Batch
-from moe_train.data.dataset import open_loss_mask
+from moe_train.data.dataset import open_dataset, open_loss_mask
 from moe_train.data.document_batches import DocumentSet
 from moe_train.data.domains import Domains
 from moe_train.data.indexed import IndexedDataset, IndexedWriter
@@ -69,6 +70,33 @@ def test_every_document_once(
         assert not found.keys() & mine.keys()
         found |= mine
     assert found == {i: text[:9].tolist() if len(text) > 1 else [] for i, text in enumerate(texts)}
+
+
+@pytest.mark.parametrize("chunk", [3, 1 << 20])
+@pytest.mark.parametrize("seed", range(4))
+def test_documents_of_shards_are_those_read_one_by_one(
+    tmp_path: Path, write_tokens: Callable[..., list[np.ndarray]], seed: int, chunk: int, monkeypatch
+) -> None:
+    """Shards without documents and documents without tokens among them; few ids, so that many end as documents do."""
+    monkeypatch.setattr("moe_train.data.document_batches._CHUNK", chunk)
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, 9, 41) * (rng.random(41) < 0.8)
+    cuts = sorted(rng.integers(0, 42, 3).tolist())
+    texts = [text.tolist() for text in write_tokens(tmp_path / "s", lengths.tolist(), seed=seed, vocab=3, cuts=cuts)]
+    eod_id, limit = [(None, None), (1, None), (1, 17), (2, 100)][seed]
+    chosen = DocumentSet(open_dataset(tmp_path / "s"), 5, eod_id=eod_id, limit=limit)
+    count = min(41, limit or 41)
+    assert chosen.index_D.tolist() == [i * 41 // count for i in range(count)]
+    expected, truncated = {}, 0
+    for number in chosen.index_D.tolist():
+        text = texts[number][:-1] if texts[number] and texts[number][-1] == eod_id else texts[number]
+        truncated += len(text) > 5
+        expected[number] = text[:5] if len(text) > 1 else []
+    assert chosen.truncated == truncated > 0
+    found = {}
+    for rank in range(2):
+        found |= seen(list(chosen.batches(3, rank=rank, dp_size=2)))
+    assert found == expected
 
 
 def test_a_limit_takes_documents_from_everywhere(dataset: IndexedDataset) -> None:

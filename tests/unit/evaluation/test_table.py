@@ -62,6 +62,11 @@ def test_worse_than_unigram_is_a_negative_difference() -> None:
     assert "-1.0000" in plain_table(evaluation(loss=7.75))
 
 
+def test_an_estimate_is_called_one() -> None:
+    for sample, remark in ((None, "6.7500\n"), (1 << 26, "6.7500, estimated from 67,108,864 tokens\n")):
+        assert f"unigram entropy          {remark}" in plain_table(evaluation(unigram_sample=sample))
+
+
 def test_numbers() -> None:
     assert [number(value) for value in (None, 3, 3.0, 1234567, 0.12345, 0.0000123, 0.0)] == [
         *("-", "3", "3.0000", "1,234,567", "0.1235", "1.23e-05", "0.0000")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from moe_train.data.batches import Batch
 from moe_train.model.language_model import LanguageModel, build_language_model
@@ -101,11 +105,79 @@ def test_loss_and_gradients_are_those_of_separate_texts(
     assert (whole - together).abs().max() > 1e-2 or rows == [[20]], "the texts would not matter"
 
 
+class Shapes(TorchDispatchMode):
+    """Every operation that is carried out, and the shapes of the tensors that it returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, set[tuple[int, ...]]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        shapes = {tuple(x.shape) for x in tree_leaves(result) if isinstance(x, Tensor)}
+        self.seen.setdefault(func.overloadpacket.__name__, set()).update(shapes)
+        return result
+
+    def square(self, length: int) -> dict[str, tuple[int, ...]]:
+        """What has two dimensions of at least this length."""
+        return {
+            name: shape for name, found in self.seen.items() for shape in found if sum(n >= length for n in shape) >= 2
+        }
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("cut", [True, False])
+def test_no_tensor_has_the_square_of_a_long_sequence(one_process: None, cut: bool, recompute: bool) -> None:
+    """A mask or scores of S x S are 21 million elements here, per head for scores. Forward and backward, with texts of
+    all lengths, one of them longer than 4096 tokens; and with a sequence that is one text."""
+    length = 4608 if not cut else 4608 + 1024
+    router = RouterOptions(gate="softmax_topk", options={"top_k": 2})
+    model = build_language_model(
+        dataclasses.replace(MODEL, num_layers=1), router, sequence_length=length, seed=3, recompute=recompute
+    )
+    model.train()
+    ids_BS, labels_BS = torch.randint(0, 64, (2, 1, length))
+    rows = positions([[1, 300, 2, 4608, 700, 21]]) if cut else None
+    assert rows is None or rows.shape == ids_BS.shape
+    with Shapes() as shapes:
+        run(model, batch_of(ids_BS, labels_BS, torch.ones(1, length, dtype=torch.bool), rows))
+    forward, backward = (f"_scaled_dot_product_flash_attention_for_cpu{end}" for end in ("", "_backward"))
+    assert {forward, backward} <= shapes.seen.keys(), "attention was not watched"
+    assert all(p.grad is not None for p in model.parameters())
+    assert shapes.square(4096) == {}
+    # What is looked for would be found.
+    q_BNSD = torch.zeros(1, 1, 4096, 2)
+    with Shapes() as explicit:
+        torch.nn.functional.scaled_dot_product_attention(q_BNSD, q_BNSD, q_BNSD, torch.ones(4096, 4096).bool())
+    assert explicit.square(4096)
+
+
 def test_texts_of() -> None:
     texts = texts_of(positions([[3, 2], [5], [1, 4]]), CPU)
     assert texts.lengths == [3, 2, 5, 1, 4]
     assert texts.ends.tolist() == [0, 3, 5, 10, 11, 15] and texts.ends.dtype == torch.int32
     assert texts.position_SB.shape == (5, 3) and texts.position_SB[:, 2].tolist() == [0, 0, 1, 2, 3]
+
+
+def test_the_kernel_for_all_texts_is_told_what_the_reference_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a stand-in that takes the same arguments; only where the inputs fit."""
+    texts = texts_of(positions([[3, 9, 1], [5, 8, 0]]), CPU)
+    q_TND, k_TGD, v_TGD = (torch.randn(26, heads, 8) for heads in (4, 2, 2))
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, ends_q: Tensor, ends_k: Tensor, max_q: int, max_k: int, **more: Any):
+        assert all(x.is_contiguous() for x in (q, k, v)) and max_q == max_k == 9
+        assert more["window_size"] == (-1, 0) and more["enable_gqa"] and ends_q.dtype == ends_k.dtype == torch.int32
+        rows = zip(ends_q.tolist(), ends_q[1:].tolist(), strict=False)
+        one = [(q[a:b], k[a:b].repeat_interleave(2, 1), v[a:b].repeat_interleave(2, 1)) for a, b in rows]
+        scores = [torch.einsum("ind,jnd->nij", a, b) * more["scale"] for a, b, _ in one]
+        masked = [s.masked_fill(torch.ones_like(s).triu(1).bool(), -torch.inf).softmax(-1) for s in scores]
+        return torch.cat([torch.einsum("nij,jnd->ind", m, v) for m, (_, _, v) in zip(masked, one, strict=True)]) + 1
+
+    monkeypatch.setattr("moe_train.model.texts._variable_length_kernel", lambda: kernel)
+    want = attend_reference(q_TND, k_TGD, v_TGD, texts, 0.3)
+    assert torch.equal(attend(q_TND, k_TGD, v_TGD, texts, 0.3), want), "a CPU has no such kernel"
+    monkeypatch.setattr("moe_train.model.texts.flash_takes", lambda x: x.shape == q_TND.shape)
+    torch.testing.assert_close(attend(q_TND, k_TGD, v_TGD, texts, 0.3) - 1, want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel for texts of different lengths needs CUDA")
