@@ -70,6 +70,8 @@ def _read(path: Path, dataset: Dataset) -> tuple[list[str], Codes]:
             raise ValueError(
                 f"{path} describes {table.metadata.num_rows} documents, {dataset.prefix} has {len(dataset)}"
             )
+        if "domain" not in table.schema_arrow.names:
+            raise ValueError(f"{path} has no column domain; it is not a table that prepare has written")
         known: dict[str, int] = {}
         codes: Codes = np.empty(len(dataset), _code_type(1))
         done = 0

@@ -63,3 +63,10 @@ def test_common_codes_fit_however_many_labels_there_are_together(tmp_path: Path,
     assert names == sorted(given[0] + given[1])
     for table, labels in zip(tables, given, strict=True):
         assert [names[code] for code in table.codes] == labels and table.names == names
+
+
+def test_a_table_of_something_else(tmp_path: Path, write_tokens: Write) -> None:
+    labelled(tmp_path, write_tokens, "t", pa.array(["web"]))
+    pq.write_table(pa.table({"text": ["web"]}), documents_path(tmp_path / "t"))
+    with pytest.raises(ValueError, match="t.documents.parquet has no column domain"):
+        Domains(open_dataset(tmp_path / "t"))
