@@ -27,10 +27,11 @@ def write_index(path: Path, dtype: np.dtype[Any], count: int, lengths: Iterable[
             stream.write(part.astype("<i4").tobytes())
         assert stream.tell() == HEADER.size + 4 * count, "lengths and count disagree"
         stream.flush()
-        written = np.memmap(path, "<i4", "r", offset=HEADER.size, shape=(count,)) if count else np.zeros(0, "<i4")
         position = 0
         for begin in range(0, count, _CHUNK):
-            sizes = written[begin : begin + _CHUNK].astype(np.int64) * dtype.itemsize
+            # Read, not mapped: a mapped file counts as memory of this process, 4 bytes per document.
+            written = np.fromfile(path, "<i4", min(_CHUNK, count - begin), offset=HEADER.size + 4 * begin)
+            sizes = written.astype(np.int64) * dtype.itemsize
             stream.write((position + np.cumsum(sizes) - sizes).astype("<i8").tobytes())
             position += int(sizes.sum())
         for begin in range(0, count + 1, _CHUNK):
