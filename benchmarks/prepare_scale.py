@@ -117,7 +117,9 @@ def _report(found: dict[int, dict[str, dict[str, float]]], content: str) -> None
     if few < many:
         slopes = [(b - a) / (many - few) for a, b in zip(rows[few], rows[many], strict=True)]
         table.add_row("per file", *(f"{slope:.2f}" for slope in slopes))
-        at_scale = [value + slope * (_DESIGN_FILES - many) for value, slope in zip(rows[many], slopes, strict=True)]
+        # Memory that does not grow is not less at scale.
+        further = [max(slope, 0) * (_DESIGN_FILES - many) for slope in slopes]
+        at_scale = [value + more for value, more in zip(rows[many], further, strict=True)]
         table.add_row(f"{_DESIGN_FILES} (extrapolated)", *(f"{value:.0f}" for value in at_scale))
     Console(width=120).print(table)
 
