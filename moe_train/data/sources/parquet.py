@@ -9,6 +9,8 @@ from typing import Any
 from moe_train.data.sources.rows import BATCH_BYTES, ROWS_PER_BATCH, Rows, SourceFile, Span
 
 DAMAGED = "damaged page"
+_ROWS = 4096
+"""At most so many at a time, once it is known what they take."""
 
 
 @dataclass(frozen=True)
@@ -27,33 +29,37 @@ def read_parquet(file: SourceFile, columns: Sequence[str], span: Span, skip_dama
     with _open(file) as parquet:
         have = set(parquet.schema_arrow.names)
         wanted = [name for name in columns if name in have]
-        row = 0
+        row, reader = 0, _Reader(parquet, wanted)
+        group = span.start
         stop = parquet.num_row_groups if span.stop is None else span.stop
-        for groups in _together(parquet, range(span.start, stop)):
+        while group < stop:
+            small = reader.neighbours(range(group, stop))
             try:
-                together = list(_batches(parquet, groups, wanted)) if len(groups) > 1 else []
+                together = list(reader.read(small)) if len(small) > 1 else []
             except _errors():
-                together = []  # one by one, to see where
-            for batch in together:
-                yield _rows(row, batch)
-                row += batch.num_rows
-            for group in groups if not together else []:
-                end = row + parquet.metadata.row_group(group).num_rows
-                try:
-                    for batch in _batches(parquet, [group], wanted):
-                        yield _rows(row, batch)
-                        row += batch.num_rows
-                except _errors() as error:
-                    if not skip_damaged:
-                        before = sum(parquet.metadata.row_group(i).num_rows for i in range(span.start))
-                        raise ValueError(
-                            f"{file.path} cannot be read as parquet behind row {before + row} ({error}); "
-                            "--on-bad skip leaves out the rest of such a row group"
-                        ) from error
-                    _check_damage(file, group, wanted, error)
-                    lost = end - row
-                    yield Rows(row, lost, {name: [None] * lost for name in wanted}, dict.fromkeys(range(lost), DAMAGED))
-                row = end
+                small, together = small[:1], []  # one by one, to see where
+            if together:
+                for batch in together:
+                    yield _rows(row, batch)
+                    row += batch.num_rows
+                group += len(small)
+                continue
+            end = row + parquet.metadata.row_group(group).num_rows
+            try:
+                for batch in reader.read([group]):
+                    yield _rows(row, batch)
+                    row += batch.num_rows
+            except _errors() as error:
+                if not skip_damaged:
+                    before = sum(parquet.metadata.row_group(i).num_rows for i in range(span.start))
+                    raise ValueError(
+                        f"{file.path} cannot be read as parquet behind row {before + row} ({error}); "
+                        "--on-bad skip leaves out the rest of such a row group"
+                    ) from error
+                _check_damage(file, group, wanted, error)
+                lost = end - row
+                yield Rows(row, lost, {name: [None] * lost for name in wanted}, dict.fromkeys(range(lost), DAMAGED))
+            row, group = end, group + 1
 
 
 def row_groups(file: SourceFile, columns: Sequence[str]) -> list[RowGroup]:
@@ -71,26 +77,41 @@ def parquet_columns(file: SourceFile) -> list[str]:
         return list(parquet.schema_arrow.names)
 
 
-def _together(parquet: Any, groups: range) -> Iterator[list[int]]:
-    """Neighbours that are small, as FineWeb's, together: a call of the reader, and one of an engine, cost 1 ms each."""
-    together: list[int] = []
-    room = BATCH_BYTES
-    for group in groups:
-        size = parquet.metadata.row_group(group).total_byte_size
-        if together and size > room:
-            yield together
-            together, room = [], BATCH_BYTES
-        together.append(group)
-        room -= size
-    if together:
-        yield together
+class _Reader:
+    """Reads about BATCH_BYTES at a time, by what rows took so far: the file counts a repeated text once."""
 
+    def __init__(self, parquet: Any, columns: list[str]) -> None:
+        self._parquet, self._columns = parquet, columns
+        self._row_bytes = 0
+        """The most that the rows of a batch took on average; 0 before the first one."""
 
-def _batches(parquet: Any, groups: list[int], columns: list[str]) -> Iterator[Any]:
-    facts = [parquet.metadata.row_group(group) for group in groups]
-    per_row = max(1, sum(one.total_byte_size for one in facts) // max(1, sum(one.num_rows for one in facts)))
-    size = max(1, min(ROWS_PER_BATCH, BATCH_BYTES // per_row))
-    return iter(parquet.iter_batches(size, row_groups=groups, columns=columns, use_threads=False))
+    def neighbours(self, groups: range) -> list[int]:
+        """The first group and those behind it that fit into one batch with it, as FineWeb's of 1000 rows do: a call of
+        parquet's reader, and one of a tokenizer's engine, cost a millisecond whatever they do."""
+        found = list(groups[:1])
+        rows, size = self._size(groups[0])
+        for group in groups[1:] if self._row_bytes else []:
+            more_rows, more = self._size(group)
+            rows, size = rows + more_rows, size + more
+            if rows > _ROWS or size > BATCH_BYTES:
+                break
+            found.append(group)
+        return found
+
+    def read(self, groups: list[int]) -> Iterator[Any]:
+        """Record batches of consecutive row groups."""
+        rows, size = map(sum, zip(*map(self._size, groups), strict=True))
+        count = min(_ROWS if self._row_bytes else ROWS_PER_BATCH, BATCH_BYTES * rows // max(1, size))
+        for batch in self._parquet.iter_batches(
+            max(1, count), row_groups=groups, columns=self._columns, use_threads=False
+        ):
+            self._row_bytes = max(self._row_bytes, batch.nbytes // max(1, batch.num_rows), 1)
+            yield batch
+
+    def _size(self, group: int) -> tuple[int, int]:
+        """Rows, and the bytes that they may take."""
+        facts = self._parquet.metadata.row_group(group)
+        return facts.num_rows, max(facts.total_byte_size, facts.num_rows * self._row_bytes)
 
 
 def _rows(first: int, batch: Any) -> Rows:
@@ -109,7 +130,7 @@ def _check_damage(file: SourceFile, group: int, columns: list[str], error: Excep
             if len(stream.read(column.total_compressed_size)) < column.total_compressed_size:
                 raise OSError(f"{file.path} ends inside row group {group}") from error
         try:
-            for _ in _batches(parquet, [group], columns):
+            for _ in _Reader(parquet, columns).read([group]):
                 pass
         except _errors():
             return

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 Kind = Literal["parquet", "jsonl", "lines", "document", "tokens"]
-ROWS_PER_BATCH = 8192
+ROWS_PER_BATCH = 1024
 BATCH_BYTES = 12 << 20
 """About so much is read at a time, but for a single row that is larger."""
 INVALID_UTF8 = "invalid UTF-8"

@@ -124,11 +124,24 @@ def test_row_groups_are_parts_of_parquet(
     parts = [(0, 2), (2, 3), (3, 7)]
     found = [[t for rows in read_rows(file, ["text"], Span(*part)) for t in rows.objects("text")] for part in parts]
     assert found == [texts[:16], texts[16:24], texts[24:]]
-    assert [(rows.first_row, rows.count) for rows in read_rows(file, ["text"], Span(2, 4))] == [(0, 16)]
-    size = pq.ParquetFile(file.path).metadata.row_group(2).total_byte_size
-    for room, wanted in ((2 * size, [(0, 16), (16, 8)]), (2 * size - 1, [(0, 8), (8, 8), (16, 8)])):
+    assert [(rows.first_row, rows.count) for rows in read_rows(file, ["text"], Span(2, 5))] == [(0, 8), (8, 16)]
+    size = pq.ParquetFile(file.path).metadata.row_group(3).total_byte_size
+    for room, wanted in ((2 * size, [(0, 8), (8, 16), (24, 8)]), (2 * size - 1, [(0, 8), (8, 8), (16, 8), (24, 8)])):
         monkeypatch.setattr("moe_train.data.sources.parquet.BATCH_BYTES", room)
-        assert [(rows.first_row, rows.count) for rows in read_rows(file, ["text"], Span(2, 5))] == wanted
+        assert [(rows.first_row, rows.count) for rows in read_rows(file, ["text"], Span(2, 6))] == wanted
+
+
+def test_repeated_texts_take_no_more_memory(
+    tmp_path: Path, write_parquet: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parquet holds a repeated text once per row group, and says so of its size."""
+    room = 1 << 18
+    monkeypatch.setattr("moe_train.data.sources.parquet.BATCH_BYTES", room)
+    (file,) = find_sources([write_parquet(tmp_path / "a.parquet", ["x" * 5000] * 400, row_group_size=20)])
+    assert pq.ParquetFile(file.path).metadata.row_group(0).total_byte_size < 10_000
+    sizes = [rows.values["text"].nbytes for rows in read_rows(file, ["text"])]
+    assert sum(sizes) > 400 * 5000 and max(sizes) <= room
+    assert len(sizes) < 12, "neighbours are read together all the same"
 
 
 def test_text_in_other_types_of_arrow(tmp_path: Path) -> None:
