@@ -8,6 +8,8 @@ import platform
 from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
+
 PARTIAL_SUFFIX = ".partial"
 
 
@@ -46,6 +48,12 @@ def write_atomically(path: Path, content: bytes) -> None:
 def process_name() -> str:
     """Different for each process of all machines that share a folder."""
     return f"{platform.node()}.{os.getpid()}"
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether a temporary file is named (by `process_name`) for a process of this machine that is gone."""
+    name, _, process = path.name.removesuffix(PARTIAL_SUFFIX).rpartition(".")
+    return name.endswith(f".{platform.node()}") and process.isdigit() and not psutil.pid_exists(int(process))
 
 
 def sha256_of(path: Path) -> str:

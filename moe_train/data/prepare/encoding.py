@@ -52,6 +52,12 @@ class Documents:
     read_bytes: int = 0
     """Of text, used or not."""
 
+    def end_row(self, tokens: int | None) -> int | None:
+        """The row of the first document that goes beyond so many tokens; None where all fit."""
+        if tokens is None or int(self.lengths_D.sum()) <= tokens:
+            return None
+        return int(self.rows_D[np.searchsorted(np.cumsum(self.lengths_D), tokens, side="right")])
+
 
 def read_documents(
     file: SourceFile, span: Span, tokenizer: Tokenizer, options: PrepareOptions, limit: int | None

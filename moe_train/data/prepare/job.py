@@ -126,7 +126,7 @@ def _harmless(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
 
 def _checksum_of(folder: Path, source: int) -> str | None:
     path = folder / checksum_name(source)
-    return str(json.loads(path.read_text())[CHECKSUM]) if path.is_file() else None
+    return json.loads(path.read_text()).get(CHECKSUM) if path.is_file() else None
 
 
 def _differences(manifest: dict[str, Any], job: dict[str, Any], files: Sequence[SourceFile]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_train.data.prepare.part import PartFacts
+from moe_train.data.prepare.part import Part, PartFacts
 from moe_train.data.prepare.work import Context, PieceTask, Task
 
 
@@ -31,6 +31,18 @@ class Limits:
             del self._waiting[self.next]
             self._count(found)
 
+    def retry(self) -> PieceTask | None:
+        """Where a piece failed that the job may end in: the task that shows whether it ends before the row at fault."""
+        failed = self.cut is None and (found := self._waiting.get(self.next)) is not None and found.error is not None
+        documents, tokens = self._room()
+        return PieceTask(self.next, documents, tokens) if failed and (documents, tokens) != (None, None) else None
+
+    def add_retried(self, facts: PartFacts) -> None:
+        """The result of that task. The piece stays failed where the job does not end in it."""
+        if facts.error is None and self._is_over(facts):
+            del self._waiting[self.next]
+            self._cut(facts, self._context.part(self.next, cut=True))
+
     def check(self) -> None:
         """ValueError where a piece that counts could not be done: the first one in source order."""
         errors = {number: facts.error for number, facts in self._waiting.items() if facts.error is not None}
@@ -49,23 +61,31 @@ class Limits:
         return len(self._context.pieces) if self.cut is None else self.cut[0] + 1
 
     def _count(self, facts: PartFacts) -> None:
-        options = self._context.options
-        documents = None if options.max_documents is None else options.max_documents - self._documents
-        tokens = None if options.max_tokens is None else options.max_tokens - self._tokens
-        over = (documents is not None and facts.documents >= documents) or (
-            tokens is not None and facts.tokens > tokens
-        )
-        if over:
-            taken = facts.documents if documents is None else min(documents, facts.documents)
-            if tokens is not None:
-                table = self._context.part(self.next).table(["length"])
-                ends = np.cumsum(table.column("length").to_numpy())
-                taken = min(taken, int(np.searchsorted(ends, tokens, side="right")))
-            # A piece that gives nothing more: the job ends with the last document of an earlier one.
-            self.cut = (self.next, taken) if taken or self._last is None else self._last
+        if self._is_over(facts):
+            self._cut(facts, self._context.part(self.next))
             return
         if facts.documents:
             self._last = (self.next, facts.documents)
         self._documents += facts.documents
         self._tokens += facts.tokens
         self.next += 1
+
+    def _room(self) -> tuple[int | None, int | None]:
+        """Documents and tokens that may still come."""
+        options = self._context.options
+        documents = None if options.max_documents is None else options.max_documents - self._documents
+        return documents, None if options.max_tokens is None else options.max_tokens - self._tokens
+
+    def _is_over(self, facts: PartFacts) -> bool:
+        documents, tokens = self._room()
+        full = documents is not None and facts.documents >= documents
+        return full or (tokens is not None and facts.tokens > tokens)
+
+    def _cut(self, facts: PartFacts, part: Part) -> None:
+        documents, tokens = self._room()
+        taken = facts.documents if documents is None else min(documents, facts.documents)
+        if tokens is not None:
+            ends = np.cumsum(part.table(["length"]).column("length").to_numpy())
+            taken = min(taken, int(np.searchsorted(ends, tokens, side="right")))
+        # A piece that gives nothing more: the job ends with the last document of an earlier one.
+        self.cut = (self.next, taken) if taken or self._last is None else self._last

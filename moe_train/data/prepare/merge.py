@@ -239,7 +239,7 @@ class _Merging:
 
 
 def _empty_split(split: str, skipped: Counter[str]) -> str:
-    left_out = ", ".join(f"{count} {reason}" for reason, count in skipped.items() if count) or "none"
+    left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()) if count) or "none"
     where = f"no document fell to {split}" if split else "no document is left"
     return f"{where} (left out: {left_out}); use more text, or other filters, fractions or seeds"
 

@@ -5,6 +5,7 @@ Suffixes: D documents.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -153,7 +154,8 @@ class PartWriter:
 
     def close(self) -> None:
         """Removes what is left of a part that was not finished."""
-        self._table.close()
+        with contextlib.suppress(OSError):  # a full disk does not take the table's end
+            self._table.close()
         for path, stream in self._files.items():
             stream.close()
             self._temporary(path).unlink(missing_ok=True)

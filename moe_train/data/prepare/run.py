@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from moe_train.data.files import PARTIAL_SUFFIX
+from moe_train.data.files import PARTIAL_SUFFIX, is_abandoned
 from moe_train.data.prepare.job import begin, check_free, finished, job_facts
 from moe_train.data.prepare.merge import EmptySplit, merge, tokenizer_copy
 from moe_train.data.prepare.names import stem_of, work_folder
@@ -62,9 +62,9 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     fast = isinstance(tokenizer, GigatokenTokenizer)
     with _lock(folder, shared=how.task is not None):
-        if how.task is None:
-            for path in folder.glob(f"*{PARTIAL_SUFFIX}"):  # of processes that were killed
-                path.unlink()
+        for path in folder.glob(f"*{PARTIAL_SUFFIX}"):  # of processes that were killed
+            if how.task is None or is_abandoned(path):
+                path.unlink(missing_ok=True)
         cut = [[[file, span.start, span.stop] for file, span in piece.spans] for piece in pieces]
         begin(folder, job | {"pieces": cut}, "gigatoken" if fast else "reference", files)
         spec = TokenizerSpec(str(tokenizer.path.resolve()), tokenizer.piece(tokenizer.eod_id), fast)

@@ -88,6 +88,11 @@ class Tasks:
                     self._report(executor)
                 elif facts is not None and facts.error is not None:
                     raise ValueError(facts.error)
+        retry = self.limits.retry()
+        if retry is not None:
+            facts = perform(self.context, tokenizer, retry)
+            assert facts is not None
+            self.limits.add_retried(facts)
         self.limits.check()
         if self.how.task is None:
             self._finish(tokenizer)

@@ -61,10 +61,18 @@ def checksum_name(file: int) -> str:
 
 @dataclass(frozen=True)
 class PieceTask:
-    """``limit``: only the first so many documents, into the part that is cut."""
+    """``limit``: only the first so many documents, into the part that is cut.
+
+    tokens: nor more documents than needed to pass so many tokens. A limit of the job stands where neither is given.
+    """
 
     piece: int
     limit: int | None = None
+    tokens: int | None = None
+
+    @property
+    def cut(self) -> bool:
+        return self.limit is not None or self.tokens is not None
 
 
 @dataclass(frozen=True)
@@ -86,8 +94,8 @@ def perform(context: Context, tokenizer: Tokenizer, task: Task, on_batch: OnBatc
         except ValueError as error:
             return PartFacts(error=str(error))
         return None
-    part = context.part(task.piece, cut=task.limit is not None)
-    done = part.facts() if task.limit is None else None
+    part = context.part(task.piece, cut=task.cut)
+    done = None if task.cut else part.facts()
     return done if done is not None else _do_piece(context, tokenizer, task, part, on_batch)
 
 
@@ -103,13 +111,12 @@ def _do_piece(
     piece, options = context.pieces[task.piece], context.options
     writer = PartWriter(part, len(options.splits), streams(options))
     # A piece never gives more than the whole job may have. Its exact share is known only when those before it are done.
-    left = options.max_documents if task.limit is None else task.limit
-    tokens = 0
+    left, room = (task.limit, task.tokens) if task.cut else (options.max_documents, options.max_tokens)
     try:
         for number, span in piece.spans:
             file = context.files[number]
             for found in read_documents(file, span, tokenizer, options, left):
-                _check(found, file, span, options)
+                _check(found, file, span, options, room)
                 _count(writer.facts, number, found)
                 writer.add(
                     number,
@@ -121,17 +128,17 @@ def _do_piece(
                     found.ids_D,
                     found.domains_D,
                 )
-                tokens += int(found.lengths_D.sum())
+                room = None if room is None else room - int(found.lengths_D.sum())
                 left = None if left is None else left - len(found.lengths_D)
                 if on_batch is not None:
                     size = int(found.sizes_D.sum())
                     on_batch(len(found.lengths_D), int(found.lengths_D.sum()), size, found.read_bytes)
-                if options.max_tokens is not None and tokens > options.max_tokens:
+                if room is not None and room < 0:
                     break
             if piece.whole:
                 writer.facts.checksums[str(number)] = checksum_of(file)
             file.check_unchanged()
-            if left == 0 or (options.max_tokens is not None and tokens > options.max_tokens):
+            if left == 0 or (room is not None and room < 0):
                 break
         return writer.finish()
     except ValueError as error:
@@ -140,12 +147,14 @@ def _do_piece(
         writer.close()
 
 
-def _check(found: Documents, file: SourceFile, span: Span, options: PrepareOptions) -> None:
-    """ValueError for the first row that stops the job."""
+def _check(found: Documents, file: SourceFile, span: Span, options: PrepareOptions, room: int | None) -> None:
+    """ValueError for the first row that stops the job; with ``room``, before the document that goes beyond so many
+    tokens."""
+    end = found.end_row(room)
     stops = {
         row: reason
         for row, reason in found.left_out.items()
-        if reason in options.stop_on or (options.on_bad == "stop" and row in found.bad)
+        if (reason in options.stop_on or (options.on_bad == "stop" and row in found.bad)) and (end is None or row < end)
     }
     if stops:
         row = min(stops)

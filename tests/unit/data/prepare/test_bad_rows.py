@@ -130,6 +130,36 @@ def test_a_damaged_page_in_a_piece_behind_the_limit_is_not_met(
         assert texts_of(tmp_path / f"x{workers}") == texts[:299]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_bad_row_behind_the_limit_is_not_met_however_the_work_is_cut(tmp_path: Path, run: Run, kind: str) -> None:
+    rng = np.random.default_rng()
+    for number in range(2):
+        count, bad = 16, int(rng.integers(1, 16))
+        texts = [f"line {i} " + "x " * int(rng.integers(0, 9)) for i in range(count)]
+        path = tmp_path / f"{number}.{kind}"
+        if kind == "jsonl":
+            path.write_text("\n".join("{" if i == bad else json.dumps({"text": t}) for i, t in enumerate(texts)))
+        else:
+            column = pa.array([b"\xff" if i == bad else text.encode() for i, text in enumerate(texts)], pa.binary())
+            pq.write_table(pa.table({"text": column}), path, row_group_size=3)
+        whole = run([path], tmp_path / f"all{number}", PrepareOptions(on_bad="skip"))[""]
+        lengths = [len(IndexedDataset(tmp_path / f"all{number}_text_document").document(i)) for i in range(count - 1)]
+        assert whole["tokens"] == sum(lengths)
+        for wanted in {bad - 1, bad, bad + 1} & set(range(1, count - 1)):
+            # As many tokens as so many documents have, and some that are no document more.
+            tokens = sum(lengths[:wanted]) + int(rng.integers(0, lengths[wanted]))
+            for limit in ({"max_documents": wanted}, {"max_tokens": tokens}):
+                for piece in (40, 1 << 20):
+                    out = tmp_path / f"{number}.{wanted}.{next(iter(limit))}.{piece}"
+                    # The document that goes beyond the tokens is read too, and what is before it.
+                    if wanted < bad or (wanted == bad and "max_documents" in limit):
+                        manifest = run([path], out, PrepareOptions(**limit), piece_bytes=piece)[""]
+                        assert (manifest["documents"], manifest["tokens"]) == (wanted, sum(lengths[:wanted]))
+                    else:
+                        with pytest.raises(ValueError, match=f"row {bad}: "):
+                            run([path], out, PrepareOptions(**limit), piece_bytes=piece)
+
+
 def test_the_first_bad_row_is_named_whoever_finds_one(tmp_path: Path, run: Run) -> None:
     lines = [json.dumps({"text": f"line {i}"}) for i in range(400)]
     for place in (137, 200, 399):

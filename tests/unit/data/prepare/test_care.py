@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,7 @@ import pytest
 
 from moe_train.data.prepare import PrepareOptions
 from moe_train.data.prepare.copying import append_range
+from moe_train.data.prepare.part import TOKENS, Part, PartWriter
 from moe_train.data.prepare.work import perform
 from moe_train.data.sources import SourceFile, find_sources
 from tests.unit.data.prepare.conftest import contents, origins
@@ -223,5 +227,44 @@ def test_a_full_disk(
             run([source], tmp_path / "out/x")
     assert caught.value.errno == errno.ENOSPC
     assert not contents(tmp_path / "out")
+    assert not list((tmp_path / "out/x.work").glob("*.partial"))
     run([source], tmp_path / "out/x")
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+
+
+def test_a_table_that_a_full_disk_does_not_end(tmp_path: Path) -> None:
+    writer = PartWriter(Part(tmp_path, 0), 1, [TOKENS])
+    writer._table.close()
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer._table = SimpleNamespace(close=full)
+    assert len(list(tmp_path.glob("*.partial"))) == 2
+    writer.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_task_removes_what_dead_processes_of_its_machine_left(
+    tmp_path: Path, run: Run, write_parquet, make_texts
+) -> None:
+    source = write_parquet(tmp_path / "in.parquet", make_texts(1, 50), row_group_size=5)
+    run([source], tmp_path / "out/x", task=(1, 2))
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    names = [f"000001.0.bin.{platform.node()}.{pid}.partial" for pid in (dead.stdout.strip(), os.getpid())]
+    names.append("000001.0.bin.elsewhere.1.partial")
+    for name in names:
+        (tmp_path / "out/x.work" / name).touch()
+    run([source], tmp_path / "out/x", task=(1, 2))
+    assert sorted(p.name for p in (tmp_path / "out/x.work").glob("*.partial")) == sorted(names[1:])
+
+
+def test_an_unfinished_job_of_an_earlier_version(tmp_path: Path, run: Run, write_parquet, make_texts) -> None:
+    source = write_parquet(tmp_path / "in.parquet", make_texts(1, 50), row_group_size=5)
+    run([source], tmp_path / "out/x", task=(1, 1))
+    folder = tmp_path / "out/x.work"
+    job = json.loads((folder / "job.json").read_text())
+    (folder / "job.json").write_text(json.dumps(job | {"format": 2}))
+    (folder / "source-000000.json").write_text(json.dumps({"sha256": "0" * 64}))
+    with pytest.raises(ValueError, match="unfinished job that differs; .* format: 2 there, 3 now"):
+        run([source], tmp_path / "out/x")
