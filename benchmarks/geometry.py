@@ -36,8 +36,16 @@ class Geometry:
 PRESETS = {
     "small": Geometry(),
     "0.6b": Geometry(
-        layers=6, hidden=1024, heads=16, kv_heads=4, head_dim=128, expert_ffn=128, experts=128, vocab=151936,
-        sequence=1024, batch=32,
+        layers=6,
+        hidden=1024,
+        heads=16,
+        kv_heads=4,
+        head_dim=128,
+        expert_ffn=128,
+        experts=128,
+        vocab=151936,
+        sequence=1024,
+        batch=32,
     ),
 }
 """small: 17.5M parameters, for a CPU. 0.6b: the size that latent prototype routing was published at, for a GPU."""
@@ -62,7 +70,9 @@ def run_config(geometry: Geometry, *, forced_balance: bool, precision: str) -> R
         router=RouterOptions("softmax_topk", {"top_k": g.top_k}, forced_balance=forced_balance),
         data=DataOptions(sequence_length=g.sequence),
         train=TrainOptions(
-            global_batch_size=g.batch, micro_batch_size=g.batch, gradient_clipping=1.0,
+            global_batch_size=g.batch,
+            micro_batch_size=g.batch,
+            gradient_clipping=1.0,
             precision=precision,  # type: ignore[arg-type]
         ),
         optimizer=OptimizerOptions(lr=LEARNING_RATE),

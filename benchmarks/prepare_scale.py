@@ -38,11 +38,12 @@ def main() -> None:
     parser.add_argument("--files", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--documents", type=int, default=1_000_000, help="per file")
     parser.add_argument("--words", type=int, default=4, help="per document")
+    parser.add_argument("--workers", type=int, default=1, help="of the merge")
     parser.add_argument("--scratch", type=Path, help="folder for the files (default: a temporary one)")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
-        print(json.dumps(_measure(arguments.scratch, arguments.tokenizer, arguments.only)))
+        print(json.dumps(_measure(arguments.scratch, arguments.tokenizer, arguments.only, arguments.workers)))
         return
     found = {}
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
@@ -51,7 +52,7 @@ def main() -> None:
             folder.mkdir()
             for number in range(count):
                 _write_file(folder / f"{number:03d}.parquet", number, arguments.documents, arguments.words)
-            found[count] = {step: _run(folder, arguments.tokenizer, step) for step in ("parts", "merge")}
+            found[count] = {step: _run(folder, arguments, step) for step in ("parts", "merge")}
     _report(found, f"{arguments.documents:,} documents of {arguments.words} words")
 
 
@@ -66,8 +67,9 @@ def _write_file(path: Path, number: int, documents: int, length: int) -> None:
             writer.write_table(pa.table([texts, ids, ["CC-MAIN-2024-10"] * count], schema=writer.schema), 1000)
 
 
-def _run(folder: Path, tokenizer: Path, step: str) -> dict[str, float]:
-    command = [sys.executable, __file__, "--tokenizer", tokenizer, "--scratch", folder, "--only", step]
+def _run(folder: Path, arguments: argparse.Namespace, step: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--tokenizer", arguments.tokenizer, "--scratch", folder, "--only", step]
+    command += ["--workers", arguments.workers]
     result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if result.returncode:
         raise SystemExit(result.stderr)
@@ -75,7 +77,7 @@ def _run(folder: Path, tokenizer: Path, step: str) -> dict[str, float]:
     return facts
 
 
-def _measure(folder: Path, tokenizer_path: Path, step: str) -> dict[str, float]:
+def _measure(folder: Path, tokenizer_path: Path, step: str, workers: int) -> dict[str, float]:
     from moe_train.data.prepare import How, prepare
     from moe_train.data.sources import find_sources, first_texts, text_bytes
     from moe_train.data.tokenizers import load_tokenizer
@@ -85,7 +87,9 @@ def _measure(folder: Path, tokenizer_path: Path, step: str) -> dict[str, float]:
     tokenizer = with_fast_engine(load_tokenizer(tokenizer_path), first_texts(files, ["text"], 50), print)
     piece_bytes = text_bytes(files[0], ["text"]) // _PIECES_PER_FILE
     merge = step == "merge"
-    how = How(task=None if merge else (1, 1), merge_only=merge, piece_bytes=piece_bytes)
+    how = How(
+        task=None if merge else (1, 1), merge_only=merge, workers=workers if merge else 1, piece_bytes=piece_bytes
+    )
     before = _peak_mb()
     wall, cpu = time.perf_counter(), time.process_time()
     prepare(files, folder / "x", tokenizer, how=how)
@@ -102,7 +106,7 @@ def _peak_mb() -> float:
 
 
 def _report(found: dict[int, dict[str, dict[str, float]]], content: str) -> None:
-    table = Table(title=f"files of {content}, {_PIECES_PER_FILE} pieces each, one worker")
+    table = Table(title=f"files of {content}, {_PIECES_PER_FILE} pieces each")
     parts = ("parts: wall s", "CPU s", "grown by MB")
     for heading in ("files", *parts, "merge: wall s", "CPU s", "grown by MB", "MB of tokens"):
         table.add_column(heading, justify="right")

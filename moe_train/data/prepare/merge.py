@@ -5,7 +5,6 @@ Memory holds one part's table at a time.
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from moe_train.data.files import sha256_of as sha256_of_path
 from moe_train.data.index_file import write_index
 from moe_train.data.indexed import bin_path, idx_path, token_dtype
 from moe_train.data.manifest import manifest_path, token_bytes_path
-from moe_train.data.prepare.copying import append_range
+from moe_train.data.prepare.copying import join_ranges
 from moe_train.data.prepare.encoding import streams
 from moe_train.data.prepare.limits import Limits
 from moe_train.data.prepare.names import token_prefix
@@ -47,13 +46,19 @@ class _Shard:
 
 
 def merge(
-    context: Context, limits: Limits, job: dict[str, Any], stems: dict[str, Path], tokenizer: Tokenizer
+    context: Context,
+    limits: Limits,
+    job: dict[str, Any],
+    stems: dict[str, Path],
+    tokenizer: Tokenizer,
+    workers: int,
 ) -> dict[str, dict[str, Any]]:
-    """Publishes the result of a job whose pieces are done, and returns the manifest of each split.
+    """Publishes the result of a job whose pieces are done, and returns the manifest of each split; so many parts are
+    copied at a time.
 
     Errors: EmptySplit where a split got no document; ValueError where the output folder holds another tokenizer.
     """
-    merging = _Merging(context, limits)
+    merging = _Merging(context, limits, workers)
     keep_tokenizer = tokenizer_copy(next(iter(stems.values())).parent, tokenizer)
     sources = [facts | {CHECKSUM: merging.checksum(i)} for i, facts in enumerate(job["sources"])]
     token_bytes_V = tokenizer.token_bytes()
@@ -105,8 +110,8 @@ def merge(
 class _Merging:
     """The parts in source order, with what is known of them."""
 
-    def __init__(self, context: Context, limits: Limits) -> None:
-        self.context = context
+    def __init__(self, context: Context, limits: Limits, workers: int) -> None:
+        self.context, self.workers = context, workers
         cut = None if limits.cut is None else limits.cut[0]
         self.parts: list[Part] = [context.part(number, cut=number == cut) for number in range(limits.end)]
         self.facts: list[PartFacts] = []
@@ -181,15 +186,15 @@ class _Merging:
 
     def write_shard(self, split: int, shard: _Shard, prefix: Path, dtype: np.dtype[Any], stream: str) -> None:
         """The temporary files of a shard."""
-        with open(partial_path(bin_path(prefix)), "wb", buffering=0) as target:
-            assert isinstance(target, io.RawIOBase)
-            for number, begin, stop in shard.pieces:
-                start, end = 0, self.facts[number].by_split[split]["tokens"]
-                if (begin, stop) != (0, self.facts[number].by_split[split]["documents"]):
-                    ends = np.cumsum(self._lengths(number, split).astype(np.int64))
-                    start, end = (int(ends[place - 1]) if place else 0 for place in (begin, stop))
-                with open(self.parts[number].stream_path(split, stream), "rb") as source:
-                    append_range(source, target, start * dtype.itemsize, (end - start) * dtype.itemsize)
+        ranges = []
+        for number, begin, stop in shard.pieces:
+            start, end = 0, self.facts[number].by_split[split]["tokens"]
+            if (begin, stop) != (0, self.facts[number].by_split[split]["documents"]):
+                ends = np.cumsum(self._lengths(number, split).astype(np.int64))
+                start, end = (int(ends[place - 1]) if place else 0 for place in (begin, stop))
+            path = self.parts[number].stream_path(split, stream)
+            ranges.append((path, start * dtype.itemsize, (end - start) * dtype.itemsize))
+        join_ranges(ranges, partial_path(bin_path(prefix)), self.workers)
         lengths = (self._lengths(number, split)[begin:stop] for number, begin, stop in shard.pieces)
         write_index(partial_path(idx_path(prefix)), dtype, shard.documents, lengths)
 

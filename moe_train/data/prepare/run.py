@@ -75,7 +75,7 @@ def prepare(
             if how.task is not None:
                 return {}
             try:
-                manifests = merge(context, tasks.limits, job, stems, tokenizer)
+                manifests = merge(context, tasks.limits, job, stems, tokenizer, how.workers)
             except EmptySplit:
                 shutil.rmtree(folder)
                 raise

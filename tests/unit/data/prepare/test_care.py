@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from moe_train.data.prepare import PrepareOptions
-from moe_train.data.prepare.copying import append_range
+from moe_train.data.prepare.copying import join_ranges
 from moe_train.data.prepare.part import TOKENS, Part, PartWriter
 from moe_train.data.prepare.work import perform
 from moe_train.data.sources import SourceFile, find_sources
@@ -197,14 +197,16 @@ def test_copying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: bool) 
             raise OSError(errno.EXDEV, "Invalid cross-device link")
 
         monkeypatch.setattr(os, "copy_file_range", refuse)
-    content = np.random.default_rng().integers(0, 256, 3_000_000, np.uint8).tobytes()
-    (tmp_path / "a").write_bytes(content)
-    with open(tmp_path / "a", "rb") as source, open(tmp_path / "b", "wb", buffering=0) as target:
-        append_range(source, target, 10, 2_500_000)
-        append_range(source, target, 0, 10)
-        with pytest.raises(ValueError, match="shorter than its table says"):
-            append_range(source, target, 2_999_999, 2)
-    assert (tmp_path / "b").read_bytes()[:2_500_010] == content[10:2_500_010] + content[:10]
+    contents = [np.random.default_rng().bytes(size) for size in (3_000_000, 10, 1_500_000)]
+    for number, content in enumerate(contents):
+        (tmp_path / str(number)).write_bytes(content)
+    ranges = [(0, 10, 2_500_000), (1, 0, 10), (2, 5, 0), (0, 0, 10), (2, 1_000_000, 400_000), (0, 7, 2_000_000)]
+    for workers in (1, 4):
+        join_ranges([(tmp_path / str(n), start, count) for n, start, count in ranges], tmp_path / "all", workers)
+        expected = b"".join(contents[n][start : start + count] for n, start, count in ranges)
+        assert (tmp_path / "all").read_bytes() == expected
+        with pytest.raises(ValueError, match="1 is shorter than its table says"):
+            join_ranges([(tmp_path / "1", 9, 2)], tmp_path / "short", workers)
 
 
 @pytest.mark.parametrize("function", ["writev", "copy_file_range"])

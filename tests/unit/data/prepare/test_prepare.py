@@ -258,7 +258,7 @@ def test_bad_input(tmp_path: Path, run: Run, write_parquet, make_texts) -> None:
     with pytest.raises(ValueError, match="bad.parquet is not a parquet file"):
         run([tmp_path / "bad.parquet"], out)
     blank = write_parquet(tmp_path / "blank.parquet", [None, "", ""])
-    with pytest.raises(ValueError, match="no document fell to train .left out: 1 null, 2 empty"):
+    with pytest.raises(ValueError, match="no document fell to train .left out: 2 empty, 1 null"):
         run([blank], out, HALF)
     assert not out.parent.exists() or list(out.parent.iterdir()) == []
 
