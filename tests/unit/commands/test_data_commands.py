@@ -47,9 +47,27 @@ def prepare_arguments(root: Path, *more: str) -> list[str]:
     return [*command, "--validation-fraction", "0.05", "--workers", "1", *more]
 
 
-def test_prepare_prints_what_it_wrote_and_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("again", [False, True])
+def test_prepare_prints_what_it_wrote_and_again(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], again: bool
+) -> None:
+    """What is there already is said to be so; a file of it that is lost is written again."""
+    if not again:
+        for name in ("text.parquet", "m.model"):
+            shutil.copy(folder / name, tmp_path)
+        folder = tmp_path
     assert main(prepare_arguments(folder)) == 0
     lines = capsys.readouterr().out.splitlines()
+    if again:
+        assert lines.pop(0) == "nothing was done: the result of this job is there already"
+        assert main(prepare_arguments(folder, "--task", "1/2")) == 0
+        assert capsys.readouterr().out == "nothing was done: the result of this job is there already\n"
+    else:
+        (folder / "out" / "train_text_document.bin").unlink()
+        assert main(prepare_arguments(folder, "--task", "1/1")) == 0
+        assert capsys.readouterr().out.startswith("task 1 of 1 is done")
+        assert main(prepare_arguments(folder)) == 0
+        assert capsys.readouterr().out.splitlines() == lines
     for split, line in zip(("train", "validation"), lines, strict=True):
         dataset = open_dataset(folder / "out" / split)
         assert line.startswith(f"{folder}/out/{split}: {len(dataset)} documents, {dataset.token_count:,} tokens")
@@ -65,7 +83,7 @@ def test_changed_options_are_one_line_and_exit_2(folder: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prepare", "--output", "o"], "needs a SOURCE and --tokenizer"),
+        (["prepare", "--output", "o"], "needs a SOURCE and --tokenizer MODEL, or --corpus stdlib or synthetic"),
         (["prepare", "x.parquet", "--corpus", "stdlib", "--output", "o"], "leave out SOURCE"),
         (["prepare", "--corpus", "stdlib", "--seed", "1", "--output", "o"], "--seed is for --corpus synthetic"),
         (["prepare", "--corpus", "synthetic", "--documents", "6", "--output", "o"], "a multiple of 4"),
@@ -262,7 +280,7 @@ def test_inspect_a_folder_says_what_is_in_it(folder: Path, capsys: pytest.Captur
     assert f"did you mean {folder}/out/train or {folder}/out/validation?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["prepare", "tokenizer", "inspect"])
+@pytest.mark.parametrize("command", ["prepare", "tokenizer", "inspect", "evaluate"])
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
