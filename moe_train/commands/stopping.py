@@ -25,6 +25,10 @@ def can_be_stopped(advice: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         raise type(stop)(advice) from None
+    except SystemExit as end:
+        if end.code != signal.SIGTERM:
+            raise
+        raise Terminated(advice) from None  # Ray puts its own handler in the place of ours, which ends like this
     finally:
         if ours:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -98,6 +98,10 @@ def test_signals_are_as_before_afterwards() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
     assert signal.getsignal(signal.SIGTERM) == before
+    with pytest.raises(Terminated, match="^; advice$"), can_be_stopped("; advice"):
+        sys.exit(int(signal.SIGTERM))  # as the handler does that Ray begins with
+    with pytest.raises(SystemExit), can_be_stopped(""):
+        sys.exit(1)
     with pytest.raises(ValueError, match="wrong"), can_be_stopped(""):
         raise ValueError("wrong")
     assert signal.getsignal(signal.SIGTERM) == before
