@@ -32,20 +32,24 @@ COMMANDS = {
     "doctor": Command("what is installed, whether it works, what to do about the rest", "moe-train doctor"),
 }
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    """Runs one command and returns the exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted, 143
+    terminated."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or bool(os.environ.get("MOE_TRAIN_DEBUG"))
     try:
         return _dispatch([argument for argument in arguments if argument != "--debug"])
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if debug:
             raise
-        print("moe-train: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        from moe_train.commands.stopping import Terminated
+
+        terminated = isinstance(stop, Terminated)
+        print(f"moe-train: {'terminated' if terminated else 'interrupted'}{stop}", file=sys.stderr)
+        return TERMINATED if terminated else INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe (head, less) has gone; say nothing more, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

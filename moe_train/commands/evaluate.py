@@ -1,4 +1,4 @@
-"""``moe-train evaluate RUN``: loss and expert load of a trained model on a data set."""
+"""Loss, perplexity and expert load of a trained model on a data set."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ import uuid
 from pathlib import Path
 
 WORKER = "moe_train.training.evaluate"
+_EXAMPLE = """examples:
+  moe-train evaluate runs/demo
+  moe-train evaluate runs/demo --data data/books_validation --checkpoint 200
+  moe-train evaluate runs/demo --documents --max-length 1024"""
 
 
 def register(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EXAMPLE
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, for example runs/demo")
     parser.add_argument("--data", metavar="NAME", help="prepared data (default: the run's validation data)")
     parser.add_argument(

@@ -50,18 +50,28 @@ def run(args: argparse.Namespace) -> int:
     cuts = ("sequence_length", "sampler", "pack_documents", "seed", "no_shuffle")
     given = [f"--{name.replace('_', '-')}" for name in cuts if getattr(args, name) not in (None, False)]
     folder = Path(args.path).is_dir()
+    if not folder:
+        args.path = _data_name(args.path)
     if given and (folder or args.sample is None):
         raise ValueError(f"{', '.join(given)}: only for --sample of a data set; a run's own configuration says it")
     if args.step is not None:
+        _check_run(args.path, f"--step {args.step}")
         return _inspect_step(args)
     if folder and args.sample is not None:
+        _check_run(args.path, f"--sample {args.sample}")
         return _inspect_run_sample(args)
     if folder and args.document is not None:
         raise ValueError(f"{args.path} is a folder; --document belongs to a data set, which is named by its prefix")
     if folder:
         return _inspect_folder(args)
-    from moe_train.data.dataset import open_dataset
+    from moe_train.data.dataset import data_prefixes, open_dataset
 
+    try:
+        data_prefixes(args.path)
+    except FileNotFoundError as error:
+        if Path(args.path).exists():
+            raise
+        raise FileNotFoundError(f"{error}; nor is there a folder {args.path} of a run or a checkpoint") from None
     if args.sample is not None:
         return _inspect_sample(args)
     dataset = open_dataset(args.path)
@@ -72,6 +82,46 @@ def run(args: argparse.Namespace) -> int:
     else:
         _overview(args.path, dataset)
     return 0
+
+
+def _data_name(path: str) -> str:
+    """The name of a data set, also where one of its files was named."""
+    from moe_train.data.indexed import idx_path
+
+    for ending in (".idx", ".bin"):
+        if path.endswith(ending) and not idx_path(path).is_file():
+            return path.removesuffix(ending)
+    return path
+
+
+def _check_run(path: str, asked: str) -> None:
+    """ValueError where the path is no folder of a run; the message says what it is, and where to ask."""
+    from moe_train.data.dataset import data_prefixes, datasets_in
+    from moe_train.training.run_folder import CONFIG, holds_run
+
+    folder = Path(path)
+    if (folder / CONFIG).is_file():
+        return
+    parents = [*folder.parents, *folder.resolve().parents]
+    run = next((parent for parent in parents if (parent / CONFIG).is_file() and holds_run(parent)), None)
+    if folder.is_dir() and run is not None:
+        what = "a checkpoint" if (folder / "state.json").is_file() else "a folder of a run"
+        raise ValueError(f"{path} is {what}, not the run itself: ask the run by moe-train inspect {run} {asked}")
+    if folder.is_dir():
+        what = "is a checkpoint, not a run" if (folder / "state.json").is_file() else "is no folder of a run"
+        there = datasets_in(folder)
+        hint = f"; did you mean {' or '.join(there)}?" if there and asked.startswith("--sample") else ""
+        raise ValueError(f"{path} {what} (it holds no {CONFIG}), and {asked} is asked of one{hint}")
+    try:
+        data_prefixes(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"there is no folder {path}; {asked} is asked of the folder of a run, for example runs/demo"
+        ) from None
+    raise ValueError(
+        f"{path} is a data set, not the folder of a run, which {asked} is asked of; of a data set inspect shows "
+        "--document N and --sample N"
+    )
 
 
 def _inspect_sample(args: argparse.Namespace) -> int:
@@ -107,12 +157,12 @@ def _inspect_run_sample(args: argparse.Namespace) -> int:
 
     run = Path(args.path)
     found = samples_of_step(run, step_of_sample(run, args.sample))
-    samples = open_samples(run, found)
-    read = trace(samples, args.sample)
-    print(f"sample {read.index}: {read.name}, epoch {read.epoch}, read by step {found.step}{_taken_by(run, found)}")
-    dataset = samples.samplers[samples.names.index(read.name)].reader.dataset
-    begins = [dataset.document_span(piece.document)[0] for piece in read.pieces]
-    _show(dataset, [(begin + p.first, begin + p.stop) for begin, p in zip(begins, read.pieces, strict=True)])
+    with open_samples(run, found) as samples:
+        read = trace(samples, args.sample)
+        print(f"sample {read.index}: {read.name}, epoch {read.epoch}, read by step {found.step}{_taken_by(run, found)}")
+        dataset = samples.samplers[samples.names.index(read.name)].reader.dataset
+        begins = [dataset.document_span(piece.document)[0] for piece in read.pieces]
+        _show(dataset, [(begin + p.first, begin + p.stop) for begin, p in zip(begins, read.pieces, strict=True)])
     return 0
 
 
@@ -126,20 +176,20 @@ def _inspect_step(args: argparse.Namespace) -> int:
 
     run = Path(args.path)
     found = samples_of_step(run, args.step, args.rank)
-    samples = open_samples(run, found)
-    origins = {
-        name: Origins(sidecar_stem(name)) for name in samples.names if documents_path(sidecar_stem(name)).is_file()
-    }
-    reader = "" if args.rank is None else f", rank {args.rank} of {found.ranks}"
-    print(f"step {args.step} of {args.path}{reader}{_taken_by(run, found)}: {len(found.indices)} samples")
-    for index in found.indices:
-        read = trace(samples, index)
-        print(f"sample {index}: {read.name}, epoch {read.epoch}")
-        for piece in read.pieces:
-            line = f"  document {piece.document}, its tokens {piece.first} to {piece.stop - 1}"
-            if read.name in origins:
-                line += f": {_origin(origins[read.name], piece.document)}"
-            print(line)
+    with open_samples(run, found) as samples:
+        origins = {
+            name: Origins(sidecar_stem(name)) for name in samples.names if documents_path(sidecar_stem(name)).is_file()
+        }
+        reader = "" if args.rank is None else f", rank {args.rank} of {found.ranks}"
+        print(f"step {args.step} of {args.path}{reader}{_taken_by(run, found)}: {len(found.indices)} samples")
+        for index in found.indices:
+            read = trace(samples, index)
+            print(f"sample {index}: {read.name}, epoch {read.epoch}")
+            for piece in read.pieces:
+                line = f"  document {piece.document}, its tokens {piece.first} to {piece.stop - 1}"
+                if read.name in origins:
+                    line += f": {_origin(origins[read.name], piece.document)}"
+                print(line)
     return 0
 
 
@@ -164,7 +214,7 @@ def _inspect_folder(args: argparse.Namespace) -> int:
     from moe_train.data.dataset import datasets_in
 
     there = datasets_in(folder)
-    hint = f"; did you mean {' or '.join(there)}?" if there else " and it holds no data set, run or checkpoint"
+    hint = f"; did you mean {' or '.join(there)}?" if there else ", and it holds no data set, run or checkpoint"
     raise ValueError(f"{args.path} is a folder, not the name of a data set{hint}")
 
 

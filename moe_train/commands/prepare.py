@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from moe_train.commands import corpora, instruction
+from moe_train.commands.stopping import can_be_stopped
 
 _EXAMPLE = """examples:
   moe-train prepare --corpus stdlib --output data/demo/corpus
@@ -17,8 +19,9 @@ _EXAMPLE = """examples:
   moe-train prepare 'c4/c4-train.*.json.gz' --output data/c4 --tokenizer gpt2/ --merge
 
 Writes PREFIX_text_document.bin and .idx as Megatron names them (PREFIX_train_text_document, ... with a split),
-provenance, token bytes and a manifest. The same command again goes on where an unfinished job was, and does nothing
-where it is finished; changed inputs or options are refused with the difference."""
+provenance, token bytes and a manifest. The same command again goes on where an unfinished job was, also after
+Ctrl-C or SIGTERM (exit code 130 or 143), and does nothing where it is finished; changed inputs or options are refused
+with the difference."""
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -140,10 +143,18 @@ def run(args: argparse.Namespace) -> int:
     if args.corpus is not None:
         return _corpus(args)
     corpora.options(args)
+    with can_be_stopped("; the same command again goes on where it was"):
+        return _tokens(args)
+
+
+def _tokens(args: argparse.Namespace) -> int:
     if not args.source or args.tokenizer is None:
-        raise ValueError("prepare needs a SOURCE and --tokenizer MODEL, or --corpus stdlib; --help says more")
+        raise ValueError(
+            "prepare needs a SOURCE and --tokenizer MODEL, or --corpus stdlib or synthetic; --help says more"
+        )
     from moe_train.commands.prepare_progress import reporter
     from moe_train.data.prepare import How, PrepareOptions, prepare
+    from moe_train.data.prepare.names import work_folder
     from moe_train.data.sources import find_sources, first_texts
     from moe_train.data.tokenizers import load_tokenizer
     from moe_train.data.tokenizers.gigatoken_engine import with_fast_engine
@@ -177,9 +188,14 @@ def run(args: argparse.Namespace) -> int:
     reference = load_tokenizer(args.tokenizer, args.eod_token)
     files = find_sources(args.source, args.text_format)
     tokenizer = with_fast_engine(reference, first_texts(files, options.content_columns, 200), _say)
+    before = _written(args.output, options.splits)
     with reporter() as report:
         manifests = prepare(files, args.output, tokenizer, options, how, report)
-    if args.task is not None:
+    # A task at work beside a manifest (where files of the result are lost) leaves what it has done.
+    worked = args.task is not None and work_folder(args.output).exists()
+    if before and before == _written(args.output, options.splits) and not worked:
+        print("nothing was done: the result of this job is there already")
+    elif args.task is not None:
         print(
             f"task {args.task[0]} of {args.task[1]} is done; when all are, the same command with --merge ends the job"
         )
@@ -188,6 +204,17 @@ def run(args: argparse.Namespace) -> int:
     for manifest in list(manifests.values())[:1]:
         _show_problems(manifest)
     return 0
+
+
+def _written(prefix: str, splits: Sequence[str]) -> list[tuple[int, int]]:
+    """Which manifests there are, told apart from later ones; nothing where one is missing."""
+    from moe_train.data.manifest import manifest_path
+    from moe_train.data.prepare.names import stem_of
+
+    paths = [manifest_path(stem_of(prefix, split)) for split in splits]
+    if not all(path.is_file() for path in paths):
+        return []
+    return [(found.st_ino, found.st_mtime_ns) for found in (path.stat() for path in paths)]
 
 
 def _show(prefix: str, split: str, manifest: dict[str, Any]) -> None:

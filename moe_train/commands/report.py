@@ -1,4 +1,4 @@
-"""``moe-train report RUN``: one self-contained HTML file about a run."""
+"""Write one self-contained HTML file about a run."""
 
 from __future__ import annotations
 

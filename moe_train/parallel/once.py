@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -28,6 +28,7 @@ def once_per_node(work: Callable[[], None], what: str = "the work of local rank 
     than a collective may: nobody waits in one. Processes look at the store that torch.distributed began with, and say
     now and then that they wait, and for what (`what`). They give up when, for as long as a collective may take, nobody
     has arrived, finished or given a sign of life.
+    Whoever returns may end at once, even the process that holds the store.
     Errors: the error of `work` in the process where it happened, as soon as it happens ValueError with its text in all
     others; RuntimeError where a process is gone.
     """
@@ -36,17 +37,18 @@ def once_per_node(work: Callable[[], None], what: str = "the work of local rank 
         if builds:
             work()
         return
-    call = _Call(dist.get_rank(), dist.get_world_size())
+    call = _Call(dist.get_rank(), dist.get_world_size(), what)
     call.arrive()
     if builds:
         try:
             with call.signs_of_life():
                 work()
         except Exception as problem:  # whatever it is: the others wait for an answer
-            call.fail(str(problem) or type(problem).__name__)
+            with suppress(RuntimeError):  # the store is gone, and with it those who could be told
+                call.fail(str(problem) or type(problem).__name__)
             raise
     call.finish()
-    call.wait(what)
+    call.wait()
 
 
 @dataclass
@@ -55,6 +57,7 @@ class _Call:
 
     rank: int
     world_size: int
+    what: str
 
     def __post_init__(self) -> None:
         # The only one that all processes have, whoever started them; every store answers without the other processes.
@@ -63,12 +66,26 @@ class _Call:
 
     def arrive(self) -> None:
         # Each process takes part in each call once, so tickets of one call are neighbours.
-        ticket = self.store.add("once/tickets", 1)
+        with self._answered():
+            ticket = self.store.add("once/tickets", 1)
         self.name = f"once/{(ticket - 1) // self.world_size}"
         self.add("signs", 1)
 
     def add(self, counter: str, amount: int) -> int:
-        return int(self.store.add(f"{self.name}/{counter}", amount))
+        with self._answered():
+            return int(self.store.add(f"{self.name}/{counter}", amount))
+
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        """Around each use of the store. RuntimeError where nobody holds it any more."""
+        try:
+            yield
+        except dist.DistError as error:
+            reason = str(error).partition("\n")[0]  # below is a stack of C++
+            raise RuntimeError(
+                f"rank {self.rank} waits for {self.what}, but the process that holds the common store of all processes "
+                f"does not answer: it has ended or cannot be reached, and its own messages say why ({reason})"
+            ) from None
 
     @contextmanager
     def signs_of_life(self) -> Iterator[None]:
@@ -76,8 +93,9 @@ class _Call:
         over = threading.Event()
 
         def beat() -> None:
-            while not over.wait(min(_BEAT_SECONDS, self.seconds / 5)):
-                self.add("signs", 1)
+            with suppress(RuntimeError):  # the process itself meets it when its work is done
+                while not over.wait(min(_BEAT_SECONDS, self.seconds / 5)):
+                    self.add("signs", 1)
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -88,7 +106,8 @@ class _Call:
             thread.join()
 
     def fail(self, text: str) -> None:
-        self.store.set(f"{self.name}/error/{self.rank}", text)
+        with self._answered():
+            self.store.set(f"{self.name}/error/{self.rank}", text)
         self.add("failed", 1)
         self._leave()
 
@@ -96,7 +115,7 @@ class _Call:
         self.add("finished", 1)
         self.add("signs", 1)
 
-    def wait(self, what: str) -> None:
+    def wait(self) -> None:
         """Until all processes have finished, or one has failed."""
         start = seen = said = time.monotonic()
         signs, pause = -1, _POLL_SECONDS
@@ -110,26 +129,28 @@ class _Call:
                 signs, seen = found, now
             elif now - seen > self.seconds:
                 raise RuntimeError(
-                    f"rank {self.rank} waits for {what}, but for {now - seen:.0f} s none of the "
+                    f"rank {self.rank} waits for {self.what}, but for {now - seen:.0f} s none of the "
                     f"{self.world_size - finished} processes that are still missing has given a sign of life"
                 )
             if now - said > _LOG_SECONDS and int(os.environ.get("LOCAL_RANK", "0")) <= 1:
                 said = now
                 print(
-                    f"rank {self.rank} has waited {now - start:.0f} s for {what} "
+                    f"rank {self.rank} has waited {now - start:.0f} s for {self.what} "
                     f"({finished} of {self.world_size} processes have it)",
                     file=sys.stderr,
                     flush=True,
                 )
             time.sleep(pause)
             pause = min(1.2 * pause, _SLOWEST_POLL_SECONDS)
+        self._leave()
 
     def _errors(self) -> list[str]:
         texts = ((rank, f"{self.name}/error/{rank}") for rank in range(self.world_size))
-        return [f"rank {rank}: {self.store.get(key).decode()}" for rank, key in texts if self.store.check([key])]
+        with self._answered():
+            return [f"rank {rank}: {self.store.get(key).decode()}" for rank, key in texts if self.store.check([key])]
 
     def _leave(self) -> None:
-        """After a failure: the process of rank 0 may hold the store, and goes when all others know, or soon after."""
+        """The process of rank 0 may hold the store: it goes when all others know how it ended, or soon after."""
         known, deadline = self.add("known", 1), time.monotonic() + _FAREWELL_SECONDS
         while self.rank == 0 and known < self.world_size and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from moe_train.data.batches import rank_slice
 from moe_train.data.identity import differences
 from moe_train.data.training_set import TrainingSet, open_training_set, read_before
-from moe_train.training.history import Stretch, read_history, stretch_of
+from moe_train.training.history import Stretch, last_step, read_history, stretch_of
 from moe_train.training.run_config import RunConfig, from_dict
 from moe_train.training.run_folder import index_folder
 
@@ -50,22 +53,45 @@ def samples_of_step(run_dir: Path, step: int, rank: int | None = None) -> StepSa
 
 
 def step_of_sample(run_dir: Path, index: int) -> int:
-    """The step (from 1) that reads a sample of a run."""
+    """The step (from 1) that has read a sample of a run. ValueError where none has yet."""
     if index < 0:
         raise ValueError(f"samples are counted from 0: there is no sample {index}")
+    history = read_history(run_dir)
     # The same in the whole history: no run goes on from a checkpoint with another batch.
-    return index // int(read_history(run_dir)[-1].config["train"]["global_batch_size"]) + 1
+    size, planned = (int(history[-1].config["train"][key]) for key in ("global_batch_size", "steps"))
+    taken = last_step(run_dir, history)
+    if index < taken * size:
+        return index // size + 1
+    read = f"{run_dir} has read no sample yet"
+    if taken:
+        read = f"{run_dir} has read {taken * size} samples, 0 to {taken * size - 1}, in {taken} steps of {size}"
+    more = f"it is to read {planned * size}" + (
+        ": wait, or go on with it by --resume auto" if index < planned * size else ""
+    )
+    raise ValueError(f"{read}, not sample {index}; {more}")
 
 
-def open_samples(run_dir: Path, found: StepSamples) -> TrainingSet:
-    """The data that a step read. ValueError where it is not what it was then."""
+@contextmanager
+def open_samples(run_dir: Path, found: StepSamples) -> Iterator[TrainingSet]:
+    """The data that a step read, as long as the body runs. Writes nothing into the folders of the run.
+
+    Errors: ValueError where it is not what it was then.
+    """
+    with tempfile.TemporaryDirectory() as cache:
+        # What the run has an index of is read there; other data gets one that goes again. Names say which data it is.
+        for index in index_folder(found.config, run_dir).glob("*.index"):
+            (Path(cache) / index.name).symlink_to(index.resolve())
+        yield _open(found, Path(cache))
+
+
+def _open(found: StepSamples, cache: Path) -> TrainingSet:
     config, stretch = found.config, found.stretch
     try:
         samples = open_training_set(
             config.data,
             seed=config.seed,
             batch_size=config.train.global_batch_size,
-            cache=index_folder(config, run_dir),
+            cache=cache,
             once=lambda work: work(),
         )
     except FileNotFoundError as error:

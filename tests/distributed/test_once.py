@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import multiprocessing
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.distributed.harness.once import slow_work
+from tests.distributed.harness.once import (
+    die_at_work,
+    guest_of_the_store,
+    host_of_the_store,
+    slow_work,
+    work_for_a_while,
+)
 from tests.distributed.harness.pool import ProcessPool
 
 TIMEOUT = 3.0
@@ -48,3 +55,38 @@ def test_a_failure_reaches_the_others_at_once(pair: ProcessPool) -> None:
 def test_a_process_that_is_gone_is_not_waited_for_without_end(pair: ProcessPool) -> None:
     seen = pair.run(slow_work, seconds=[3 * TIMEOUT, 0.0], local_ranks=[0, 1], hangs=0)
     assert "RuntimeError: rank 1 waits for the index of a data set" in seen[1].error, "it waited to the end"
+
+
+def guest_after(work: Callable[[], None]) -> tuple[int | None, str]:
+    """Two processes, the first of which holds the store and ends right after its work: its exit code, and the error of
+    the second."""
+    context = multiprocessing.get_context("forkserver")
+    (port, its_port), (answer, its_answer) = context.Pipe(duplex=False), context.Pipe(duplex=False)
+    host = context.Process(target=host_of_the_store, args=(its_port, work), daemon=True)
+    host.start()
+    assert port.poll(60)
+    guest = context.Process(target=guest_of_the_store, args=(port.recv(), its_answer), daemon=True)
+    guest.start()
+    try:
+        assert answer.poll(60)
+        error = answer.recv()
+        host.join(30)
+        return host.exitcode, error
+    finally:
+        for process in (host, guest):
+            process.kill()
+            process.join()
+
+
+def test_the_host_of_the_store_may_end_right_afterwards() -> None:
+    """As a process does that is refused next: the others have looked at the store once more by then."""
+    assert guest_after(work_for_a_while) == (0, "")
+
+
+def test_the_host_of_the_store_dies_at_work() -> None:
+    """One clear line, and no stack of C++."""
+    code, error = guest_after(die_at_work)
+    assert code == 9 and error.startswith(
+        "RuntimeError: rank 1 waits for the index of a data set, but the process that"
+    )
+    assert "\n" not in error and "does not answer" in error

@@ -156,7 +156,7 @@ def test_a_sample_of_a_run_with_its_tokens(runs: Runs) -> None:
         assert sum((part[:-1] for part in parts), []) == ids
         assert sum((part[1:] for part in parts), []) == labels
     code, _, err = inspect(runs.root / "two", "--sample", 32)
-    assert code == 2 and "not step 9" in err
+    assert code == 2 and "has read 32 samples, 0 to 31, in 8 steps of 4, not sample 32" in err
 
 
 def test_the_other_run_may_be_gone_but_not_its_data(runs: Runs, tmp_path: Path) -> None:

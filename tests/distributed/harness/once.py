@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 from unittest import mock
 
@@ -56,3 +59,38 @@ def slow_work(
         except (ValueError, OSError, RuntimeError) as problem:
             error = f"{type(problem).__name__}: {problem}"
     return Seen(worked, time.monotonic() - start, error, said.getvalue())
+
+
+def host_of_the_store(port: Connection, work: Callable[[], None]) -> None:
+    """Rank 0 of two holds their store itself, does the work and ends as soon as it may."""
+    store = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+    port.send(store.port)
+    _join(store, 0)
+    once.once_per_node(work, "the index of a data set")
+    os._exit(0)
+
+
+def guest_of_the_store(port: int, answer: Connection) -> None:
+    """Rank 1 waits; sends the error that it met, or nothing."""
+    error = ""
+    _join(dist.TCPStore("127.0.0.1", port, 2, is_master=False), 1)
+    try:
+        once.once_per_node(lambda: None, "the index of a data set")
+    except BaseException as problem:
+        error = f"{type(problem).__name__}: {problem}"
+    answer.send(error)
+    os._exit(0)
+
+
+def _join(store: dist.TCPStore, rank: int) -> None:
+    os.environ["LOCAL_RANK"] = str(rank)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60))
+
+
+def work_for_a_while() -> None:
+    time.sleep(2.0)
+
+
+def die_at_work() -> None:
+    time.sleep(1.0)
+    os._exit(9)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from moe_train import cli
+from moe_train.commands.stopping import Terminated
 
 
 def test_help_has_every_command_with_an_example() -> None:
@@ -41,6 +42,22 @@ def test_a_commands_help_is_cheap_and_has_the_example(name: str) -> None:
     assert f"example:\n  {cli.COMMANDS[name].example}" in result.stdout
 
 
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_is_for_a_terminal(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the marks of docstrings."""
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    out = capsys.readouterr().out
+    assert "``" not in out and "moe-train" in out.split("positional arguments:")[-1]
+
+
+def test_help_of_evaluate_shows_its_measurements(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "--help"])
+    examples = capsys.readouterr().out.split("examples:")[1]
+    assert all(option in examples for option in ("--data", "--documents", "--checkpoint"))
+
+
 def test_every_command_of_the_table_is_a_module() -> None:
     folder = Path(cli.__file__).parent / "commands"
     assert set(cli.COMMANDS) <= {path.stem for path in folder.glob("*.py")}
@@ -70,7 +87,8 @@ def fake_command(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     [
         (ValueError("wrong"), 2, "moe-train: error: wrong"),
         (FileNotFoundError(2, "No such file", "x.bin"), 2, "x.bin"),
-        (KeyboardInterrupt(), 130, "interrupted"),
+        (KeyboardInterrupt(), 130, "moe-train: interrupted\n"),
+        (Terminated("; again"), 143, "moe-train: terminated; again\n"),
     ],
 )
 def test_errors_of_users(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,9 +47,27 @@ def prepare_arguments(root: Path, *more: str) -> list[str]:
     return [*command, "--validation-fraction", "0.05", "--workers", "1", *more]
 
 
-def test_prepare_prints_what_it_wrote_and_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("again", [False, True])
+def test_prepare_prints_what_it_wrote_and_again(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], again: bool
+) -> None:
+    """What is there already is said to be so; a file of it that is lost is written again."""
+    if not again:
+        for name in ("text.parquet", "m.model"):
+            shutil.copy(folder / name, tmp_path)
+        folder = tmp_path
     assert main(prepare_arguments(folder)) == 0
     lines = capsys.readouterr().out.splitlines()
+    if again:
+        assert lines.pop(0) == "nothing was done: the result of this job is there already"
+        assert main(prepare_arguments(folder, "--task", "1/2")) == 0
+        assert capsys.readouterr().out == "nothing was done: the result of this job is there already\n"
+    else:
+        (folder / "out" / "train_text_document.bin").unlink()
+        assert main(prepare_arguments(folder, "--task", "1/1")) == 0
+        assert capsys.readouterr().out.startswith("task 1 of 1 is done")
+        assert main(prepare_arguments(folder)) == 0
+        assert capsys.readouterr().out.splitlines() == lines
     for split, line in zip(("train", "validation"), lines, strict=True):
         dataset = open_dataset(folder / "out" / split)
         assert line.startswith(f"{folder}/out/{split}: {len(dataset)} documents, {dataset.token_count:,} tokens")
@@ -64,7 +83,7 @@ def test_changed_options_are_one_line_and_exit_2(folder: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prepare", "--output", "o"], "needs a SOURCE and --tokenizer"),
+        (["prepare", "--output", "o"], "needs a SOURCE and --tokenizer MODEL, or --corpus stdlib or synthetic"),
         (["prepare", "x.parquet", "--corpus", "stdlib", "--output", "o"], "leave out SOURCE"),
         (["prepare", "--corpus", "stdlib", "--seed", "1", "--output", "o"], "--seed is for --corpus synthetic"),
         (["prepare", "--corpus", "synthetic", "--documents", "6", "--output", "o"], "a multiple of 4"),
@@ -75,6 +94,12 @@ def test_changed_options_are_one_line_and_exit_2(folder: Path, capsys: pytest.Ca
         (["tokenizer", "train", "x.parquet", "--output", "m.model", "--special-token", "a b"], "x.parquet does not"),
         (["tokenizer", "inspect", "no.model"], "no.model does not exist"),
         (["inspect", "no/prefix"], "there is no data set no/prefix"),
+        (["inspect", "no/prefix"], "nor is there a folder no/prefix of a run or a checkpoint"),
+        (["inspect", "no", "--sample", "3"], "nor is there a folder no of a run or a checkpoint"),
+        (["inspect", "no", "--step", "3"], "there is no folder no; --step 3 is asked of the folder of a run"),
+        (["inspect", ".", "--step", "3"], ". is no folder of a run (it holds no config.yaml), and --step 3 is asked"),
+        (["inspect", ".", "--sample", "3"], "and --sample 3 is asked of one"),
+        (["inspect", "."], "is a folder, not the name of a data set, and it holds no data set, run or checkpoint"),
     ],
 )
 def test_bad_arguments(
@@ -203,12 +228,59 @@ def test_inspect_data_of_other_programs(tmp_path: Path, capsys: pytest.CaptureFi
     assert "7 8 9" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["train.idx", "train.bin", "train_text_document", "train_text_document.bin"])
+@pytest.mark.parametrize("arguments", [[], ["--document", "2"], ["--sample", "3"]])
+def test_inspect_takes_the_name_of_a_file(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str, arguments: list[str]
+) -> None:
+    shown = []
+    for path in ("train", name):
+        assert main(["inspect", f"{folder}/out/{path}", *arguments]) == 0
+        shown.append(re.sub(f"^{folder}/out/train[^ ]*:", "NAME:", capsys.readouterr().out))
+    assert shown[0] == shown[1]
+
+
+def test_inspect_asks_steps_of_runs_alone(
+    folder: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What says nothing about steps is told apart from a run that has no record of them."""
+    checkpoint = run_folder / "checkpoints" / "step_00000003"
+    lost = tmp_path / "step_00000003"
+    for path in (checkpoint, lost):
+        path.mkdir(parents=True)
+        (path / "state.json").write_text("{}")
+    for path, option, message in (
+        (f"{folder}/out/train", "--step", f"{folder}/out/train is a data set, not the folder of a run"),
+        (f"{folder}/out", "--step", "/out is no folder of a run (it holds no config.yaml)"),
+        (f"{folder}/out", "--sample", f"did you mean {folder}/out/train or {folder}/out/validation?"),
+        (
+            checkpoint,
+            "--step",
+            f"is a checkpoint, not the run itself: ask the run by moe-train inspect {run_folder} --",
+        ),
+        (checkpoint, "--sample", f"moe-train inspect {run_folder} --sample 3"),
+        (
+            checkpoint.parent,
+            "--step",
+            f"is a folder of a run, not the run itself: ask the run by moe-train inspect {run_folder} --",
+        ),
+        (lost, "--step", "is a checkpoint, not a run (it holds no config.yaml)"),
+    ):
+        assert main(["inspect", str(path), option, "3"]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1 and "--resume auto" not in error
+    monkeypatch.chdir(checkpoint)
+    assert main(["inspect", ".", "--step", "3"]) == 2
+    assert f"moe-train inspect {run_folder.resolve()} --step 3" in capsys.readouterr().err
+    shutil.rmtree(checkpoint.parent)
+
+
 def test_inspect_a_folder_says_what_is_in_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", f"{folder}/out"]) == 2
     assert f"did you mean {folder}/out/train or {folder}/out/validation?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["prepare", "tokenizer", "inspect"])
+@pytest.mark.parametrize("command", ["prepare", "tokenizer", "inspect", "evaluate"])
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
@@ -295,10 +367,50 @@ def test_inspect_names_what_a_rank_read(run_folder: Path, capsys: pytest.Capture
         (["--step", "4"], "steps 1 to 3, not step 4"),
         (["--step", "1", "--rank", "2"], "ranks 0 to 1, not 2"),
         (["--rank", "0"], "belongs to --step"),
-        (["--sample", "24"], "not step 4"),
+        (["--sample", "24"], "has read 24 samples, 0 to 23, in 3 steps of 8, not sample 24; it is to read 32: wait"),
+        (["--sample", "32"], "not sample 32; it is to read 32\n"),
         (["--sample", "-1"], "no sample -1"),
         (["--sample", "0", "--seed", "3"], "--seed: only for --sample of a data set"),
         (["--document", "0"], "is a folder"),
     ):
         assert main(["inspect", str(run_folder), *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_inspect_writes_nothing_into_a_run(
+    folder: Path, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may be somebody else's. Also where its index is of the data as it was before it was touched, or is gone."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(folder / "out", data)
+    shutil.copytree(run_folder, run)
+    for name in ("config.yaml", "history.json"):
+        (run / name).write_text((run / name).read_text().replace(f"{folder}/out", str(data)))
+    commands = [["inspect", str(run), *more] for more in (["--step", "1"], ["--step", "3"], ["--sample", "2"])]
+
+    def everything() -> dict[str, tuple[int, int]]:
+        return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in run.rglob("*")}
+
+    def shown() -> list[str]:
+        assert [main(command) for command in commands] == [0, 0, 0]
+        return capsys.readouterr().out.splitlines()
+
+    assert len(list((run / "index").glob("*.index"))) == 2
+    for path in data.glob("*.idx"):
+        os.utime(path, ns=(1, 1))
+    before, first = everything(), shown()
+    assert everything() == before
+    shutil.rmtree(run / "index")
+    before = everything()
+    assert shown() == first and everything() == before
+
+
+def test_inspect_reads_the_index_of_a_run(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one is not written where there is one: of a large data set that takes its time."""
+    from moe_train.data import index
+
+    def refuse(*_: object, **__: object) -> int:
+        raise AssertionError("written again")
+
+    monkeypatch.setattr(index, "write_index", refuse)
+    assert main(["inspect", str(run_folder), "--step", "3"]) == 0

@@ -73,7 +73,15 @@ def test_steps_that_were_not_taken(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             samples_of_step(tmp_path, step)
+    for sample, words in (
+        (36, "has read 36 samples, 0 to 35, in 3 steps of 12, not sample 36; it is to read 60: wait"),
+        (60, "not sample 60; it is to read 60$"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            step_of_sample(tmp_path, sample)
     taken(tmp_path, [stretch(0)], 0)
+    with pytest.raises(ValueError, match="has read no sample yet, not sample 0"):
+        step_of_sample(tmp_path, 0)
     with pytest.raises(ValueError, match="has taken no step yet, not step 1"):
         samples_of_step(tmp_path, 1)
 
