@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from moe_train.training.step_samples import StepSamples
+from moe_train.commands.inspect_data import data_name, show_overview, show_sample, show_text
+from moe_train.commands.inspect_run import check_run, show_run_sample, show_step
 
 _EXAMPLE = """examples:
   moe-train inspect data/demo/train
@@ -51,19 +50,19 @@ def run(args: argparse.Namespace) -> int:
     given = [f"--{name.replace('_', '-')}" for name in cuts if getattr(args, name) not in (None, False)]
     folder = Path(args.path).is_dir()
     if not folder:
-        args.path = _data_name(args.path)
+        args.path = data_name(args.path)
     if given and (folder or args.sample is None):
         raise ValueError(f"{', '.join(given)}: only for --sample of a data set; a run's own configuration says it")
     if args.step is not None:
-        _check_run(args.path, f"--step {args.step}")
-        return _inspect_step(args)
+        check_run(args.path, f"--step {args.step}")
+        return show_step(args)
     if folder and args.sample is not None:
-        _check_run(args.path, f"--sample {args.sample}")
-        return _inspect_run_sample(args)
+        check_run(args.path, f"--sample {args.sample}")
+        return show_run_sample(args)
     if folder and args.document is not None:
         raise ValueError(f"{args.path} is a folder; --document belongs to a data set, which is named by its prefix")
     if folder:
-        return _inspect_folder(args)
+        return _show_folder(args)
     from moe_train.data.dataset import data_prefixes, open_dataset
 
     try:
@@ -73,132 +72,18 @@ def run(args: argparse.Namespace) -> int:
             raise
         raise FileNotFoundError(f"{error}; nor is there a folder {args.path} of a run or a checkpoint") from None
     if args.sample is not None:
-        return _inspect_sample(args)
+        return show_sample(args)
     dataset = open_dataset(args.path)
     if args.document is not None:
         if not 0 <= args.document < len(dataset):
             raise ValueError(f"{args.path} has documents 0 to {len(dataset) - 1}, not {args.document}")
-        _show(dataset, [dataset.document_span(args.document)])
+        show_text(dataset, [dataset.document_span(args.document)])
     else:
-        _overview(args.path, dataset)
+        show_overview(args.path, dataset)
     return 0
 
 
-def _data_name(path: str) -> str:
-    """The name of a data set, also where one of its files was named."""
-    from moe_train.data.indexed import idx_path
-
-    for ending in (".idx", ".bin"):
-        if path.endswith(ending) and not idx_path(path).is_file():
-            return path.removesuffix(ending)
-    return path
-
-
-def _check_run(path: str, asked: str) -> None:
-    """ValueError where the path is no folder of a run; the message says what it is, and where to ask."""
-    from moe_train.data.dataset import data_prefixes, datasets_in
-    from moe_train.training.run_folder import CONFIG, holds_run
-
-    folder = Path(path)
-    if (folder / CONFIG).is_file():
-        return
-    parents = [*folder.parents, *folder.resolve().parents]
-    run = next((parent for parent in parents if (parent / CONFIG).is_file() and holds_run(parent)), None)
-    if folder.is_dir() and run is not None:
-        what = "a checkpoint" if (folder / "state.json").is_file() else "a folder of a run"
-        raise ValueError(f"{path} is {what}, not the run itself: ask the run by moe-train inspect {run} {asked}")
-    if folder.is_dir():
-        what = "is a checkpoint, not a run" if (folder / "state.json").is_file() else "is no folder of a run"
-        there = datasets_in(folder)
-        hint = f"; did you mean {' or '.join(there)}?" if there and asked.startswith("--sample") else ""
-        raise ValueError(f"{path} {what} (it holds no {CONFIG}), and {asked} is asked of one{hint}")
-    try:
-        data_prefixes(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"there is no folder {path}; {asked} is asked of the folder of a run, for example runs/demo"
-        ) from None
-    raise ValueError(
-        f"{path} is a data set, not the folder of a run, which {asked} is asked of; of a data set inspect shows "
-        "--document N and --sample N"
-    )
-
-
-def _inspect_sample(args: argparse.Namespace) -> int:
-    """A sample of a data set as a run on it alone would read it."""
-    import tempfile
-
-    from moe_train.data.members import open_reader
-    from moe_train.data.options import DataOptions
-    from moe_train.data.sampling import Sampler
-
-    if args.pack_documents and args.sampler != "documents":
-        raise ValueError("--pack-documents belongs to --sampler documents")
-    options = DataOptions(
-        sequence_length=256 if args.sequence_length is None else args.sequence_length,
-        sampler=args.sampler or "packed",
-        pack_documents=args.pack_documents,
-    )
-    # Where there is an index of samples it is written anew: whose cache could be meant is not known here.
-    with tempfile.TemporaryDirectory() as cache:
-        reader = open_reader(args.path, options, cache=Path(cache), once=lambda work: work())
-        sampler = Sampler(reader, args.seed or 0, shuffle=not args.no_shuffle)
-        spans = reader.spans(sampler.place(args.sample))
-    epoch = args.sample // sampler.samples_per_epoch
-    print(f"sample {args.sample}: epoch {epoch}, tokens from {spans[0][0]:,} of the stream")
-    _show(reader.dataset, spans)
-    return 0
-
-
-def _inspect_run_sample(args: argparse.Namespace) -> int:
-    """Text of a sample of a run."""
-    from moe_train.data.provenance import trace
-    from moe_train.training.step_samples import open_samples, samples_of_step, step_of_sample
-
-    run = Path(args.path)
-    found = samples_of_step(run, step_of_sample(run, args.sample))
-    with open_samples(run, found) as samples:
-        read = trace(samples, args.sample)
-        print(f"sample {read.index}: {read.name}, epoch {read.epoch}, read by step {found.step}{_taken_by(run, found)}")
-        dataset = samples.samplers[samples.names.index(read.name)].reader.dataset
-        begins = [dataset.document_span(piece.document)[0] for piece in read.pieces]
-        _show(dataset, [(begin + p.first, begin + p.stop) for begin, p in zip(begins, read.pieces, strict=True)])
-    return 0
-
-
-def _inspect_step(args: argparse.Namespace) -> int:
-    """The documents of a step, from the run's record of its starts and the data alone."""
-    from moe_train.data.dataset import sidecar_stem
-    from moe_train.data.domains import documents_path
-    from moe_train.data.origins import Origins
-    from moe_train.data.provenance import trace
-    from moe_train.training.step_samples import open_samples, samples_of_step
-
-    run = Path(args.path)
-    found = samples_of_step(run, args.step, args.rank)
-    with open_samples(run, found) as samples:
-        origins = {
-            name: Origins(sidecar_stem(name)) for name in samples.names if documents_path(sidecar_stem(name)).is_file()
-        }
-        reader = "" if args.rank is None else f", rank {args.rank} of {found.ranks}"
-        print(f"step {args.step} of {args.path}{reader}{_taken_by(run, found)}: {len(found.indices)} samples")
-        for index in found.indices:
-            read = trace(samples, index)
-            print(f"sample {index}: {read.name}, epoch {read.epoch}")
-            for piece in read.pieces:
-                line = f"  document {piece.document}, its tokens {piece.first} to {piece.stop - 1}"
-                if read.name in origins:
-                    line += f": {_origin(origins[read.name], piece.document)}"
-                print(line)
-    return 0
-
-
-def _taken_by(run: Path, found: StepSamples) -> str:
-    other = Path(found.stretch.run)
-    return "" if other == run.resolve() else f", taken by {other}"
-
-
-def _inspect_folder(args: argparse.Namespace) -> int:
+def _show_folder(args: argparse.Namespace) -> int:
     """A run, a checkpoint, or a folder that is neither."""
     folder = Path(args.path)
     if (folder / "state.json").is_file():
@@ -232,63 +117,3 @@ def _show_checkpoint(folder: Path) -> int:
         if key.startswith("model."):
             print(f"    {key.removeprefix('model.')} {list(shape)}")
     return 0
-
-
-def _overview(name: str, dataset: Any) -> None:
-    from moe_train.data.dataset import sidecar_stem
-    from moe_train.data.manifest import manifest_path, read_manifest
-
-    stem = sidecar_stem(name)
-    print(f"{name}: {len(dataset):,} documents, {dataset.token_count:,} tokens, stored as {dataset.dtype}")
-    if not manifest_path(stem).is_file():
-        print("no manifest: not written by moe-train prepare, so text, sources, tokenizer and domains are not known")
-        return
-    manifest = read_manifest(stem)
-    tokenizer = manifest.get("tokenizer", {})
-    sources = [str(source.get("name")) for source in manifest.get("sources", [])]
-    facts = {
-        "text": f"{manifest['text_bytes']:,} bytes" if "text_bytes" in manifest else None,
-        "left out": ", ".join(f"{count:,} {why}" for why, count in manifest.get("skipped", {}).items()),
-        "sources": ", ".join(sources) if "sources" in manifest else None,
-        "tokenizer": ", ".join(
-            text.format(tokenizer[key])
-            for key, text in (("file", "{}"), ("vocab_size", "{} tokens"), ("checksum", "sha256 {}"))
-            if key in tokenizer
-        )
-        or None,
-    }
-    for label, value in facts.items():
-        if value != "":
-            print(f"{label:18} {'(the manifest does not say)' if value is None else value}")
-    for domain, counts in sorted(manifest.get("domains", {}).items()):
-        known = [f"{counts[what]:,} {what}" for what in ("documents", "tokens") if what in counts]
-        print(f"domain {domain or '(none)'}: {', '.join(known)}")
-
-
-def _show(dataset: Any, spans: list[tuple[int, int]]) -> None:
-    """Text of the tokens of all spans start <= position < stop, document by document."""
-    from moe_train.data.domains import documents_path
-    from moe_train.data.manifest import manifest_path, tokenizer_of
-    from moe_train.data.origins import Origins
-    from moe_train.data.provenance import pieces
-
-    stem = dataset.stem
-    tokenizer = tokenizer_of(stem) if manifest_path(stem).is_file() else None
-    origins = Origins(stem) if documents_path(stem).is_file() else None
-    found = [piece for span in spans for piece in pieces(dataset, *span)]
-    if not found:
-        print("(no tokens)")
-    for piece in found:
-        print(f"document {piece.document}, its tokens {piece.first} to {piece.stop - 1}")
-        if origins is not None:
-            print(f"  {_origin(origins, piece.document)}")
-        begin = dataset.document_span(piece.document)[0]
-        ids = dataset.read(begin + piece.first, begin + piece.stop).tolist()
-        print("-" * 40)
-        print(tokenizer.decode(ids) if tokenizer is not None else " ".join(map(str, ids)))
-        print("-" * 40)
-
-
-def _origin(origins: Any, document: int) -> str:
-    found = origins[document]
-    return f"{found.id or '(no id)'} from {found.source} row {found.row}, domain {found.domain or '(none)'}"
