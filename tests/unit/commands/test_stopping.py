@@ -15,6 +15,7 @@ import pytest
 
 from moe_train.cli import main
 from moe_train.commands.stopping import Terminated, can_be_stopped
+from moe_train.data.prepare.pieces import PIECE_BYTES
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +27,10 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     )
     (root / "small.txt").write_text("\n".join(lines))
     (root / "large").mkdir()
-    for number in range(24):
-        text = "\n".join(f"{number} and {line}: a gate chooses {line % 101} experts" for line in range(40_000))
-        (root / "large" / f"{number}.txt").write_text(text)
+    (root / "large/0.txt").write_text("a piece that is soon done\n")
+    # Larger than a piece is, so that it is work for seconds.
+    block = "\n".join(f"{line}: a gate chooses {line % 101} experts" for line in range(40_000)) + "\n"
+    (root / "large/1.txt").write_text(block * (1 + PIECE_BYTES // len(block)))
     model = f"{root}/m.model"
     assert main(["tokenizer", "train", f"{root}/small.txt", "--output", model, "--vocab-size", "300"]) == 0
     return ["prepare", f"{root}/large", "--tokenizer", model, "--text-format", "lines", "--workers", "2", "--output"]
@@ -81,6 +83,7 @@ def test_prepare_is_stopped(
     until(lambda: not any(map(alive, workers)))
 
 
+@pytest.mark.slow
 def test_it_does_go_on(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = [sys.executable, "-m", "moe_train", *command, f"{tmp_path}/d"]
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
@@ -89,7 +92,7 @@ def test_it_does_go_on(command: list[str], tmp_path: Path, capsys: pytest.Captur
         process.communicate(timeout=60)
     assert any(tmp_path.glob("**/0*.json")) and not list(tmp_path.glob("*_text_document.idx"))
     assert main([*command, f"{tmp_path}/d"]) == 0
-    assert "960,000 documents" in capsys.readouterr().out
+    assert "0,001 documents" in capsys.readouterr().out
 
 
 def test_signals_are_as_before_afterwards() -> None:
