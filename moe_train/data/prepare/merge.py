@@ -206,7 +206,7 @@ class _Merging:
         schema = pa.schema(
             [("source", pa.string()), ("row", pa.int64()), ("id", pa.large_string()), ("domain", pa.large_string())]
         )
-        encoding = {"row": "DELTA_BINARY_PACKED"}
+        encoding = {"row": "DELTA_BINARY_PACKED", "id": "DELTA_BYTE_ARRAY"}
         with pq.ParquetWriter(
             path, schema, compression="zstd", use_dictionary=["source", "domain"], column_encoding=encoding
         ) as writer:

@@ -30,6 +30,7 @@ class GigatokenTokenizer(Tokenizer):
         self.path, self.checksum, self.eod_id = original.path, original.checksum, original.eod_id
         self.special_tokens, self.bytes_V = original.special_tokens, original.bytes_V
         self._careful = "|".join(re.escape(spelling) for spelling in _special_spellings(original))
+        self._special_from = self._lowest_telling_id()
 
     def encode_batch(self, texts: Sequence[str]) -> list[IdArray]:
         import pyarrow as pa
@@ -43,6 +44,10 @@ class GigatokenTokenizer(Tokenizer):
         result = self._engine.encode_batch(_as_awkward(texts_D), parallel=False).layout.to_ListOffsetArray64()
         offsets = result.offsets.data
         ids, lengths_D = result.content.data[offsets[0] : offsets[-1]], np.diff(offsets)
+        highest = int(ids.max(initial=0))
+        assert highest < self.vocab_size, "a token outside the vocabulary"
+        if highest < self._special_from:
+            return ids, lengths_D
         careful = pc.match_substring_regex(texts_D, self._careful)
         if careful.true_count == 0:
             return ids, lengths_D
@@ -51,6 +56,15 @@ class GigatokenTokenizer(Tokenizer):
         for row, part in zip(np.flatnonzero(careful.to_numpy(zero_copy_only=False)), again, strict=True):
             parts[row], lengths_D[row] = part.astype(ids.dtype), len(part)
         return np.concatenate(parts), lengths_D
+
+    def _lowest_telling_id(self) -> int:
+        """A text without an id from this one on spells no special token, as the engine gives that its own id; a look at
+        the ids costs less than a search in the text. 0 where the engine does not."""
+        spellings = _special_spellings(self.original)
+        lowest = min(self.special_tokens.values(), default=0)
+        texts = [text for s in spellings for text in (s, f"a{s}b", f" {s} ", f"\n{s}\n", f"{s}{s}")]
+        found = [ids.max(initial=0) for ids in map(np.asarray, self._engine.encode_batch(texts, parallel=False))]
+        return lowest if all(highest >= lowest for highest in found) else 0
 
 
 def fast_tokenizer(tokenizer: Tokenizer) -> Tokenizer:

@@ -53,7 +53,9 @@ class Tokenizer(ABC):
         """
         encoded = self.encode_batch(texts_D.to_pylist())
         lengths_D = np.array([len(ids) for ids in encoded], np.int64)
-        return np.concatenate([*encoded, np.zeros(0, np.int32)]), lengths_D
+        ids = np.concatenate([*encoded, np.zeros(0, np.int32)])
+        assert int(ids.max(initial=0)) < self.vocab_size, "a token outside the vocabulary"
+        return ids, lengths_D
 
     def piece(self, token: int) -> str:
         """How an id is shown to people: its text, or its name where it is special."""

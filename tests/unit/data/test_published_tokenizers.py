@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import json
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from moe_train.data.tokenizers import SentencePieceTokenizer, Tokenizer, load_tokenizer
+from moe_train.data.tokenizers import SentencePieceTokenizer, Tokenizer, gigatoken_engine, load_tokenizer
 from moe_train.data.tokenizers.gigatoken_engine import GigatokenTokenizer, with_fast_engine
 from moe_train.data.tokenizers.tiktoken_file import ENCODINGS, TiktokenTokenizer
 from tests.unit.data.test_tokenizers import AWKWARD, random_text
@@ -68,6 +69,27 @@ def test_gigatoken_encodes_alike(published: Tokenizer) -> None:
         published.vocab_size,
         published.checksum,
     )
+
+
+def test_ids_tell_who_spells_a_special_token(byte_level: Path, ranks: Path, tmp_path: Path) -> None:
+    """Where special tokens have the highest ids, as in GPT-2, Qwen and Llama."""
+    facts = json.loads((byte_level / "tokenizer.json").read_text())
+    size, special = len(facts["model"]["vocab"]), len(facts["added_tokens"])
+    facts["model"]["vocab"] = {piece: (i - special) % size for piece, i in facts["model"]["vocab"].items()}
+    for token in facts["added_tokens"]:
+        token["id"] = (token["id"] - special) % size
+    (tmp_path / "tokenizer.json").write_text(json.dumps(facts))
+    original = load_tokenizer(tmp_path, "<|endoftext|>")
+    fast = GigatokenTokenizer(original, gigatoken_engine._engine(original))
+    assert fast._special_from == min(original.special_tokens.values()) > 0
+    spellings = list(original.special_tokens)
+    for spelling in spellings:
+        for text in (spelling, spelling[:-1] + spelling, f"\u00e9{spelling}1", f"<|{spelling}{spellings[0]} "):
+            given = ["before", text, "behind"]
+            for got, want in zip(fast.encode_batch(given), original.encode_batch(given), strict=True):
+                assert np.array_equal(got, want) and got.max() < fast._special_from
+    deaf = load_tokenizer(ranks)  # gigatoken is not told of its special tokens
+    assert GigatokenTokenizer(deaf, gigatoken_engine._engine(deaf))._special_from == 0
 
 
 def test_a_fast_engine_that_differs_is_not_used(published: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
