@@ -1,4 +1,4 @@
-"""The result of one piece: a file of tokens per split, a table of documents and, when both are whole, a file of facts.
+"""The result of one piece: a file of tokens per split, a table of documents and, when both are there, a file of facts.
 
 Suffixes: D documents.
 """
@@ -6,6 +6,7 @@ Suffixes: D documents.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
-from moe_train.data.files import PARTIAL_SUFFIX, process_name, sync, write_atomically
+from moe_train.data.files import PARTIAL_SUFFIX, process_name, write_atomically
 
 _COUNTS = ("documents", "tokens", "text_bytes")
 _TABLE_ROWS = 1 << 16
@@ -45,6 +47,8 @@ class PartFacts:
     problems: list[dict[str, Any]] = field(default_factory=list)
     """The first rows that were left out for what they hold: file, first row (from the piece's first of that file),
     number of rows, reason."""
+    written: dict[str, str] = field(default_factory=dict)
+    """Name of each file of the part -> its XXH3 of 128 bits."""
     error: str | None = None
     """Why the piece cannot be done at all."""
 
@@ -79,6 +83,13 @@ class Part:
         except FileNotFoundError:
             return None
 
+    def discard_if_torn(self) -> None:
+        """Makes a part not done whose files are not what its facts say: they are not on the disk for certain before the
+        machine is ended, as that would cost as much again as to write them once."""
+        facts = self.facts()
+        if facts is not None and not all(_is(self.folder / name, digest) for name, digest in facts.written.items()):
+            self.facts_path.unlink()
+
     def table(self, columns: Sequence[str]) -> Any:
         """Columns split (place of the split), length (tokens), file (place of the source), row (from the piece's first
         of that file), id, domain."""
@@ -101,6 +112,7 @@ class PartWriter:
         self.part, self.facts = part, PartFacts()
         paths = [part.stream_path(split, stream) for split in range(splits) for stream in streams]
         self._files = {path: open(self._temporary(path), "wb", buffering=0) for path in paths}
+        self._digests = {path: xxhash.xxh3_128() for path in paths}
         self._splits = splits
         self._schema = pa.schema(
             [("split", pa.int8()), ("length", pa.int32()), ("file", pa.int32()), ("row", pa.int64())]
@@ -108,6 +120,7 @@ class PartWriter:
         )
         self._table = pa.ipc.new_file(str(self._temporary(part.table_path)), self._schema)
         self._waiting: list[Any] = []
+        self._finished = False
         self.facts.by_split = [dict.fromkeys(_COUNTS, 0) for _ in range(splits)]
         self.facts.domains = [{} for _ in range(splits)]
 
@@ -130,7 +143,8 @@ class PartWriter:
         for split in range(self._splits):
             own_D = splits_D == split
             for stream, values in streams.items():
-                _write(self._files[self.part.stream_path(split, stream)], values, ends_D, own_D)
+                path = self.part.stream_path(split, stream)
+                _write(self._files[path], self._digests[path], values, ends_D, own_D)
         files_D = np.full(len(rows_D), file, np.int32)
         columns = [pa.array(splits_D), pa.array(lengths_D, pa.int32()), pa.array(files_D), pa.array(rows_D)]
         table = pa.table([*columns, ids_D, domains_D], schema=self._schema)
@@ -142,18 +156,19 @@ class PartWriter:
         self._flush()
         self._table.close()
         for path, stream in self._files.items():
-            os.fsync(stream.fileno())
             stream.close()
             os.replace(self._temporary(path), path)
-        sync(self._temporary(self.part.table_path))
+            self.facts.written[path.name] = self._digests[path].hexdigest()
         os.replace(self._temporary(self.part.table_path), self.part.table_path)
-        # What the facts speak of is there before they are.
-        sync(self.part.folder)
+        self.facts.written[self.part.table_path.name] = _digest_of(self.part.table_path)
         write_atomically(self.part.facts_path, json.dumps(asdict(self.facts)).encode())
+        self._finished = True
         return self.facts
 
     def close(self) -> None:
         """Removes what is left of a part that was not finished."""
+        if self._finished:
+            return
         with contextlib.suppress(OSError):  # a full disk does not take the table's end
             self._table.close()
         for path, stream in self._files.items():
@@ -182,7 +197,18 @@ class PartWriter:
                 setattr(self.facts, name, getattr(self.facts, name) + one[key])
 
 
-def _write(stream: Any, values: npt.NDArray[Any], ends_D: npt.NDArray[np.int64], own_D: npt.NDArray[np.bool_]) -> None:
+def _is(path: Path, digest: str) -> bool:
+    return path.is_file() and _digest_of(path) == digest
+
+
+def _digest_of(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
+
+
+def _write(
+    stream: Any, digest: Any, values: npt.NDArray[Any], ends_D: npt.NDArray[np.int64], own_D: npt.NDArray[np.bool_]
+) -> None:
     """Appends the values of some documents, run by run of neighbours and without a copy of them."""
     changes = np.flatnonzero(np.diff(own_D, prepend=False, append=False))
     places = (np.concatenate([[0], ends_D])[changes] * values.itemsize).reshape(-1, 2).tolist()
@@ -193,5 +219,7 @@ def _write(stream: Any, values: npt.NDArray[Any], ends_D: npt.NDArray[np.int64],
         written = os.writev(stream.fileno(), some)
         # One call may write less.
         left = memoryview(b"".join(some))[written:] if written < sum(map(len, some)) else b""
+        for run in some:
+            digest.update(run)
         while left:
             left = left[stream.write(left) :]

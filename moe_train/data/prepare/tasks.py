@@ -72,6 +72,8 @@ class Tasks:
     def do(self, tokenizer: Tokenizer) -> None:
         """ValueError for what is wrong in a source: the first such thing, in source order."""
         for number in range(len(self.context.pieces)):
+            if self.how.task is None or number in self._left:  # other tasks look after their own
+                self.context.part(number).discard_if_torn()
             facts = self.context.part(number).facts()
             if facts is not None:
                 self._note(number, facts)

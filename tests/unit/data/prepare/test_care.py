@@ -270,3 +270,25 @@ def test_an_unfinished_job_of_an_earlier_version(tmp_path: Path, run: Run, write
     (folder / "source-000000.json").write_text(json.dumps({"sha256": "0" * 64}))
     with pytest.raises(ValueError, match="unfinished job that differs; .* format: 2 there, 3 now"):
         run([source], tmp_path / "out/x")
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros", "gone"])
+@pytest.mark.parametrize("suffix", ["0.bin", "arrow"])
+def test_a_part_that_did_not_reach_the_disk_is_done_again(
+    tmp_path: Path, run: Run, write_parquet, make_texts, damage: str, suffix: str
+) -> None:
+    """As after a power failure: its facts are there, other files of it are not whole."""
+    source = write_parquet(tmp_path / "in.parquet", make_texts(1, 100), row_group_size=5)
+    run([source], tmp_path / "expected/x")
+    for task in (1, 2):
+        run([source], tmp_path / "out/x", task=(task, 2))
+    path = tmp_path / f"out/x.work/000001.{suffix}"
+    size = path.stat().st_size
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(b"\0" * (size // 2 if damage == "cut" else size))
+    with pytest.raises(ValueError, match="1 of [0-9]+ pieces are not done; run all tasks first"):
+        run([source], tmp_path / "out/x", merge_only=True)
+    run([source], tmp_path / "out/x", task=(2, 2))
+    run([source], tmp_path / "out/x", merge_only=True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "expected")
