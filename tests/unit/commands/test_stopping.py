@@ -70,7 +70,9 @@ def test_prepare_is_stopped(
 ) -> None:
     """One line, no worker is left, and the rest of the work is what is left to do."""
     line = [sys.executable, "-m", "moe_train", *command, f"{tmp_path}/d"]
-    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    # Tests that run in the background of a shell ignore Ctrl-C, and so would what they begin.
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "start_new_session": True}
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, **heard) as process:
         until(lambda: any(tmp_path.glob("**/0*.json")), process)  # a piece is done
         workers = children(process.pid)
         assert len(workers) >= 2
