@@ -6,7 +6,6 @@ Suffixes: D documents.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from moe_train.data.files import PARTIAL_SUFFIX, process_name, write_atomically
+from moe_train.data.files import PARTIAL_SUFFIX, process_name, write_atomically, xxh3_of
 
 _COUNTS = ("documents", "tokens", "text_bytes")
 _TABLE_ROWS = 1 << 16
@@ -203,7 +202,7 @@ def _is(path: Path, digest: str) -> bool:
 
 def _digest_of(path: Path) -> str:
     with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
+        return xxh3_of(stream)
 
 
 def _write(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -10,9 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import xxhash
-
-from moe_train.data.files import write_atomically
+from moe_train.data.files import write_atomically, xxh3_of
 from moe_train.data.prepare.encoding import Documents, read_documents, streams
 from moe_train.data.prepare.options import PrepareOptions
 from moe_train.data.prepare.part import CHECKSUM, Part, PartFacts, PartWriter
@@ -100,9 +97,8 @@ def perform(context: Context, tokenizer: Tokenizer, task: Task, on_batch: OnBatc
 
 
 def checksum_of(file: SourceFile) -> str:
-    """XXH3 of 128 bits: to tell that a file is another or damaged, at the speed of memory; no proof against forgers."""
     with file.open() as stream:
-        return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()  # type: ignore[arg-type]
+        return xxh3_of(stream)
 
 
 def _do_piece(
