@@ -73,6 +73,17 @@ def xxh3_of(stream: BinaryIO) -> str:
     return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()  # type: ignore[arg-type]
 
 
+def xxh3_of_range(path: Path, start: int, count: int) -> str:
+    """Of so many bytes of a file, or of those that are there."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb", buffering=0) as stream:
+        stream.seek(start)
+        while count and (content := stream.read(min(count, 1 << 20))):
+            digest.update(content)
+            count -= len(content)
+    return digest.hexdigest()
+
+
 def sync(path: Path) -> None:
     """Waits until a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

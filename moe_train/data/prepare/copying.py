@@ -5,28 +5,59 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
+
+FileRange = tuple[Path, int, int]
+"""Path, first byte, number of bytes."""
 
 _NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF}
 _CHUNK = 1 << 20
 
 
-def join_ranges(ranges: Sequence[tuple[Path, int, int]], target: Path, workers: int) -> None:
-    """Writes ranges of files (path, first byte, number of bytes) as one file, several at a time.
+def join_ranges(ranges: Iterable[FileRange], target: Path, workers: int) -> None:
+    """Ranges of files as one file: another name of the file that they are all of, or else copied, several at a time.
 
     Errors: OSError, ValueError where a file ends too early.
     """
-    ends = list(itertools.accumulate(count for _, _, count in ranges))
+    whole = list(_with_neighbours(ranges))
+    if len(whole) == 1 and _linked(*whole[0], target):
+        return
+    ends = list(itertools.accumulate(count for _, _, count in whole))
     with open(target, "wb", buffering=0) as joined, ThreadPoolExecutor(workers) as threads:
         copies = [
             threads.submit(_copy_range, path, start, count, joined, end - count)
-            for (path, start, count), end in zip(ranges, ends, strict=True)
+            for (path, start, count), end in zip(whole, ends, strict=True)
         ]
         for copy in copies:
             copy.result()
+
+
+def _with_neighbours(ranges: Iterable[FileRange]) -> Iterator[FileRange]:
+    """Those that follow each other in their file are one."""
+    last: FileRange | None = None
+    for path, start, count in ranges:
+        if last is not None and last[0] == path and last[1] + last[2] == start:
+            last = (path, last[1], last[2] + count)
+        else:
+            if last is not None:
+                yield last
+            last = (path, start, count)
+    if last is not None:
+        yield last
+
+
+def _linked(path: Path, start: int, count: int, target: Path) -> bool:
+    if start or path.stat().st_size != count:
+        return False
+    target.unlink(missing_ok=True)
+    try:
+        os.link(path, target)
+    except OSError:  # file systems that cannot
+        return False
+    return True
 
 
 def _copy_range(path: Path, start: int, count: int, target: BinaryIO, to: int) -> None:

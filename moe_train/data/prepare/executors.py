@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, suppress
 from typing import Any, NamedTuple, Protocol
 
 from moe_train.data.prepare.part import PartFacts
+from moe_train.data.prepare.runs import Runs
 from moe_train.data.prepare.work import Context, Task, perform, tokenizer_of
 from moe_train.data.tokenizers import Tokenizer
 
@@ -42,8 +43,9 @@ class InProcess:
         self._counts = [0, 0, 0, 0]
 
     def run(self, tasks: Iterator[Task]) -> Iterator[Result]:
-        for task in tasks:
-            yield task, perform(self._context, self._tokenizer, task, self._add)
+        with closing(Runs(self._context.folder, self._context.options.shard_tokens)) as runs:
+            for task in tasks:
+                yield task, perform(self._context, self._tokenizer, task, self._add, runs)
 
     def counts(self) -> Counts:
         return Counts(*self._counts)
@@ -131,6 +133,6 @@ def _work(task: Task) -> PartFacts | None:
             for place, value in enumerate(values):
                 counts[place] += value
 
-    with contextlib.suppress(KeyboardInterrupt):  # the parent ends its workers
+    with suppress(KeyboardInterrupt):  # the parent ends its workers
         return perform(context, tokenizer, task, add)
     os._exit(130)

@@ -22,6 +22,8 @@ from moe_train.data.sources.discovery import corpus_facts
 from moe_train.data.tokenizers import Tokenizer
 
 FORMAT = 3
+PARTS = 2
+"""How unfinished work is kept."""
 
 
 def job_facts(files: Sequence[SourceFile], tokenizer: Tokenizer, options: PrepareOptions) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def begin(folder: Path, job: dict[str, Any], engine: str, files: Sequence[Source
     Errors: ValueError where it is for another one, and some of that is done.
     """
     path = folder / "job.json"
-    state = job | {"engine": engine}
+    state = job | {"engine": engine, "parts": PARTS}
     before = json.loads(path.read_text()) if path.is_file() else None
     if before == state:
         return

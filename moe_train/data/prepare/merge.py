@@ -21,12 +21,13 @@ from moe_train.data.files import sha256_of as sha256_of_path
 from moe_train.data.index_file import write_index
 from moe_train.data.indexed import bin_path, idx_path, token_dtype
 from moe_train.data.manifest import manifest_path, token_bytes_path
-from moe_train.data.prepare.copying import join_ranges
+from moe_train.data.prepare.copying import FileRange, join_ranges
 from moe_train.data.prepare.encoding import streams
 from moe_train.data.prepare.limits import Limits
 from moe_train.data.prepare.names import token_prefix
 from moe_train.data.prepare.part import CHECKSUM, TOKENS, Part, PartFacts
 from moe_train.data.prepare.problems import note
+from moe_train.data.prepare.runs import fill_shards
 from moe_train.data.prepare.work import Context
 from moe_train.data.tokenizers import Tokenizer
 
@@ -169,31 +170,25 @@ class _Merging:
         shards = [_Shard()]
         for number in range(len(self.parts)):
             ends = np.cumsum(self._lengths(number, split).astype(np.int64))
-            begin, before = 0, 0
-            while begin < len(ends):
-                room = limit - shards[-1].tokens
-                stop = int(np.searchsorted(ends, before + room, side="right"))
-                if stop == begin and not shards[-1].documents:
-                    stop += 1  # a document that is larger than a shard
+            for place, (begin, stop) in enumerate(fill_shards(ends, shards[-1].tokens, limit)):
+                if place:
+                    shards.append(_Shard())
                 if stop > begin:
                     shards[-1].pieces.append((number, begin, stop))
                     shards[-1].documents += stop - begin
-                    shards[-1].tokens += int(ends[stop - 1]) - before
-                    begin, before = stop, int(ends[stop - 1])
-                if begin < len(ends):
-                    shards.append(_Shard())
+                    shards[-1].tokens += int(ends[stop - 1] - (ends[begin - 1] if begin else 0))
         return shards
 
     def write_shard(self, split: int, shard: _Shard, prefix: Path, dtype: np.dtype[Any], stream: str) -> None:
         """The temporary files of a shard."""
-        ranges = []
+        ranges: list[FileRange] = []
         for number, begin, stop in shard.pieces:
             start, end = 0, self.facts[number].by_split[split]["tokens"]
             if (begin, stop) != (0, self.facts[number].by_split[split]["documents"]):
                 ends = np.cumsum(self._lengths(number, split).astype(np.int64))
                 start, end = (int(ends[place - 1]) if place else 0 for place in (begin, stop))
-            path = self.parts[number].stream_path(split, stream)
-            ranges.append((path, start * dtype.itemsize, (end - start) * dtype.itemsize))
+            where = (start * dtype.itemsize, (end - start) * dtype.itemsize)
+            ranges += self.parts[number].ranges(self.facts[number], split, stream, *where)
         join_ranges(ranges, partial_path(bin_path(prefix)), self.workers)
         lengths = (self._lengths(number, split)[begin:stop] for number, begin, stop in shard.pieces)
         write_index(partial_path(idx_path(prefix)), dtype, shard.documents, lengths)

@@ -1,4 +1,4 @@
-"""The result of one piece: a file of tokens per split, a table of documents and, when both are there, a file of facts.
+"""The result of one piece: values in files per split, a table of documents and, when both are there, a file of facts.
 
 Suffixes: D documents.
 """
@@ -8,21 +8,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
-from moe_train.data.files import PARTIAL_SUFFIX, process_name, write_atomically, xxh3_of
+from moe_train.data.files import PARTIAL_SUFFIX, process_name, write_atomically, xxh3_of, xxh3_of_range
+from moe_train.data.prepare.copying import FileRange
+from moe_train.data.prepare.runs import Runs, Segment, stream_key
 
 _COUNTS = ("documents", "tokens", "text_bytes")
 _TABLE_ROWS = 1 << 16
-_RUNS = os.sysconf("SC_IOV_MAX")
-"""Most pieces of memory that one call may write."""
 TOKENS, LOSS = "bin", "loss"
 """Streams of a part: token ids, and whether each counts in the loss (instruction data)."""
 CHECKSUM = "xxh3_128"
@@ -46,8 +45,10 @@ class PartFacts:
     problems: list[dict[str, Any]] = field(default_factory=list)
     """The first rows that were left out for what they hold: file, first row (from the piece's first of that file),
     number of rows, reason."""
-    written: dict[str, str] = field(default_factory=dict)
-    """Name of each file of the part -> its XXH3 of 128 bits."""
+    segments: dict[str, list[Segment]] = field(default_factory=dict)
+    """Of each split and stream, by `stream_key`: where the values are, in order."""
+    table: str = ""
+    """XXH3 of the table of documents."""
     error: str | None = None
     """Why the piece cannot be done at all."""
 
@@ -61,33 +62,42 @@ class Part:
     cut: bool = False
 
     @property
-    def _stem(self) -> Path:
+    def stem(self) -> Path:
         return self.folder / f"{self.number:06d}{'.cut' if self.cut else ''}"
 
     @property
     def facts_path(self) -> Path:
-        return Path(f"{self._stem}.json")
+        return Path(f"{self.stem}.json")
 
     @property
     def table_path(self) -> Path:
-        return Path(f"{self._stem}.arrow")
-
-    def stream_path(self, split: int, stream: str = TOKENS) -> Path:
-        return Path(f"{self._stem}.{split}.{stream}")
+        return Path(f"{self.stem}.arrow")
 
     def facts(self) -> PartFacts | None:
         """None where the piece is not done."""
         try:
-            return PartFacts(**json.loads(self.facts_path.read_text()))
+            facts = PartFacts(**json.loads(self.facts_path.read_text()))
         except FileNotFoundError:
             return None
+        facts.segments = {key: [Segment(**one) for one in some] for key, some in facts.segments.items()}  # type: ignore
+        return facts
 
     def discard_if_torn(self) -> None:
         """Makes a part not done whose files are not what its facts say: they are not on the disk for certain before the
         machine is ended, as that would cost as much again as to write them once."""
         facts = self.facts()
-        if facts is not None and not all(_is(self.folder / name, digest) for name, digest in facts.written.items()):
+        if facts is not None and not self._is_whole(facts):
             self.facts_path.unlink()
+
+    def ranges(self, facts: PartFacts, split: int, stream: str, start: int, count: int) -> Iterator[FileRange]:
+        """So many bytes of a split's values, from this one on."""
+        for segment in facts.segments.get(stream_key(split, stream), []):
+            own = min(count, segment.count - start)
+            if own > 0:
+                yield self.folder / segment.file, segment.start + start, own
+                count -= own
+            start = max(0, start - segment.count)
+        assert not count, (self.facts_path, split, stream, count)
 
     def table(self, columns: Sequence[str]) -> Any:
         """Columns split (place of the split), length (tokens), file (place of the source), row (from the piece's first
@@ -97,6 +107,15 @@ class Part:
         with pa.memory_map(str(self.table_path)) as stream:
             return pa.ipc.open_file(stream).read_all().select(list(columns))
 
+    def _is_whole(self, facts: PartFacts) -> bool:
+        segments = [one for some in facts.segments.values() for one in some]
+        try:
+            return _digest_of(self.table_path) == facts.table and all(
+                xxh3_of_range(self.folder / one.file, one.start, one.count) == one.xxh3_128 for one in segments
+            )
+        except FileNotFoundError:
+            return False
+
 
 class PartWriter:
     """Takes documents in source order; `finish` makes the part appear under its names, the facts last.
@@ -105,14 +124,11 @@ class PartWriter:
     thousand documents.
     """
 
-    def __init__(self, part: Part, splits: int, streams: Sequence[str]) -> None:
+    def __init__(self, part: Part, splits: int, runs: Runs) -> None:
         import pyarrow as pa
 
         self.part, self.facts = part, PartFacts()
-        paths = [part.stream_path(split, stream) for split in range(splits) for stream in streams]
-        self._files = {path: open(self._temporary(path), "wb", buffering=0) for path in paths}
-        self._digests = {path: xxhash.xxh3_128() for path in paths}
-        self._splits = splits
+        self._runs, self._splits = runs, splits
         self._schema = pa.schema(
             [("split", pa.int8()), ("length", pa.int32()), ("file", pa.int32()), ("row", pa.int64())]
             + [("id", pa.large_string()), ("domain", pa.large_string())]
@@ -140,10 +156,7 @@ class PartWriter:
 
         ends_D = np.cumsum(lengths_D)
         for split in range(self._splits):
-            own_D = splits_D == split
-            for stream, values in streams.items():
-                path = self.part.stream_path(split, stream)
-                _write(self._files[path], self._digests[path], values, ends_D, own_D)
+            self._runs.write(self.part.stem.name, split, streams, ends_D, splits_D == split)
         files_D = np.full(len(rows_D), file, np.int32)
         columns = [pa.array(splits_D), pa.array(lengths_D, pa.int32()), pa.array(files_D), pa.array(rows_D)]
         table = pa.table([*columns, ids_D, domains_D], schema=self._schema)
@@ -154,12 +167,9 @@ class PartWriter:
     def finish(self) -> PartFacts:
         self._flush()
         self._table.close()
-        for path, stream in self._files.items():
-            stream.close()
-            os.replace(self._temporary(path), path)
-            self.facts.written[path.name] = self._digests[path].hexdigest()
         os.replace(self._temporary(self.part.table_path), self.part.table_path)
-        self.facts.written[self.part.table_path.name] = _digest_of(self.part.table_path)
+        self.facts.table = _digest_of(self.part.table_path)
+        self.facts.segments = self._runs.finish_part()
         write_atomically(self.part.facts_path, json.dumps(asdict(self.facts)).encode())
         self._finished = True
         return self.facts
@@ -170,9 +180,7 @@ class PartWriter:
             return
         with contextlib.suppress(OSError):  # a full disk does not take the table's end
             self._table.close()
-        for path, stream in self._files.items():
-            stream.close()
-            self._temporary(path).unlink(missing_ok=True)
+        self._runs.discard_part()
         self._temporary(self.part.table_path).unlink(missing_ok=True)
 
     def _temporary(self, path: Path) -> Path:
@@ -196,29 +204,6 @@ class PartWriter:
                 setattr(self.facts, name, getattr(self.facts, name) + one[key])
 
 
-def _is(path: Path, digest: str) -> bool:
-    return path.is_file() and _digest_of(path) == digest
-
-
 def _digest_of(path: Path) -> str:
     with open(path, "rb") as stream:
         return xxh3_of(stream)
-
-
-def _write(
-    stream: Any, digest: Any, values: npt.NDArray[Any], ends_D: npt.NDArray[np.int64], own_D: npt.NDArray[np.bool_]
-) -> None:
-    """Appends the values of some documents, run by run of neighbours and without a copy of them."""
-    changes = np.flatnonzero(np.diff(own_D, prepend=False, append=False))
-    places = (np.concatenate([[0], ends_D])[changes] * values.itemsize).reshape(-1, 2).tolist()
-    letters = np.ascontiguousarray(values).data.cast("B")
-    runs = [letters[begin:end] for begin, end in places]
-    for first in range(0, len(runs), _RUNS):
-        some = runs[first : first + _RUNS]
-        written = os.writev(stream.fileno(), some)
-        # One call may write less.
-        left = memoryview(b"".join(some))[written:] if written < sum(map(len, some)) else b""
-        for run in some:
-            digest.update(run)
-        while left:
-            left = left[stream.write(left) :]

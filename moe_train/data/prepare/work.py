@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from moe_train.data.files import write_atomically, xxh3_of
-from moe_train.data.prepare.encoding import Documents, read_documents, streams
+from moe_train.data.prepare.encoding import Documents, read_documents
 from moe_train.data.prepare.options import PrepareOptions
 from moe_train.data.prepare.part import CHECKSUM, Part, PartFacts, PartWriter
 from moe_train.data.prepare.pieces import Piece
 from moe_train.data.prepare.problems import note
+from moe_train.data.prepare.runs import Runs
 from moe_train.data.sources import SourceFile, Span
 from moe_train.data.sources.lines import lines_before
 from moe_train.data.sources.parquet import row_groups
@@ -80,8 +82,11 @@ class ChecksumTask:
 Task = PieceTask | ChecksumTask
 
 
-def perform(context: Context, tokenizer: Tokenizer, task: Task, on_batch: OnBatch | None = None) -> PartFacts | None:
-    """Does a task unless it is done already. Facts of a piece; an error in a source is one of them.
+def perform(
+    context: Context, tokenizer: Tokenizer, task: Task, on_batch: OnBatch | None = None, runs: Runs | None = None
+) -> PartFacts | None:
+    """Does a task unless it is done already; ``runs`` keeps files open for the next one. Facts of a piece; an error in
+    a source is one of them.
 
     Errors: OSError, as for a full disk.
     """
@@ -93,7 +98,12 @@ def perform(context: Context, tokenizer: Tokenizer, task: Task, on_batch: OnBatc
         return None
     part = context.part(task.piece, cut=task.cut)
     done = None if task.cut else part.facts()
-    return done if done is not None else _do_piece(context, tokenizer, task, part, on_batch)
+    if done is not None:
+        return done
+    if runs is not None:
+        return _do_piece(context, tokenizer, task, part, on_batch, runs)
+    with closing(Runs(context.folder, context.options.shard_tokens)) as own:
+        return _do_piece(context, tokenizer, task, part, on_batch, own)
 
 
 def checksum_of(file: SourceFile) -> str:
@@ -102,10 +112,10 @@ def checksum_of(file: SourceFile) -> str:
 
 
 def _do_piece(
-    context: Context, tokenizer: Tokenizer, task: PieceTask, part: Part, on_batch: OnBatch | None
+    context: Context, tokenizer: Tokenizer, task: PieceTask, part: Part, on_batch: OnBatch | None, runs: Runs
 ) -> PartFacts:
     piece, options = context.pieces[task.piece], context.options
-    writer = PartWriter(part, len(options.splits), streams(options))
+    writer = PartWriter(part, len(options.splits), runs)
     # A piece never gives more than the whole job may have. Its exact share is known only when those before it are done.
     left, room = (task.limit, task.tokens) if task.cut else (options.max_documents, options.max_tokens)
     try:
