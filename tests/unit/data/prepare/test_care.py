@@ -192,8 +192,8 @@ def test_a_network_that_fails_once_loses_no_row(
 
 @pytest.mark.parametrize("kernel", [True, False])
 def test_copying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: bool) -> None:
-    """pitfalls row 34 (axolotl#2396, Megatron-DeepSpeed PR18): several ranges at a time give the file that one after the
-    other gives. Speed is in benchmarks/prepare_scale.py."""
+    """pitfalls row 34 (axolotl#2396, Megatron-DeepSpeed PR18): several ranges at a time give the file that one after
+    the other gives. Speed is in benchmarks/prepare_scale.py."""
     if not kernel:
 
         def refuse(*_: Any) -> int:
