@@ -31,6 +31,8 @@ def publish(paths: Iterable[Path]) -> None:
         sync(partial_path(path))
     for path in final:
         os.replace(partial_path(path), path)
+        # Where both are names of one file, as after a crash, nothing was renamed.
+        partial_path(path).unlink(missing_ok=True)
     for folder in {path.parent for path in final}:
         sync(folder)
 

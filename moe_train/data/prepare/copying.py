@@ -23,6 +23,7 @@ def join_ranges(ranges: Iterable[FileRange], target: Path, workers: int) -> None
     Errors: OSError, ValueError where a file ends too early.
     """
     whole = list(_with_neighbours(ranges))
+    target.unlink(missing_ok=True)  # one that a killed process left may be another name of what is read
     if len(whole) == 1 and _linked(*whole[0], target):
         return
     ends = list(itertools.accumulate(count for _, _, count in whole))
@@ -52,7 +53,6 @@ def _with_neighbours(ranges: Iterable[FileRange]) -> Iterator[FileRange]:
 def _linked(path: Path, start: int, count: int, target: Path) -> bool:
     if start or path.stat().st_size != count:
         return False
-    target.unlink(missing_ok=True)
     try:
         os.link(path, target)
     except OSError:  # file systems that cannot

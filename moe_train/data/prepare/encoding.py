@@ -18,7 +18,7 @@ from moe_train.data.indexed import token_dtype
 from moe_train.data.instruction import InstructionEncoder
 from moe_train.data.prepare.choice import choose, sides
 from moe_train.data.prepare.options import PrepareOptions
-from moe_train.data.prepare.part import LOSS, TOKENS
+from moe_train.data.prepare.runs import LOSS, TOKENS
 from moe_train.data.sources import Rows, SourceFile, Span, read_rows, text_column
 from moe_train.data.sources.tokens import read_token_array
 from moe_train.data.tokenizers import Tokenizer

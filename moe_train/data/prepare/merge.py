@@ -25,9 +25,9 @@ from moe_train.data.prepare.copying import FileRange, join_ranges
 from moe_train.data.prepare.encoding import streams
 from moe_train.data.prepare.limits import Limits
 from moe_train.data.prepare.names import token_prefix
-from moe_train.data.prepare.part import CHECKSUM, TOKENS, Part, PartFacts
+from moe_train.data.prepare.part import CHECKSUM, Part, PartFacts
 from moe_train.data.prepare.problems import note
-from moe_train.data.prepare.runs import fill_shards
+from moe_train.data.prepare.runs import TOKENS, fill_shards
 from moe_train.data.prepare.work import Context
 from moe_train.data.tokenizers import Tokenizer
 
@@ -170,7 +170,9 @@ class _Merging:
         shards = [_Shard()]
         for number in range(len(self.parts)):
             ends = np.cumsum(self._lengths(number, split).astype(np.int64))
-            for place, (begin, stop) in enumerate(fill_shards(ends, shards[-1].tokens, limit)):
+            for place, (begin, stop) in enumerate(
+                fill_shards(ends, shards[-1].tokens if shards[-1].documents else None, limit)
+            ):
                 if place:
                     shards.append(_Shard())
                 if stop > begin:

@@ -22,8 +22,6 @@ from moe_train.data.prepare.runs import Runs, Segment, stream_key
 
 _COUNTS = ("documents", "tokens", "text_bytes")
 _TABLE_ROWS = 1 << 16
-TOKENS, LOSS = "bin", "loss"
-"""Streams of a part: token ids, and whether each counts in the loss (instruction data)."""
 CHECKSUM = "xxh3_128"
 """Which one is noted of sources."""
 
@@ -169,8 +167,9 @@ class PartWriter:
         self._table.close()
         os.replace(self._temporary(self.part.table_path), self.part.table_path)
         self.facts.table = _digest_of(self.part.table_path)
-        self.facts.segments = self._runs.finish_part()
+        self.facts.segments = self._runs.segments()
         write_atomically(self.part.facts_path, json.dumps(asdict(self.facts)).encode())
+        self._runs.keep_part()
         self._finished = True
         return self.facts
 

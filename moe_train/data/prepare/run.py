@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -62,9 +63,10 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     fast = isinstance(tokenizer, GigatokenTokenizer)
     with _lock(folder, shared=how.task is not None):
-        for path in folder.glob(f"*{PARTIAL_SUFFIX}"):  # of processes that were killed
-            if how.task is None or is_abandoned(path):
-                path.unlink(missing_ok=True)
+        left = [path for path in folder.glob(f"*{PARTIAL_SUFFIX}") if how.task is None or is_abandoned(path)]
+        tokenizers = stems[options.splits[0]].parent.glob(f"{glob.escape(tokenizer.copy_name)}.*{PARTIAL_SUFFIX}")
+        for path in (*left, *filter(is_abandoned, tokenizers)):  # of processes that were killed
+            path.unlink(missing_ok=True)
         cut = [[[file, span.start, span.stop] for file, span in piece.spans] for piece in pieces]
         begin(folder, job | {"pieces": cut}, "gigatoken" if fast else "reference", files)
         spec = TokenizerSpec(str(tokenizer.path.resolve()), tokenizer.piece(tokenizer.eod_id), fast)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,10 @@ from moe_train.data.files import PARTIAL_SUFFIX, process_name
 
 _PIECES_OF_MEMORY = os.sysconf("SC_IOV_MAX")
 """Most that one call may write."""
+
+TOKENS, LOSS = "bin", "loss"
+"""Streams of a part: token ids, and whether each counts in the loss (instruction data)."""
+_SUFFIXES = (f".{TOKENS}", f".{LOSS}")
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,9 @@ def stream_key(split: int, stream: str) -> str:
     return f"{split}.{stream}"
 
 
-def fill_shards(ends_D: npt.NDArray[np.int64], filled: int, limit: int | None) -> Iterator[tuple[int, int]]:
-    """Documents (from, to) that go into each shard: the one begun, which holds so many tokens, and those behind it.
+def fill_shards(ends_D: npt.NDArray[np.int64], filled: int | None, limit: int | None) -> Iterator[tuple[int, int]]:
+    """Documents (from, to) that go into each shard: the one begun, which holds so many tokens (None: no document), and
+    those behind it.
 
     Another shard begins before a document that would bring one above its limit. ``ends_D`` are the documents' ends.
     """
@@ -50,13 +55,21 @@ def fill_shards(ends_D: npt.NDArray[np.int64], filled: int, limit: int | None) -
         return
     begin, before = 0, 0
     while True:
-        stop = int(np.searchsorted(ends_D, before + limit - filled, side="right"))
-        if stop == begin < len(ends_D) and not filled:
+        stop = int(np.searchsorted(ends_D, before + limit - (filled or 0), side="right"))
+        if stop == begin < len(ends_D) and filled is None:
             stop += 1  # a document that is larger than a shard
         yield begin, stop
         if stop == len(ends_D):
             return
-        begin, before, filled = stop, int(ends_D[stop - 1]) if stop else 0, 0
+        begin, before, filled = stop, int(ends_D[stop - 1]) if stop else 0, None
+
+
+def remove_unused(folder: Path, used: Collection[str]) -> None:
+    """Takes away files that no part names: of processes that ended before they wrote its facts, and of cut parts, which
+    are always done anew. For a process that has the folder to itself."""
+    for path in folder.glob("[0-9]*.*"):
+        if path.suffix in _SUFFIXES and path.name not in used:
+            path.unlink()
 
 
 class Runs:
@@ -67,7 +80,7 @@ class Runs:
         self._folder, self._limit = folder, shard_tokens
         self._open: dict[tuple[int, str], _Run] = {}
         self._filled: dict[int, int] = {}
-        """Tokens that each split's open file has."""
+        """Tokens of each split's open file, where it has documents."""
         self._ended: list[_Run] = []
         """With values of the part that is being written."""
 
@@ -82,7 +95,7 @@ class Runs:
         """Appends those of the documents that are the split's own, under a name of this stem where a file begins."""
         own_ends = np.cumsum(np.diff(ends_D, prepend=0)[own_D])
         places = np.flatnonzero(own_D)
-        for number, (begin, stop) in enumerate(fill_shards(own_ends, self._filled.get(split, 0), self._limit)):
+        for number, (begin, stop) in enumerate(fill_shards(own_ends, self._filled.get(split), self._limit)):
             if number:
                 self._end(split)
             if begin == stop:
@@ -97,32 +110,36 @@ class Runs:
                     self._open[key] = _Run(self._folder, stem, stream_key(split, stream))
                 self._open[key].write(values, ends_D, some_D)
 
-    def finish_part(self) -> dict[str, list[Segment]]:
-        """Split and stream -> where the part's values are, in order. They are to stay."""
+    def segments(self) -> dict[str, list[Segment]]:
+        """Split and stream -> where the part's values are, in order, in files that have their names."""
         segments: dict[str, list[Segment]] = {}
         for run in (*self._ended, *self._open.values()):
             if run.size > run.start:
-                segments.setdefault(run.key, []).append(run.keep())
-        self._close(self._ended)
-        self._ended = []
+                segments.setdefault(run.key, []).append(run.segment())
         return segments
+
+    def keep_part(self) -> None:
+        """The part's values are to stay, as its facts are written."""
+        ended, self._ended = self._ended, []
+        for run in (*ended, *self._open.values()):
+            run.keep()
+        for run in ended:
+            run.discard()  # of which there is nothing, but for a file without a value
 
     def discard_part(self) -> None:
         """Takes away what was written since the last part, and lets the next one begin new files."""
-        self._close((*self._ended, *self._open.values()))
+        runs = (*self._ended, *self._open.values())
         self._ended, self._open, self._filled = [], {}, {}
+        for run in runs:
+            run.discard()
 
     close = discard_part
-
-    @staticmethod
-    def _close(runs: Iterable[_Run]) -> None:
-        for run in runs:
-            run.close()
 
     def _end(self, split: int) -> None:
         for key in [key for key in self._open if key[0] == split]:
             self._ended.append(self._open.pop(key))
-        self._filled[split] = 0
+            self._ended[-1].end()
+        self._filled.pop(split, None)
 
 
 class _Run:
@@ -155,18 +172,24 @@ class _Run:
                 self._digest.update(piece)
             self.size += count
 
-    def keep(self) -> Segment:
+    def segment(self) -> Segment:
         if not self.start:
             os.replace(self._temporary, self.path)
-        segment = Segment(self.path.name, self.start, self.size - self.start, self._digest.hexdigest())
+        return Segment(self.path.name, self.start, self.size - self.start, self._digest.hexdigest())
+
+    def keep(self) -> None:
         self.start = self.size
         self._digest.reset()
-        return segment
 
-    def close(self) -> None:
-        """Without what is not to stay."""
-        if self.start:
-            os.ftruncate(self._stream.fileno(), self.start)
-        else:
-            self._temporary.unlink(missing_ok=True)
+    def end(self) -> None:
+        """Nothing more comes: a part may fill more shards than a process may have files open."""
         self._stream.close()
+
+    def discard(self) -> None:
+        """Closes the file, without what is not to stay."""
+        self._stream.close()
+        if not self.start:
+            self._temporary.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
+        elif self.path.stat().st_size > self.start:
+            os.truncate(self.path, self.start)

@@ -12,6 +12,7 @@ from moe_train.data.prepare.limits import Limits
 from moe_train.data.prepare.part import PartFacts
 from moe_train.data.prepare.pieces import PIECE_BYTES
 from moe_train.data.prepare.ray_executor import Ray
+from moe_train.data.prepare.runs import remove_unused
 from moe_train.data.prepare.work import ChecksumTask, Context, PieceTask, Task, perform
 from moe_train.data.tokenizers import Tokenizer
 
@@ -71,12 +72,16 @@ class Tasks:
 
     def do(self, tokenizer: Tokenizer) -> None:
         """ValueError for what is wrong in a source: the first such thing, in source order."""
+        used: set[str] = set()
         for number in range(len(self.context.pieces)):
             if self.how.task is None or number in self._left:  # other tasks look after their own
                 self.context.part(number).discard_if_torn()
             facts = self.context.part(number).facts()
             if facts is not None:
                 self._note(number, facts)
+                used.update(segment.file for some in facts.segments.values() for segment in some)
+        if self.how.task is None:
+            remove_unused(self.context.folder, used)
         left = list(self._wanted(self._tasks()))
         missing = sum(isinstance(task, PieceTask) for task in left)
         if self.how.merge_only and missing:

@@ -102,7 +102,7 @@ def perform(
         return done
     if runs is not None:
         return _do_piece(context, tokenizer, task, part, on_batch, runs)
-    with closing(Runs(context.folder, context.options.shard_tokens)) as own:
+    with closing(Runs(context.folder, None)) as own:
         return _do_piece(context, tokenizer, task, part, on_batch, own)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gzip
+import json
 import os
+import resource
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -24,23 +27,30 @@ Run = Callable[..., dict[str, dict[str, Any]]]
 IN_SHARDS = PrepareOptions(validation_fraction=0.2, shard_tokens=700)
 
 
-@given(st.lists(st.lists(st.integers(0, 30), max_size=12), max_size=6), st.none() | st.integers(1, 50))
-def test_shards_are_filled_in_order(batches: list[list[int]], limit: int | None) -> None:
-    """The same shards however the documents come, each with all that goes in."""
+def filled(batches: list[list[int]], limit: int | None) -> list[list[int]]:
+    """Lengths of the documents of each shard."""
     shards: list[list[int]] = [[]]
     for lengths in batches:
-        slices = list(fill_shards(np.cumsum(lengths, dtype=np.int64), sum(shards[-1]), limit))
+        begun = sum(shards[-1]) if shards[-1] else None
+        slices = list(fill_shards(np.cumsum(lengths, dtype=np.int64), begun, limit))
         assert [n for begin, stop in slices for n in range(begin, stop)] == list(range(len(lengths)))
         for place, (begin, stop) in enumerate(slices):
             if place:
                 shards.append([])
             shards[-1] += lengths[begin:stop]
+    return shards
+
+
+@given(st.lists(st.lists(st.integers(0, 30), max_size=12), max_size=6), st.none() | st.integers(1, 50))
+def test_shards_are_filled_in_order(batches: list[list[int]], limit: int | None) -> None:
+    """The same shards however the documents come, each with all that goes in."""
+    shards = filled(batches, limit)
+    assert shards == filled([[length for lengths in batches for length in lengths]], limit)
     if limit is None:
         assert len(shards) == 1
         return
     for shard, following in zip(shards, [*shards[1:], None], strict=True):
-        # Too large only by a single document with tokens.
-        assert sum(shard) <= limit or sum(length > 0 for length in shard) == 1
+        assert sum(shard) <= limit or shard[0] > limit and not any(shard[1:])
         assert following is None or sum(shard) + following[0] > limit
 
 
@@ -68,7 +78,8 @@ def test_values_are_where_segments_say(tmp_path_factory: pytest.TempPathFactory,
                     for stream, values in streams.items():
                         wanted[split][stream] += values[own].tobytes()
             if data.draw(st.booleans()):
-                done.append((part, PartFacts(segments=runs.finish_part()), wanted))
+                done.append((part, PartFacts(segments=runs.segments()), wanted))
+                runs.keep_part()
             else:
                 runs.discard_part()
     assert not list(folder.glob("*.partial"))
@@ -120,16 +131,17 @@ def test_a_file_system_without_links(
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
 
 
-def test_what_is_published_is_not_written_to_again(
-    tmp_path: Path, run: Run, write_parquet, make_texts, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("published", [False, True])
+def test_names_of_one_file_that_a_killed_merge_left(
+    tmp_path: Path, run: Run, write_parquet, make_texts, monkeypatch: pytest.MonkeyPatch, published: bool
 ) -> None:
-    """Ended before the manifest, with tokens under both names; then a part of them is found to be torn."""
+    """Killed with the tokens under two names, or three; then a part is found to be torn, so that they are copied."""
     source = write_parquet(tmp_path / "in.parquet", make_texts(1, 100), row_group_size=5)
     run([source], tmp_path / "expected/x")
     real = os.replace
 
     def until_the_index(source: Any, target: Any) -> None:
-        if str(target).endswith(".idx"):
+        if str(target).endswith(".idx" if published else ".bin") and Path(target).parent.name == "out":
             raise KeyboardInterrupt
         real(source, target)
 
@@ -137,15 +149,62 @@ def test_what_is_published_is_not_written_to_again(
         patch.setattr(os, "replace", until_the_index)
         with pytest.raises(KeyboardInterrupt):
             run([source], tmp_path / "out/x")
-    published = tmp_path / "out/x_text_document.bin"
     (shared,) = (tmp_path / "out/x.work").glob("*.bin")
-    assert shared.samefile(published)
-    before = published.read_bytes()
+    tokens = tmp_path / "out/x_text_document.bin"
+    assert tokens.exists() == published
+    # A process that is killed does not tidy up.
+    os.link(shared, f"{tokens}.partial")
+    before = shared.read_bytes()
     (tmp_path / "out/x.work/000000.arrow").write_bytes(b"torn")
     with monkeypatch.context() as patch:
-        patch.setattr("moe_train.data.prepare.run.merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("moe_train.data.prepare.merge.publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run([source], tmp_path / "out/x")
-    assert published.read_bytes() == before
+    assert shared.read_bytes() == before
+    assert not published or tokens.read_bytes() == before
     run([source], tmp_path / "out/x")
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+
+
+def test_a_finished_result_has_one_name(tmp_path: Path, run: Run, write_parquet, make_texts) -> None:
+    """Killed between the tokens' renaming and the manifest's; renaming one name of a file to another does nothing."""
+    source = write_parquet(tmp_path / "in.parquet", make_texts(1, 100))
+    run([source], tmp_path / "out/x", task=(1, 1))
+    (shared,) = (tmp_path / "out/x.work").glob("*.bin")
+    os.link(shared, tmp_path / "out/x_text_document.bin")
+    run([source], tmp_path / "out/x", merge_only=True)
+    assert not list((tmp_path / "out").glob("*.partial"))
+    assert (tmp_path / "out/x_text_document.bin").stat().st_nlink == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_more_shards_in_a_piece_than_files_may_be_open(tmp_path: Path, run: Run, make_texts, workers: int) -> None:
+    with gzip.open(tmp_path / "in.jsonl.gz", "wt") as stream:
+        stream.writelines(json.dumps({"text": text}) + "\n" for text in make_texts(1, 600))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+    try:
+        manifest = run([tmp_path / "in.jsonl.gz"], tmp_path / "x", PrepareOptions(shard_tokens=50), workers=workers)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(manifest[""]["shards"]) > 200
+
+
+@pytest.mark.parametrize("options", [PrepareOptions(), PrepareOptions(max_documents=55)])
+def test_attempts_that_fail_do_not_fill_the_disk(
+    tmp_path: Path, run: Run, write_parquet, make_texts, monkeypatch: pytest.MonkeyPatch, options: PrepareOptions
+) -> None:
+    """Facts that cannot be written, and merges that fail, time and again."""
+    source = write_parquet(tmp_path / "in.parquet", make_texts(1, 100), row_group_size=5)
+    sizes = set()
+    for place in ("moe_train.data.prepare.part.write_atomically", "moe_train.data.prepare.merge.publish"):
+        for _ in range(3):
+            with monkeypatch.context() as patch:
+                patch.setattr(place, lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+                with pytest.raises(OSError, match="No space left"):
+                    run([source], tmp_path / "out/x", options)
+            if "publish" in place:
+                sizes.add(sum(path.stat().st_size for path in (tmp_path / "out/x.work").iterdir()))
+            else:
+                assert not list((tmp_path / "out/x.work").glob("*.bin*"))
+    assert len(sizes) == 1
