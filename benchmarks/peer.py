@@ -76,8 +76,8 @@ def peer_weights(ours: dict[str, Tensor], geometry: Geometry) -> dict[str, Tenso
         for name, tensor in zip("qkv", qkv, strict=True):
             theirs[f"{target}self_attn.{name}_proj.weight"] = tensor
         # Ours are [E, H, 2F] and [E, F, H]; theirs are the matrices of a linear layer.
-        theirs[f"{target}mlp.experts.gate_up_proj"] = left.pop(f"{source}mlp.experts.weight1").transpose(1, 2)
-        theirs[f"{target}mlp.experts.down_proj"] = left.pop(f"{source}mlp.experts.weight2").transpose(1, 2)
+        theirs[f"{target}mlp.experts.gate_up_proj"] = left.pop(f"{source}mlp.experts.weight1")
+        theirs[f"{target}mlp.experts.down_proj"] = left.pop(f"{source}mlp.experts.weight2")
     assert not left, f"not copied: {sorted(left)}"
     return theirs
 

@@ -12,7 +12,7 @@ from moe_train.model.experts.module import Experts
 from moe_train.model.options import ModelOptions
 from moe_train.routing.interface import Gate
 
-_INTO_RESIDUAL = ("self_attention.linear_proj.weight", "experts.weight2")
+_INTO_RESIDUAL = ("self_attention.linear_proj.weight", "experts.weight2", "mlp.weight2")
 
 
 def initialize_weights(model: nn.Module, options: ModelOptions, seed: int) -> None:

@@ -1,9 +1,12 @@
 """Causal attention by a kernel that never holds scores of S x S, where the device has one.
 
-Suffixes: B batch, N query heads, G key/value heads, S sequence, D width of a head.
+Suffixes: B batch, N query heads, G key/value heads, S queries, L keys, D width of a head's query and key, V of its
+value.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,16 +36,30 @@ def flash_takes(x_D: Tensor) -> bool:
     return flash_fits(capability, x_D.dtype, x_D.shape[-1])
 
 
-def causal_attention(q_BNSD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, scale: float | None) -> Tensor:
-    """[B, N, S, D]; each group of N / G query heads shares one key/value head."""
-    grouped = q_BNSD.shape[1] != k_BGSD.shape[1]
+def causal_attention(q_BNSD: Tensor, k_BGSD: Tensor, v_BGSV: Tensor, scale: float | None) -> Tensor:
+    """[B, N, S, V]; each group of N / G query heads shares one key/value head."""
+    return _attention(q_BNSD, k_BGSD, v_BGSV, scale, is_causal=True)
+
+
+def attend_visible(q_BNSD: Tensor, k_BGLD: Tensor, v_BGLV: Tensor, visible_BSL: Tensor, scale: float | None) -> Tensor:
+    """[B, N, S, V] over the keys that each query sees."""
+    return _attention(q_BNSD, k_BGLD, v_BGLV, scale, attn_mask=visible_BSL.unsqueeze(1))
+
+
+def _attention(q_BNSD: Tensor, k_BGLD: Tensor, v_BGLV: Tensor, scale: float | None, **kwargs: Any) -> Tensor:
+    grouped, value_width = q_BNSD.shape[1] != k_BGLD.shape[1], v_BGLV.shape[-1]
     if grouped and not _takes_groups(q_BNSD):
         # On CUDA only the flash kernel takes shared heads. What it does not fit (float32, older devices) torch would
         # silently compute with all scores in memory; with repeated heads it has the memory-efficient kernel.
-        times = q_BNSD.shape[1] // k_BGSD.shape[1]
-        k_BGSD, v_BGSD = (x.repeat_interleave(times, dim=1) for x in (k_BGSD, v_BGSD))
+        times = q_BNSD.shape[1] // k_BGLD.shape[1]
+        k_BGLD, v_BGLV = (x.repeat_interleave(times, dim=1) for x in (k_BGLD, v_BGLV))
         grouped = False
-    return F.scaled_dot_product_attention(q_BNSD, k_BGSD, v_BGSD, is_causal=True, scale=scale, enable_gqa=grouped)
+    if value_width != q_BNSD.shape[-1]:
+        # The kernels without all scores in memory want one width.
+        v_BGLV = F.pad(v_BGLV, (0, q_BNSD.shape[-1] - value_width))
+    scale = q_BNSD.shape[-1] ** -0.5 if scale is None else scale
+    out = F.scaled_dot_product_attention(q_BNSD, k_BGLD, v_BGLV, scale=scale, enable_gqa=grouped, **kwargs)
+    return out[..., :value_width]
 
 
 def _takes_groups(q_BNSD: Tensor) -> bool:

@@ -13,13 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_train.model.attention import ScaledDotProductAttention
+from moe_train.model.families import family_of, head_width, moe_layer_numbers
+from moe_train.model.feed_forward import DenseLayer
+from moe_train.model.grouped_attention import GroupedAttention
 from moe_train.model.head import LanguageModelHead
 from moe_train.model.initialization import initialize_weights
+from moe_train.model.latent_attention import LatentAttention
 from moe_train.model.micro_batch import current
 from moe_train.model.moe_layer import MoELayer
 from moe_train.model.norm import RMSNorm
 from moe_train.model.options import ModelOptions
 from moe_train.model.recompute import RecomputedLayer
+from moe_train.model.rotary import Rotary
 from moe_train.model.upstream import (
     AttnMaskType,
     ColumnParallelLinear,
@@ -27,7 +32,6 @@ from moe_train.model.upstream import (
     ModuleSpec,
     ProcessGroupCollection,
     RowParallelLinear,
-    SelfAttention,
     SelfAttentionSubmodules,
     TransformerBlockSubmodules,
     TransformerConfig,
@@ -39,7 +43,7 @@ from moe_train.routing.options import RouterOptions
 
 
 class LanguageModel(GPTModel):
-    """GPTModel whose head computes the loss itself."""
+    """GPTModel whose head computes the loss itself, with rotary positions of our own."""
 
     def forward(  # type: ignore[override]
         self, ids_BS: Tensor, labels_BS: Tensor | None = None, target_BS: Tensor | None = None
@@ -48,16 +52,21 @@ class LanguageModel(GPTModel):
 
         Must be called inside ``with use(micro_batch)``.
         """
-        position_BS = torch.arange(ids_BS.shape[1], device=ids_BS.device).expand_as(ids_BS)
-        return super().forward(ids_BS, position_BS, None, labels=labels_BS, loss_mask=target_BS)
+        return super().forward(ids_BS, None, None, labels=labels_BS, loss_mask=target_BS)
 
-    def _preprocess(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Upstream's, with rotary positions that restart at each text: [S, 1, 1, D] becomes [S, B, 1, D]."""
-        hidden, rotary, *rest = super()._preprocess(*args, **kwargs)
-        texts = current().texts
-        if texts is not None:
-            rotary = rotary[texts.position_SB].squeeze(2)
-        return hidden, rotary, *rest
+    def _preprocess(self, input_ids: Tensor, *_: Any, **__: Any) -> tuple[Any, ...]:
+        """Hidden states, cosines and sines of the rotary positions [2, S, B or 1, 1, P], and upstream's blanks."""
+        hidden_SBH = self.embedding(input_ids=input_ids, position_ids=None)
+        return hidden_SBH, self.rotary(self._positions(input_ids), hidden_SBH.dtype), None, None, None, None
+
+    def _positions(self, ids_BS: Tensor) -> Tensor:
+        """[S, B or 1]: from 0 in each sequence, or in each text, or behind what a cache holds."""
+        micro_batch, length = current(), ids_BS.shape[1]
+        if micro_batch.texts is not None:
+            return micro_batch.texts.position_SB
+        if micro_batch.cache is not None:
+            return micro_batch.cache.positions(length)
+        return torch.arange(length, device=ids_BS.device)[:, None]
 
     def _postprocess(self, hidden_states: Tensor, labels: Any, loss_mask: Any = None, **_: Any) -> Any:
         return self.output_layer(hidden_states, labels, loss_mask)
@@ -77,20 +86,22 @@ def build_language_model(
     """
     groups = ProcessGroupCollection.use_mpu_process_groups()
     experts, ranks = options.moe.num_experts, groups.ep.size()
-    if experts % ranks:
+    if family_of(options).experts and experts % ranks:
         raise ValueError(f"model.moe.num_experts = {experts} is not divisible by parallel.expert = {ranks}")
     config = _transformer_config(options, groups.ep.size())
-    layer = _layer_spec(options, router, groups, RecomputedLayer if recompute else TransformerLayer)
+    layer = RecomputedLayer if recompute else TransformerLayer
+    with_experts = moe_layer_numbers(options)
+    layers = [_layer_spec(options, router, groups, layer, n in with_experts) for n in range(options.num_layers)]
     model = LanguageModel(
         config=config,
-        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=[layer] * options.num_layers, layer_norm=RMSNorm),
+        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm),
         vocab_size=padded_vocab_size(options),
         max_sequence_length=sequence_length,
-        position_embedding_type="rope",
-        rotary_base=options.rope_theta,  # type: ignore[arg-type]
+        position_embedding_type="none",  # type: ignore[arg-type]
         share_embeddings_and_output_weights=options.tie_embeddings,
         pg_collection=groups,
     )
+    model.rotary = Rotary(options)
     embedding = model.embedding.word_embeddings.weight
     weight = embedding if options.tie_embeddings else nn.Parameter(torch.empty_like(embedding))
     model.output_layer = LanguageModelHead(weight, options.vocab_size, options.loss_chunk_tokens)
@@ -104,17 +115,17 @@ def _transformer_config(options: ModelOptions, expert_parallel_size: int) -> Tra
         hidden_size=options.hidden_size,
         num_attention_heads=options.num_attention_heads,
         num_query_groups=options.num_key_value_heads,
-        kv_channels=options.head_dim or options.hidden_size // options.num_attention_heads,
-        ffn_hidden_size=options.moe.shared_expert_hidden_size or options.moe.expert_hidden_size,
+        kv_channels=head_width(options),
+        ffn_hidden_size=options.ffn_hidden_size or options.moe.expert_hidden_size,
         moe_ffn_hidden_size=options.moe.expert_hidden_size,
-        num_moe_experts=options.moe.num_experts,
+        num_moe_experts=options.moe.num_experts if family_of(options).experts else None,
         moe_token_dispatcher_type="alltoall",
         moe_router_load_balancing_type="none",
         moe_router_dtype="fp32",
         expert_model_parallel_size=expert_parallel_size,
         layernorm_epsilon=options.norm_eps,
         normalization="RMSNorm",
-        qk_layernorm=True,
+        qk_layernorm=family_of(options).query_key_norm == "head",
         add_bias_linear=False,
         gated_linear_unit=True,
         activation_func=F.silu,
@@ -133,27 +144,39 @@ def _transformer_config(options: ModelOptions, expert_parallel_size: int) -> Tra
     )
 
 
-def _layer_spec(options: ModelOptions, router: RouterOptions, groups: Any, layer: type) -> ModuleSpec:
-    attention = ModuleSpec(
-        module=SelfAttention,
-        params={"attn_mask_type": AttnMaskType.causal},
-        submodules=SelfAttentionSubmodules(
-            linear_qkv=ColumnParallelLinear,
-            core_attention=ScaledDotProductAttention,
-            linear_proj=RowParallelLinear,
-            q_layernorm=RMSNorm,
-            k_layernorm=RMSNorm,
-        ),
-    )
-    moe = ModuleSpec(module=MoELayer, params={"moe": options.moe, "router": router, "pg_collection": groups})
+def _layer_spec(
+    options: ModelOptions, router: RouterOptions, groups: Any, layer: type, with_experts: bool
+) -> ModuleSpec:
+    if with_experts:
+        mlp = ModuleSpec(module=MoELayer, params={"moe": options.moe, "router": router, "pg_collection": groups})
+    else:
+        mlp = ModuleSpec(module=DenseLayer, params={"width": options.ffn_hidden_size})
     return ModuleSpec(
         module=layer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
-            self_attention=attention,
+            self_attention=_attention_spec(options),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=RMSNorm,
-            mlp=moe,
+            mlp=mlp,
             mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+def _attention_spec(options: ModelOptions) -> ModuleSpec:
+    family = family_of(options)
+    if family.latent_attention:
+        return ModuleSpec(module=LatentAttention, params={"options": options, "core": ScaledDotProductAttention})
+    head_norm = RMSNorm if family.query_key_norm == "head" else None
+    return ModuleSpec(
+        module=GroupedAttention,
+        params={"options": options, "attn_mask_type": AttnMaskType.causal},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=ColumnParallelLinear,
+            core_attention=ScaledDotProductAttention,
+            linear_proj=RowParallelLinear,
+            q_layernorm=head_norm,
+            k_layernorm=head_norm,
         ),
     )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe_train.model.cache import KeyValueCache
 from moe_train.model.texts import Texts
 from moe_train.routing.interface import LossTerm, Routing, TokenBatch
 
@@ -32,6 +33,8 @@ class MicroBatch:
     and micro-batches of the optimizer step. None in evaluation: no auxiliary loss is attached."""
     texts: Texts | None = None
     """Texts that do not see each other; None where each sequence is one."""
+    cache: KeyValueCache | None = None
+    """Keys and values of what was read before; generation only."""
     sums: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     """Additive statistics per layer."""
     losses: dict[int, dict[str, LossTerm]] = field(default_factory=dict)

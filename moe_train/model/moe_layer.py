@@ -13,9 +13,9 @@ from torch import Tensor
 from moe_train.model import dispatch
 from moe_train.model.expert_parallel import AllToAll
 from moe_train.model.experts.module import Experts
+from moe_train.model.feed_forward import FeedForward
 from moe_train.model.micro_batch import MicroBatch, attach_losses, current
 from moe_train.model.options import MoEOptions
-from moe_train.model.shared_experts import SharedExperts
 from moe_train.model.upstream import MegatronModule
 from moe_train.routing.balanced_gate import BalancedGate
 from moe_train.routing.options import RouterOptions
@@ -43,9 +43,9 @@ class MoELayer(MegatronModule):
         first = pg_collection.ep.rank() * num_local
         self.router = BalancedGate(router, config.hidden_size, moe.num_experts)
         self.experts = Experts(num_local, first, config.hidden_size, moe.expert_hidden_size, moe.experts)
-        self.shared_experts: SharedExperts | None = None
+        self.shared_experts: FeedForward | None = None
         if moe.shared_expert_hidden_size is not None:
-            self.shared_experts = SharedExperts(config.hidden_size, moe.shared_expert_hidden_size)
+            self.shared_experts = FeedForward(config.hidden_size, moe.shared_expert_hidden_size)
         self.all_to_all: AllToAll | None = None
         if self.expert_parallel_size > 1:
             self.all_to_all = AllToAll(config, pg_collection, first, num_local)

@@ -1,7 +1,7 @@
 """The texts of a micro-batch that do not see each other: where they lie, and attention inside each of them.
 
 Suffixes: S sequence, B batch, T = B * S tokens in the order [B, S], N query heads, G key/value heads, L tokens of one
-text, D width of a head.
+text, D width of a head's query and key, V of its value.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moe_train.model.kernels import causal_attention, flash_takes
@@ -38,26 +39,26 @@ def texts_of(position_BS: Tensor, device: torch.device) -> Texts:
     return Texts(position_BS.t().to(device), ends.diff().tolist(), ends.to(device, torch.int32))
 
 
-def attend_reference(q_TND: Tensor, k_TGD: Tensor, v_TGD: Tensor, texts: Texts, scale: float | None) -> Tensor:
+def attend_reference(q_TND: Tensor, k_TGD: Tensor, v_TGV: Tensor, texts: Texts, scale: float | None) -> Tensor:
     """Causal attention inside each text, one after the other, [T, N, D]."""
     parts = []
-    for q, k, v in zip(*(x.split(texts.lengths) for x in (q_TND, k_TGD, v_TGD)), strict=True):
+    for q, k, v in zip(*(x.split(texts.lengths) for x in (q_TND, k_TGD, v_TGV)), strict=True):
         q_1NLD, k_1GLD, v_1GLD = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
         out_1NLD = causal_attention(q_1NLD, k_1GLD, v_1GLD, scale)
         parts.append(out_1NLD[0].transpose(0, 1))
     return torch.cat(parts)
 
 
-def attend(q_TND: Tensor, k_TGD: Tensor, v_TGD: Tensor, texts: Texts, scale: float | None) -> Tensor:
+def attend(q_TND: Tensor, k_TGD: Tensor, v_TGV: Tensor, texts: Texts, scale: float | None) -> Tensor:
     """As the reference; all texts in one kernel where torch has one for this type, head width and device."""
     kernel = _variable_length_kernel() if flash_takes(q_TND) else None
     if kernel is None:
-        return attend_reference(q_TND, k_TGD, v_TGD, texts, scale)
-    longest = max(texts.lengths)
-    return kernel(
+        return attend_reference(q_TND, k_TGD, v_TGV, texts, scale)
+    longest, value_width = max(texts.lengths), v_TGV.shape[-1]
+    out_TND = kernel(
         q_TND.contiguous(),
         k_TGD.contiguous(),
-        v_TGD.contiguous(),
+        F.pad(v_TGV, (0, q_TND.shape[-1] - value_width)).contiguous(),  # the kernel wants one width
         texts.ends,
         texts.ends,
         longest,
@@ -66,6 +67,7 @@ def attend(q_TND: Tensor, k_TGD: Tensor, v_TGD: Tensor, texts: Texts, scale: flo
         window_size=(-1, 0),
         enable_gqa=q_TND.shape[1] != k_TGD.shape[1],
     )
+    return out_TND[..., :value_width]
 
 
 @lru_cache(maxsize=1)

@@ -133,7 +133,7 @@ def test_another_geometry_is_refused_by_name(processes: Processes, saved: tuple[
         checkpointing.error_of_load, case=CASE.with_(model=wider, expert=2), directory=directory
     ):
         assert kind == "ValueError"
-        assert "model.decoder.layers.0.mlp.experts.weight1: shape (8, 64, 64) in the checkpoint, (8, 64, 96)" in message
+        assert "model.decoder.layers.0.mlp.experts.weight1: shape (8, 64, 64) in the checkpoint, (8, 96, 64)" in message
     tied = dataclasses.replace(MODEL, tie_embeddings=True)
     (kind, message), *_ = processes(1).run(
         checkpointing.error_of_load, case=CASE.with_(model=tied), directory=directory

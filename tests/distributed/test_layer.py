@@ -108,7 +108,7 @@ def _loop(processes: Processes, kind: str) -> LayerResult:
     for s in range(CASE.length):
         for b in range(CASE.sequences):
             x_H = x_SBH[s, b]
-            y_H = swiglu(x_H, weights["shared_experts.weight1"].T, weights["shared_experts.weight2"].T)
+            y_H = swiglu(x_H, weights["shared_experts.weight1"], weights["shared_experts.weight2"])
             if not tokens.padding_BS[b, s]:
                 logits_E = gate.weight @ x_H
                 auxiliary = auxiliary + 0.01 * logits_E.square().sum() / (~tokens.padding_BS).sum()
@@ -142,7 +142,7 @@ def _gated(processes: Processes, router: RouterOptions) -> LayerResult:
     decision: Decision = decide(router_of(router), gate, x_NH, padding_BS.flatten(), None)
     assert decision.margin > 1e-9
     y_NH = routed_experts(x_NH, decision, weights["experts.weight1"], weights["experts.weight2"])
-    y_NH = y_NH + swiglu(x_NH, weights["shared_experts.weight1"].T, weights["shared_experts.weight2"].T)
+    y_NH = y_NH + swiglu(x_NH, weights["shared_experts.weight1"], weights["shared_experts.weight2"])
     losses = auxiliary_losses(router_of(router), decision, padding_BS, token_sets(case.sequences, []))
     auxiliary = torch.stack([coefficient * value for coefficient, value in losses.values()]).sum()
     y_SBH = y_NH.view(case.sequences, case.length, 32).transpose(0, 1)

@@ -36,7 +36,7 @@ def forward(
         decisions.append(decision)
         y_NH = routed_experts(flat_NH, decision, own["mlp.experts.weight1"], own["mlp.experts.weight2"])
         if geometry.shared:
-            y_NH = y_NH + swiglu(flat_NH, own["mlp.shared_experts.weight1"].T, own["mlp.shared_experts.weight2"].T)
+            y_NH = y_NH + swiglu(flat_NH, own["mlp.shared_experts.weight1"], own["mlp.shared_experts.weight2"])
         x_BSH = x_BSH + y_NH.view_as(x_BSH)
     x_BSH = rms_norm(x_BSH, weights["decoder.final_layernorm.weight"], geometry.norm_eps)
     head_VH = weights["embedding.word_embeddings.weight" if geometry.tied else "output_layer.weight"]
@@ -48,21 +48,21 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (wide / torch.sqrt((wide * wide).mean(dim=-1, keepdim=True) + eps) * weight.to(wide.dtype)).to(x.dtype)
 
 
-def swiglu(x_NH: Tensor, w1_HF2: Tensor, w2_FH: Tensor) -> Tensor:
-    """The first half of w1's columns is the gate, the second the up projection."""
-    width = w2_FH.shape[0]
-    gate_NF, up_NF = x_NH @ w1_HF2[:, :width], x_NH @ w1_HF2[:, width:]
-    return (gate_NF * torch.sigmoid(gate_NF) * up_NF) @ w2_FH
+def swiglu(x_NH: Tensor, w1_F2H: Tensor, w2_HF: Tensor) -> Tensor:
+    """The first half of w1's rows is the gate, the second the up projection."""
+    width = w2_HF.shape[1]
+    gate_NF, up_NF = x_NH @ w1_F2H[:width].T, x_NH @ w1_F2H[width:].T
+    return (gate_NF * torch.sigmoid(gate_NF) * up_NF) @ w2_HF.T
 
 
-def routed_experts(x_NH: Tensor, decision: Decision, w1_EHF2: Tensor, w2_EFH: Tensor) -> Tensor:
+def routed_experts(x_NH: Tensor, decision: Decision, w1_EF2H: Tensor, w2_EHF: Tensor) -> Tensor:
     """Expert by expert over the tokens that chose it."""
     if decision.shift_NH is not None:
         x_NH = x_NH + decision.shift_NH.to(x_NH.dtype)
     y_NH = torch.zeros_like(x_NH)
-    for expert in range(w1_EHF2.shape[0]):
+    for expert in range(w1_EF2H.shape[0]):
         tokens_M = decision.selected_NE[:, expert].nonzero()[:, 0]
-        out_MH = swiglu(x_NH[tokens_M], w1_EHF2[expert], w2_EFH[expert])
+        out_MH = swiglu(x_NH[tokens_M], w1_EF2H[expert], w2_EHF[expert])
         weight_M1 = decision.weights_NE[tokens_M, expert, None].to(x_NH.dtype)
         y_NH = y_NH.index_add(0, tokens_M, weight_M1 * out_MH)
     return y_NH

@@ -49,7 +49,7 @@ def routing(kind: str, weights_TE: Tensor, slots: int | None) -> Routing:
 
 def leaves() -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(5)
-    shapes = [(TOKENS, HIDDEN), (TOKENS, EXPERTS), (EXPERTS, HIDDEN, 2 * WIDTH), (EXPERTS, WIDTH, HIDDEN)]
+    shapes = [(TOKENS, HIDDEN), (TOKENS, EXPERTS), (EXPERTS, 2 * WIDTH, HIDDEN), (EXPERTS, HIDDEN, WIDTH)]
     return tuple(torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes)
 
 
@@ -70,8 +70,8 @@ def loop(kind: str, x: Tensor, weights: Tensor, w1: Tensor, w2: Tensor) -> Tenso
         y = x[token] * 0
         for e in range(EXPERTS):
             if kept[token][e]:
-                gate, up = (x[token] @ w1[e]).split(WIDTH)
-                y = y + weights[token, e] * ((torch.sigmoid(gate) * gate * up) @ w2[e])
+                gate, up = (w1[e] @ x[token]).split(WIDTH)
+                y = y + weights[token, e] * (w2[e] @ (torch.sigmoid(gate) * gate * up))
         rows.append(y)
     return torch.stack(rows)
 

@@ -29,8 +29,8 @@ def inputs(counts: list[int], width: int, extra: int = 0, dtype: torch.dtype = t
     rows = sum(counts) + extra
     x_RH = torch.randn(rows, HIDDEN, generator=generator)
     weights_R = torch.rand(rows, generator=generator)
-    w1 = torch.randn(len(counts), HIDDEN, 2 * width, generator=generator) * 0.2
-    w2 = torch.randn(len(counts), width, HIDDEN, generator=generator) * 0.2
+    w1 = torch.randn(len(counts), 2 * width, HIDDEN, generator=generator) * 0.2
+    w2 = torch.randn(len(counts), HIDDEN, width, generator=generator) * 0.2
     floats = [t.to(dtype).requires_grad_() for t in (x_RH, weights_R, w1, w2)]
     return floats[0], torch.tensor(counts), *floats[1:]
 
@@ -40,9 +40,9 @@ def loop(x_RH: Tensor, counts_E: Tensor, weights_R: Tensor, w1: Tensor, w2: Tens
     expert_R = [e for e, count in enumerate(counts_E.tolist()) for _ in range(count)]
     rows = []
     for row, e in enumerate(expert_R):
-        both = x_RH[row] @ w1[e]
+        both = w1[e] @ x_RH[row]
         gate, up = both[: len(both) // 2], both[len(both) // 2 :]
-        rows.append(weights_R[row] * ((gate / (1 + torch.exp(-gate)) * up) @ w2[e]))
+        rows.append(weights_R[row] * (w2[e] @ (gate / (1 + torch.exp(-gate)) * up)))
     return torch.stack(rows)
 
 
@@ -137,7 +137,7 @@ def test_the_module_uses_what_it_was_asked_for() -> None:
     for name, function in (("grouped", experts_grouped), ("reference", experts_reference)):
         experts = Experts(num_local=4, first=4, hidden_size=HIDDEN, width=16, implementation=name)
         assert experts.function is function
-        assert experts.weight1.shape == (4, HIDDEN, 32) and experts.weight2.shape == (4, 16, HIDDEN)
+        assert experts.weight1.shape == (4, 32, HIDDEN) and experts.weight2.shape == (4, HIDDEN, 16)
         assert experts.weight1.allreduce is experts.weight2.allreduce is False
 
 
