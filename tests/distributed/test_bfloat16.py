@@ -43,6 +43,7 @@ SAME_ARITHMETIC = [
     ("softmax_topk", 2, 2, 1),
     ("dynamic_k", 2, 1, 2),
     ("softmax_topk", 2, 3, 2),
+    ("sigmoid_topk in groups", 2, 2, 1),
 ]
 
 
@@ -68,7 +69,14 @@ def test_data_parallel_is_bitwise_a_plain_loop(
 
 @pytest.mark.parametrize(
     ("gate", "size", "expert", "zero"),
-    [("softmax_topk", 2, 2, 1), ("dynamic_k", 2, 2, 3), ("lpr", 4, 2, 2), ("dynamic_k", 4, 4, 1), ("lpr", 2, 2, 3)],
+    [
+        ("softmax_topk", 2, 2, 1),
+        ("dynamic_k", 2, 2, 3),
+        ("lpr", 4, 2, 2),
+        ("dynamic_k", 4, 4, 1),
+        ("lpr", 2, 2, 3),
+        ("sigmoid_topk", 2, 2, 2),
+    ],
 )
 def test_expert_parallel_is_near_it(processes: Processes, gate: str, size: int, expert: int, zero: int) -> None:
     """An expert's rows from all ranks enter one product there, whose result is rounded once; in the loop each piece's
@@ -92,7 +100,9 @@ def _independent(processes: Processes, gate: str) -> list[Step]:
     )
 
 
-@pytest.mark.parametrize(("gate", "zero"), [("softmax_topk", 1), ("lpr", 2), ("dynamic_k", 3)])
+@pytest.mark.parametrize(
+    ("gate", "zero"), [("softmax_topk", 1), ("lpr", 2), ("dynamic_k", 3), ("sigmoid_topk in groups", 2)]
+)
 @pytest.mark.parametrize(("size", "expert"), [(1, 1), (4, 2)])
 def test_near_the_independent_reference(processes: Processes, gate: str, zero: int, size: int, expert: int) -> None:
     """It rounds at other places, to 8 bits each time: measured 0.01 to 0.05 of the change of the first step, 0.003 in

@@ -19,6 +19,7 @@ from tests.distributed.harness import checkpointing
 from tests.distributed.harness.checkpointing import Snapshot
 from tests.distributed.harness.expected import Processes
 from tests.distributed.harness.training import MODEL, Case
+from tests.distributed.test_parity import ROUTERS
 
 ROUTER = RouterOptions(
     "softmax_topk", {"top_k": 2}, BalancingOptions(SwitchLossOptions(0.1, "sequence"), bias=BiasOptions(0.01))
@@ -105,6 +106,7 @@ RESUMES = [
     (2, CASE.with_(expert=2, zero=2, precision="bfloat16")),
     (2, CASE.with_(expert=2, zero=3, precision="bfloat16")),
     (2, CASE.with_(expert=2, zero=2, optimizer=dataclasses.replace(CASE.optimizer, name="sgd"))),
+    (2, CASE.with_(expert=2, zero=2, router=ROUTERS["sigmoid_topk in groups"])),
 ]
 
 
@@ -123,6 +125,7 @@ def test_resume_is_bit_for_bit(processes: Processes, tmp_path: Path, size: int, 
             assert same(after.moments[kind], want[rank].moments[kind])
         for got, record in zip(after.records, want[rank].records[2:], strict=True):
             assert (got.loss, got.gradient_norm) == (record.loss, record.gradient_norm)
+    assert want[0].buffers and all(bias.any() for bias in want[0].buffers.values())
     assert want[0].weights and (want[0].moments["exp_avg"] or case.optimizer.name == "sgd")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import functools
 
 import pytest
 import torch
@@ -10,13 +12,18 @@ import torch
 from moe_train.routing.options import BalancingOptions, RouterOptions, SwitchLossOptions
 from tests.distributed.harness import bits, training
 from tests.distributed.harness.expected import Processes, away_from_ties, check, expected, relative
-from tests.distributed.harness.training import Case, Record
+from tests.distributed.harness.training import MODEL, Case, Record
 from tests.distributed.test_parity import ROUTERS
 
 BALANCED = RouterOptions(
     "softmax_topk", {"top_k": 2}, BalancingOptions(SwitchLossOptions(0.1, "sequence"), z_loss=0.01)
 )
 PLAIN = RouterOptions("softmax_topk", {"top_k": 2})
+
+MIXED = functools.partial(
+    pytest.param,
+    marks=pytest.mark.xfail(strict=True, reason="the trainer does not count yet where some layers have no experts"),
+)
 
 
 def same(got: list[Record], want: list[Record]) -> bool:
@@ -91,7 +98,7 @@ def test_exact_ties(processes: Processes, gate: str, size: int, expert: int, zer
         router=ROUTERS[gate], expert=expert, zero=zero, recompute=recompute, zero_gate=True, steps=1, accumulation=2
     )
     records = processes(size).run(training.train, case=case)
-    chosen = {"softmax_topk": 2, "lpr": 2, "dynamic_k": 5}[gate]
+    chosen = 5 if gate == "dynamic_k" else 2
     assert (records[0][0].load_LE[:, :chosen] > 0).all() and not records[0][0].load_LE[:, chosen:].any()
     check(processes, case, records)
 
@@ -137,18 +144,28 @@ def test_the_same_bits_every_time(processes: Processes, gate: str) -> None:
     assert processes(2).run(bits.repeated_layer, case=case, times=20) == [True, True]
 
 
+@pytest.mark.parametrize("gate", ["softmax_topk", "sigmoid_topk in groups"])
+@pytest.mark.parametrize("dense", [[], MIXED([0]), MIXED([1])], ids=lambda layers: f"dense={layers}")
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(("size", "expert", "accumulation"), [(1, 1, 4), (2, 2, 2)])
 def test_bias_moves_once_per_step(
-    processes: Processes, size: int, expert: int, accumulation: int, recompute: bool
+    processes: Processes, size: int, expert: int, accumulation: int, recompute: bool, dense: list[int], gate: str
 ) -> None:
-    """Pitfall 11: TT PR1304/1593/3686/#1506 (bias moved per micro-batch, or twice under recomputation; mean drifts)."""
-    case = Case(router=ROUTERS["softmax_topk"], expert=expert, accumulation=accumulation, recompute=recompute, steps=1)
-    for records in processes(size).run(training.train, case=case):
-        for layer, bias_E in enumerate(records[0].biases):
-            load_E = records[0].load_LE[layer]
-            sign_E = torch.sign(load_E.double().mean() - load_E)
-            assert torch.allclose(bias_E, (0.01 * (sign_E - sign_E.mean())).float(), atol=1e-8)
+    """Pitfall 11: TT PR1304/1593/3686/#1506 (bias moved per micro-batch, or twice under recomputation, or not at all
+    behind a layer without one; mean drifts)."""
+    model = MODEL
+    if dense:
+        model = dataclasses.replace(MODEL, num_layers=3, dense_layers=dense, ffn_hidden_size=48)
+    case = Case(model=model, router=ROUTERS[gate], expert=expert, accumulation=accumulation, recompute=recompute)
+    target_E = torch.tensor(ROUTERS[gate].balancing.bias.target_load or [1.0] * 8, dtype=torch.float64)
+    for records in processes(size).run(training.train, case=case.with_(steps=2)):
+        want_LE = torch.zeros(2, 8, dtype=torch.float64)
+        for record in records:
+            wanted_LE = record.load_LE.sum(1, keepdim=True) * target_E / target_E.sum()
+            sign_LE = torch.sign(wanted_LE - record.load_LE)
+            want_LE += 0.01 * (sign_LE - sign_LE.mean(1, keepdim=True))
+            assert len(record.biases) == 2 and want_LE.abs().sum(1).min() > 0.01
+            torch.testing.assert_close(torch.stack(record.biases).double(), want_LE, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("load", [40_840, 2**24 + 1, 2**40 + 1])

@@ -29,11 +29,11 @@ def scoped(gate: str, scope: str) -> RouterOptions:
     if gate == "lpr":
         options = {"top_k": 2, "latent_dim": 8, "coefficient": 0.1, "kl_weight": 0.3, "align_weight": 0.5}
         return RouterOptions("lpr", {**options, "scope": scope})
-    options = {"top_k": 2} if gate == "softmax_topk" else {"threshold": 0.6}
+    options = {"threshold": 0.6} if gate == "dynamic_k" else {"top_k": 2}
     return RouterOptions(gate, options, BalancingOptions(SwitchLossOptions(0.1, scope)))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("gate", ["softmax_topk", "lpr", "dynamic_k"])
+@pytest.mark.parametrize("gate", ["softmax_topk", "sigmoid_topk", "lpr", "dynamic_k"])
 @pytest.mark.parametrize(("size", "expert", "accumulation"), [(1, 1, 4), (2, 2, 2), (4, 2, 1)])
 def test_micro_batch_scope_at_fixed_contents(
     processes: Processes, gate: str, size: int, expert: int, accumulation: int
@@ -44,7 +44,7 @@ def test_micro_batch_scope_at_fixed_contents(
     check(processes, case, processes(size).run(training.train, case=case), micro_size=4)
 
 
-@pytest.mark.parametrize("gate", ["softmax_topk", "lpr", "dynamic_k"])
+@pytest.mark.parametrize("gate", ["softmax_topk", "sigmoid_topk", "lpr", "dynamic_k"])
 @pytest.mark.parametrize(("size", "expert"), [(1, 1), (2, 1), (4, 4)])
 def test_global_batch_scope_without_accumulation(processes: Processes, gate: str, size: int, expert: int) -> None:
     """Pitfall 4: M#1498, TT PR4772 (balancing over the global batch; counts double under recomputation). Exact where

@@ -98,6 +98,14 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def fresh_seed() -> int:
+    """Another seed for torch's generator in every run; shown where the test fails."""
+    seed = torch.seed()
+    print(f"torch.manual_seed({seed})")
+    return seed
+
+
 def _make_batch(lengths: Sequence[int], sequence_length: int, samples: Sequence[int] | None = None, **kwargs: Any):
     """Sequences with that many tokens each, then padding; token t = s * B + b."""
     size = len(lengths)

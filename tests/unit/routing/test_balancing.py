@@ -43,7 +43,9 @@ def test_switch_loss_equals_the_formula(scope, make_batch):
     assert float(loss.detach()) == pytest.approx(slow_switch(probs_TE.detach(), selected_TE, sets), rel=1e-12)
     assert term.coefficient == 0.7
     assert (term.unit, int(term.count)) == {
-        "sequence": ("sequence", 3), "micro_batch": ("micro_batch", 1), "global_batch": ("token", 11)
+        "sequence": ("sequence", 3),
+        "micro_batch": ("micro_batch", 1),
+        "global_batch": ("token", 11),
     }[scope]
     gradient_TE = torch.autograd.grad(loss, probs_TE)[0]
     for tokens in sets:
@@ -141,6 +143,48 @@ def test_bias_sees_one_token_in_more_than_2_to_the_24():
         bias_E = torch.zeros(2)
         move_bias(bias_E, torch.tensor([base + 1, base]), BiasOptions(0.5))
         assert bias_E.tolist() == [-0.5, 0.5]
+
+
+class TestTargetLoad:
+    @pytest.mark.parametrize("rule", ["sign", "proportional"])
+    def test_moves_towards_the_shares_and_is_centred(self, rule):
+        """Row 11: one move, and no drift of the mean."""
+        target, load = [0.4, 0.3, 0.1, 0.1, 0.1], [50, 20, 10, 9, 11]
+        bias_E = torch.tensor([0.5, -0.5, 0.1, 0.0, -0.1])
+        lacks = [100 * share - count for share, count in zip(target, load, strict=True)]
+        moved = [0.01 * (((x > 1e-9) - (x < -1e-9)) if rule == "sign" else x / 20) for x in lacks]
+        expected_E = bias_E.double() + torch.tensor(moved, dtype=torch.float64)
+        move_bias(bias_E, torch.tensor(load), BiasOptions(0.01, rule, target))
+        torch.testing.assert_close(bias_E.double(), expected_E - expected_E.mean(), rtol=1e-5, atol=1e-7)
+        assert abs(float(bias_E.mean())) < 1e-7
+
+    @pytest.mark.parametrize("rule", ["sign", "proportional"])
+    def test_a_load_as_wanted_or_a_step_without_tokens_moves_nothing(self, rule):
+        for unit in (0, 1, 7, 2**40 + 1):
+            bias_E = torch.tensor([0.25, 0.0, -0.25])
+            move_bias(bias_E, torch.tensor([3, 2, 1]) * unit, BiasOptions(0.1, rule, [3.0, 2.0, 1.0]))
+            assert bias_E.tolist() == [0.25, 0.0, -0.25]
+
+    def test_one_slot_among_many_decides_the_sign(self):
+        """Row 10 (Megatron-LM PR7081)."""
+        for base in (2**24, 2**40):
+            bias_E = torch.zeros(2)
+            move_bias(bias_E, torch.tensor([3 * base + 1, base]), BiasOptions(0.5, "sign", [3.0, 1.0]))
+            assert bias_E.tolist() == [-0.5, 0.5]
+
+    @pytest.mark.parametrize("rule", ["sign", "proportional"])
+    @pytest.mark.parametrize("share", [1.0, 0.125, 40.0])
+    def test_equal_shares_are_no_target(self, rule, share):
+        load_E, with_target_E, without_E = torch.randint(0, 1000, (8,)), torch.zeros(8), torch.zeros(8)
+        move_bias(with_target_E, load_E, BiasOptions(0.01, rule, [share] * 8))
+        move_bias(without_E, load_E, BiasOptions(0.01, rule))
+        torch.testing.assert_close(with_target_E, without_E, rtol=1e-6, atol=1e-9)
+
+    def test_is_passed_on_by_the_gate(self):
+        options = BiasOptions(0.1, target_load=[3.0, 3.0, 1.0, 1.0, 1.0, 1.0])
+        gate = BalancedGate(RouterOptions(balancing=BalancingOptions(bias=options)), 4, 6)
+        gate.after_step({"load": torch.tensor([20, 20, 20, 9, 9, 12])})
+        assert gate.bias_E.tolist() == pytest.approx([0.1, 0.1, -0.1, 0.0, 0.0, -0.1], abs=1e-6)
 
 
 def test_bias_stays_float32():

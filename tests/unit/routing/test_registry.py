@@ -24,7 +24,7 @@ from moe_train.routing.strict import parse_options
 
 
 def test_what_exists():
-    assert {"softmax_topk", "lpr", "dynamic_k"} <= set(available_gates())
+    assert {"softmax_topk", "sigmoid_topk", "lpr", "dynamic_k"} <= set(available_gates())
     assert available_gates() == sorted(available_gates())
     assert gate_class("lpr") is LatentPrototypeGate and gate_class("dynamic_k") is DynamicKGate
     assert gate_options("softmax_topk")().top_k == 2
@@ -89,6 +89,16 @@ def balancing(**kwargs):
     return BalancingOptions(**kwargs)
 
 
+def with_target(target, rate=0.1):
+    return RouterOptions(balancing=balancing(bias=BiasOptions(rate, target_load=target)))
+
+
+def test_targets_that_can_be_reached_pass():
+    check_options(with_target([7.0] + [1.0] * 7), 8)
+    check_options(with_target([0.1] * 8), 8)
+    check_options(RouterOptions(options={"top_k": 8}, balancing=with_target([0.1] * 8).balancing), 8)
+
+
 @pytest.mark.parametrize(
     ("router", "message"),
     [
@@ -96,6 +106,14 @@ def balancing(**kwargs):
         (RouterOptions("lpr", {"top_k": 9}), "only 8 experts"),
         (RouterOptions("dynamic_k", balancing=balancing(bias=BiasOptions(1e-3))), "takes no bias"),
         (RouterOptions(balancing=balancing(bias=BiasOptions(-1.0))), "bias.rate is -1.0"),
+        (with_target([1.0] * 7), "target_load has 7 shares; give one for each of the 8 experts"),
+        (with_target([]), "target_load has 0 shares"),
+        (with_target([1.0] * 7 + [0.0]), r"target_load\[7\] is 0.0; a share must be above 0"),
+        (with_target([-1.0] * 8), r"target_load\[0\] is -1.0"),
+        (with_target([1.0, float("nan")] + [1.0] * 6), r"target_load\[1\] is nan"),
+        (with_target([float("inf")] * 8), r"target_load\[0\] is inf"),
+        (with_target([8.0] + [1.0] * 7), r"is 8.0 of 15; with 2 experts per token none can have more than 1/2"),
+        (with_target([1.0] * 8, rate=0.0), "does nothing while router.balancing.bias.rate is 0"),
         (RouterOptions(balancing=balancing(z_loss=-1.0)), "z_loss is -1.0"),
         (RouterOptions(balancing=balancing(z_loss=float("nan"))), "z_loss is nan"),
         (RouterOptions(balancing=balancing(switch_loss=SwitchLossOptions(-0.1))), "switch_loss.coefficient is -0.1"),
