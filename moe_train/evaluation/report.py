@@ -148,12 +148,13 @@ def _evaluations(run: RunFiles) -> str:
             number(evaluation.get("loss")),
             number(evaluation.get("perplexity")),
             number(evaluation.get("bits_per_byte")),
-            number(evaluation.get("mean", {}).get("gini")),
-            number(evaluation.get("mean", {}).get("min_max")),
+            *(number(evaluation["mean"].get(name)) for name in ("gini", "min_max") if evaluation.get("mean")),
         ]
         for name, evaluation in run.evaluations.items()
     ]
-    header = ["evaluation", "data", "step", "tokens", "loss", "perplexity", "bits per byte", "Gini", "min-max"]
+    header = ["evaluation", "data", "step", "tokens", "loss", "perplexity", "bits per byte"]
+    if any(evaluation.get("mean") for evaluation in run.evaluations.values()):
+        header += ["Gini", "min-max"]  # all evaluations of a run have them, or none
     parts = [html.table(header, rows)]
     layers = (run.evaluation or {}).get("layers", [])
     name = next(iter(run.evaluations))

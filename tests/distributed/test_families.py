@@ -59,7 +59,7 @@ MODELS: dict[str, ModelOptions] = {
     "deepseek_v3": DEEPSEEK,
     "deepseek_v3 direct": dataclasses.replace(
         DEEPSEEK,
-        latent_attention=dataclasses.replace(LATENT, query_rank=None, interleaved=False, value_head_dim=24),
+        latent_attention=dataclasses.replace(LATENT, query_rank=None, interleaved=False, value_head_dim=28),
         rope_scaling=YARN,
         tie_embeddings=True,
     ),
