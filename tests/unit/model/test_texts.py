@@ -174,13 +174,18 @@ def test_texts_of() -> None:
     assert texts.position_SB.shape == (5, 3) and texts.position_SB[:, 2].tolist() == [0, 0, 1, 2, 3]
 
 
-def test_the_kernel_for_all_texts_is_told_what_the_reference_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a stand-in that takes the same arguments; only where the inputs fit."""
+@pytest.mark.parametrize("value_width", [8, 6, 12])
+@pytest.mark.parametrize("scale", [0.3, None])
+def test_the_kernel_for_all_texts_is_told_what_the_reference_computes(
+    monkeypatch: pytest.MonkeyPatch, value_width: int, scale: float | None
+) -> None:
+    """By a stand-in that takes the same arguments; only where the inputs fit. It wants one width of all."""
     texts = texts_of(positions([[3, 9, 1], [5, 8, 0]]), CPU)
-    q_TND, k_TGD, v_TGD = (torch.randn(26, heads, 8) for heads in (4, 2, 2))
+    q_TND, k_TGD = torch.randn(26, 4, 8), torch.randn(26, 2, 8)
+    v_TGD = torch.randn(26, 2, value_width)
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, ends_q: Tensor, ends_k: Tensor, max_q: int, max_k: int, **more: Any):
-        assert all(x.is_contiguous() for x in (q, k, v)) and max_q == max_k == 9
+        assert all(x.is_contiguous() and x.shape[-1] == max(8, value_width) for x in (q, k, v)) and max_q == max_k == 9
         assert more["window_size"] == (-1, 0) and more["enable_gqa"] and ends_q.dtype == ends_k.dtype == torch.int32
         rows = zip(ends_q.tolist(), ends_q[1:].tolist(), strict=False)
         one = [(q[a:b], k[a:b].repeat_interleave(2, 1), v[a:b].repeat_interleave(2, 1)) for a, b in rows]
@@ -189,10 +194,10 @@ def test_the_kernel_for_all_texts_is_told_what_the_reference_computes(monkeypatc
         return torch.cat([torch.einsum("nij,jnd->ind", m, v) for m, (_, _, v) in zip(masked, one, strict=True)]) + 1
 
     monkeypatch.setattr("moe_train.model.texts._variable_length_kernel", lambda: kernel)
-    want = attend_reference(q_TND, k_TGD, v_TGD, texts, 0.3)
-    assert torch.equal(attend(q_TND, k_TGD, v_TGD, texts, 0.3), want), "a CPU has no such kernel"
-    monkeypatch.setattr("moe_train.model.texts.flash_takes", lambda x: x.shape == q_TND.shape)
-    torch.testing.assert_close(attend(q_TND, k_TGD, v_TGD, texts, 0.3) - 1, want, rtol=1e-5, atol=1e-6)
+    want = attend_reference(q_TND, k_TGD, v_TGD, texts, scale)
+    assert torch.equal(attend(q_TND, k_TGD, v_TGD, texts, scale), want), "a CPU has no such kernel"
+    monkeypatch.setattr("moe_train.model.texts.flash_takes", lambda x: x.shape == (26, 4, max(8, value_width)))
+    torch.testing.assert_close(attend(q_TND, k_TGD, v_TGD, texts, scale) - 1, want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel for texts of different lengths needs CUDA")

@@ -101,3 +101,12 @@ def test_eval_record() -> None:
     result = build_eval_record(7, evaluation)
     assert result["kind"] == "eval" and result["step"] == 7 and result["eval/loss"] == 2.0
     assert result["balance"] == {"gini": 0.1} and "eval/bits_per_byte" not in result
+
+
+def test_layers_keep_their_numbers_and_without_experts_there_is_no_balance() -> None:
+    result = record(sums(layers=[1, 4]))
+    assert {key.split("/")[1] for key in result if key.startswith("balance/layer_")} == {"layer_1", "layer_4"}
+    assert result["layers"] == [1, 4]
+    nothing = torch.zeros(0, 0, dtype=torch.int64)
+    dense = record(sums(layers=[], load_LE=nothing, kept_LE=nothing, losses=[]))
+    assert dense["loss"] == 6.25 and not [key for key in dense if "balance" in key or key in ("load", "layers", "aux")]
