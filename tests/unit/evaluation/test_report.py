@@ -200,6 +200,13 @@ def test_balance_is_recorded_or_recomputed_from_the_load() -> None:
     assert [line.values for line in balance_by_layer([record], ["gini"])["gini"]] == [[pytest.approx(0.25)], [0.125]]
 
 
+def test_layers_go_by_their_own_numbers() -> None:
+    record = {"step": 1, "layers": [1, 5], "load": [[1, 2, 3, 4], [5, 5, 5, 5]], "balance/layer_5/gini": 0.125}
+    lines = balance_by_layer([record], ["gini"])["gini"]
+    assert [(line.label, line.values) for line in lines] == [("layer 1", [pytest.approx(0.25)]), ("layer 5", [0.125])]
+    assert load_records([{**record, "layers": [0, 5]}, record]) == [record]
+
+
 def test_loads_of_another_shape_are_left_out() -> None:
     records = [{"step": 1, "load": [[1, 2]]}, {"step": 2, "load": [[1, 2, 3]]}, {"step": 3}]
     assert load_records(records) == [records[1]]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_train.model.experts.module import Experts
+from moe_train.model.feed_forward import FeedForward
 from moe_train.model.initialization import initialize_weights
 from moe_train.model.options import InitOptions, ModelOptions
 from moe_train.routing.gates.lpr import LatentPrototypeGate
@@ -78,3 +79,32 @@ def test_norms_biases_and_what_a_gate_chooses_itself() -> None:
     assert not values["gate.encoder.bias"].any() and (values["gate.norm.weight"] == 1).all()
     assert abs(float(values["gate.prototypes"].std()) - 1) < 0.3
     assert abs(float(values["gate.encoder.weight"].std()) / 0.05 - 1) < 0.1
+
+
+def test_matrices_of_dense_layers_and_multi_token_prediction() -> None:
+    """What writes into the residual stream, by the names of the real model, and nothing else, is scaled."""
+    names = {
+        "decoder.layers.0.mlp": FeedForward(64, 96),
+        "decoder.layers.1.mlp.shared_experts": FeedForward(64, 96),
+        "mtp": nn.ModuleDict({"linear_proj": nn.Linear(128, 64, bias=False)}),
+        "mtp.layer.self_attention": nn.ModuleDict({"linear_proj": nn.Linear(64, 64, bias=False)}),
+        "mtp.layer.mlp.experts": Experts(4, 0, 64, 32, "grouped"),
+    }
+    model = nn.Module()
+    for name, module in names.items():
+        *path, last = name.split(".")
+        owner = model
+        for part in path:
+            if not hasattr(owner, part):
+                owner.add_module(part, nn.Module())
+            owner = getattr(owner, part)
+        owner.add_module(last, module)
+    scaled = {
+        "decoder.layers.0.mlp.weight2",
+        "decoder.layers.1.mlp.shared_experts.weight2",
+        "mtp.layer.self_attention.linear_proj.weight",
+        "mtp.layer.mlp.experts.weight2",
+    }
+    for name, weight in weights(model).items():
+        want = 0.05 / 4 if name in scaled else 0.05
+        assert abs(float(weight.std()) / want - 1) < 0.06, name

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moe_train.model.kernels import causal_attention, flash_fits, flash_takes
+from moe_train.model.kernels import attend_visible, causal_attention, flash_fits, flash_takes
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -57,3 +57,16 @@ def test_repeated_heads_give_what_shared_ones_do(heads: int, groups: int, monkey
     assert calls == [heads != groups, False]
     for shared, repeated in zip(*found, strict=True):
         torch.testing.assert_close(shared, repeated)
+
+
+@pytest.mark.parametrize("value_width", [4, 8, 13])
+@pytest.mark.parametrize("scale", [None, 0.7])
+def test_values_may_have_any_width(value_width: int, scale: float | None) -> None:
+    """As latent attention has them: the scale is that of the keys' own width."""
+    q, k = torch.randn(2, 2, 4, 9, 8, dtype=torch.float64)
+    v = torch.randn(2, 4, 9, value_width, dtype=torch.float64)
+    visible = torch.ones(9, 9, dtype=torch.bool).tril()
+    scores = (q @ k.transpose(2, 3)) * (8**-0.5 if scale is None else scale)
+    want = scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v
+    torch.testing.assert_close(causal_attention(q, k, v, scale), want)
+    torch.testing.assert_close(attend_visible(q, k, v, visible.expand(2, 9, 9), scale), want)

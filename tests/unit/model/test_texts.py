@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from moe_train.data.batches import Batch
 from moe_train.model.language_model import LanguageModel, build_language_model
 from moe_train.model.micro_batch import MicroBatch, as_root, use
-from moe_train.model.options import InitOptions, ModelOptions, MoEOptions
+from moe_train.model.options import InitOptions, LatentAttentionOptions, ModelOptions, MoEOptions, MultiTokenOptions
 from moe_train.model.texts import attend, attend_reference, texts_of
 from moe_train.parallel.groups import initialize
 from moe_train.parallel.options import ParallelOptions
@@ -32,6 +32,14 @@ MODEL = ModelOptions(
     vocab_size=64,
     moe=MoEOptions(num_experts=4, expert_hidden_size=16),
     init=InitOptions(std=0.2),
+)
+LATENT = dataclasses.replace(
+    MODEL,
+    family="deepseek_v3",
+    dense_layers=[1],
+    ffn_hidden_size=24,
+    latent_attention=LatentAttentionOptions(16, 8, nope_head_dim=8, rope_head_dim=4, value_head_dim=6),
+    multi_token=MultiTokenOptions(layers=1, coefficient=0.5),
 )
 CPU = torch.device("cpu")
 
@@ -59,7 +67,7 @@ def batch_of(ids_BS: Tensor, labels_BS: Tensor, target_BS: Tensor, position_BS: 
 def run(model: LanguageModel, batch: Batch) -> Tensor:
     """Backward through the sum of the losses; the losses of the tokens."""
     one = torch.tensor(1.0)
-    totals = {name: one for name in ("target", "token", "sequence", "micro_batch")}
+    totals = {name: one for name in ("target", "token", "sequence", "micro_batch", "multi_token")}
     micro_batch = MicroBatch(token_batch(batch, CPU), totals, texts=batch_texts(batch, CPU))
     with use(micro_batch):
         nll_sum, nll_BS = model(batch.ids_BS, batch.labels_BS, batch.target_BS)
@@ -73,16 +81,18 @@ def gradients(model: LanguageModel) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.parametrize("model_options", [MODEL, LATENT], ids=["grouped", "latent"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("rows", [[[3, 9, 1, 7]], [[20], [5, 15], [1, 1, 17, 1]]])
 def test_loss_and_gradients_are_those_of_separate_texts(
-    one_process: None, rows: list[list[int]], recompute: bool, dtype: torch.dtype
+    one_process: None, rows: list[list[int]], recompute: bool, dtype: torch.dtype, model_options: ModelOptions
 ) -> None:
-    """Micro-batches of one and several sequences, grouped heads, rotary positions, every third label no target."""
+    """Micro-batches of one and several sequences, grouped heads, rotary positions, every third label no target; values
+    of another width than keys, and multi-token prediction."""
     router = RouterOptions(gate="softmax_topk", options={"top_k": 2})
-    options = dataclasses.replace(MODEL, moe=dataclasses.replace(MODEL.moe, experts="reference"))
-    options = MODEL if dtype == torch.float32 else options  # the grouped kernel has no float64
+    options = dataclasses.replace(model_options, moe=dataclasses.replace(model_options.moe, experts="reference"))
+    options = model_options if dtype == torch.float32 else options  # the grouped kernel has no float64
     model = build_language_model(options, router, sequence_length=20, seed=3, recompute=recompute)
     model.to(dtype).train()
     rng = torch.Generator().manual_seed(len(rows))
@@ -164,13 +174,18 @@ def test_texts_of() -> None:
     assert texts.position_SB.shape == (5, 3) and texts.position_SB[:, 2].tolist() == [0, 0, 1, 2, 3]
 
 
-def test_the_kernel_for_all_texts_is_told_what_the_reference_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a stand-in that takes the same arguments; only where the inputs fit."""
+@pytest.mark.parametrize("value_width", [8, 6, 12])
+@pytest.mark.parametrize("scale", [0.3, None])
+def test_the_kernel_for_all_texts_is_told_what_the_reference_computes(
+    monkeypatch: pytest.MonkeyPatch, value_width: int, scale: float | None
+) -> None:
+    """By a stand-in that takes the same arguments; only where the inputs fit. It wants one width of all."""
     texts = texts_of(positions([[3, 9, 1], [5, 8, 0]]), CPU)
-    q_TND, k_TGD, v_TGD = (torch.randn(26, heads, 8) for heads in (4, 2, 2))
+    q_TND, k_TGD = torch.randn(26, 4, 8), torch.randn(26, 2, 8)
+    v_TGD = torch.randn(26, 2, value_width)
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, ends_q: Tensor, ends_k: Tensor, max_q: int, max_k: int, **more: Any):
-        assert all(x.is_contiguous() for x in (q, k, v)) and max_q == max_k == 9
+        assert all(x.is_contiguous() and x.shape[-1] == max(8, value_width) for x in (q, k, v)) and max_q == max_k == 9
         assert more["window_size"] == (-1, 0) and more["enable_gqa"] and ends_q.dtype == ends_k.dtype == torch.int32
         rows = zip(ends_q.tolist(), ends_q[1:].tolist(), strict=False)
         one = [(q[a:b], k[a:b].repeat_interleave(2, 1), v[a:b].repeat_interleave(2, 1)) for a, b in rows]
@@ -179,10 +194,10 @@ def test_the_kernel_for_all_texts_is_told_what_the_reference_computes(monkeypatc
         return torch.cat([torch.einsum("nij,jnd->ind", m, v) for m, (_, _, v) in zip(masked, one, strict=True)]) + 1
 
     monkeypatch.setattr("moe_train.model.texts._variable_length_kernel", lambda: kernel)
-    want = attend_reference(q_TND, k_TGD, v_TGD, texts, 0.3)
-    assert torch.equal(attend(q_TND, k_TGD, v_TGD, texts, 0.3), want), "a CPU has no such kernel"
-    monkeypatch.setattr("moe_train.model.texts.flash_takes", lambda x: x.shape == q_TND.shape)
-    torch.testing.assert_close(attend(q_TND, k_TGD, v_TGD, texts, 0.3) - 1, want, rtol=1e-5, atol=1e-6)
+    want = attend_reference(q_TND, k_TGD, v_TGD, texts, scale)
+    assert torch.equal(attend(q_TND, k_TGD, v_TGD, texts, scale), want), "a CPU has no such kernel"
+    monkeypatch.setattr("moe_train.model.texts.flash_takes", lambda x: x.shape == (26, 4, max(8, value_width)))
+    torch.testing.assert_close(attend(q_TND, k_TGD, v_TGD, texts, scale) - 1, want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel for texts of different lengths needs CUDA")
