@@ -54,12 +54,20 @@ def _attention(q_BNSD: Tensor, k_BGLD: Tensor, v_BGLV: Tensor, scale: float | No
         times = q_BNSD.shape[1] // k_BGLD.shape[1]
         k_BGLD, v_BGLV = (x.repeat_interleave(times, dim=1) for x in (k_BGLD, v_BGLV))
         grouped = False
-    if value_width != q_BNSD.shape[-1]:
-        # The kernels without all scores in memory want one width.
-        v_BGLV = F.pad(v_BGLV, (0, q_BNSD.shape[-1] - value_width))
     scale = q_BNSD.shape[-1] ** -0.5 if scale is None else scale
+    q_BNSD, k_BGLD, v_BGLV = same_width(q_BNSD, k_BGLD, v_BGLV)
     out = F.scaled_dot_product_attention(q_BNSD, k_BGLD, v_BGLV, scale=scale, enable_gqa=grouped, **kwargs)
     return out[..., :value_width]
+
+
+def same_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """With zeros behind heads that are narrower, which change no score: the kernels without all scores in memory want
+    one width."""
+    width = max(q.shape[-1], v.shape[-1])
+    if q.shape[-1] == v.shape[-1]:
+        return q, k, v
+    q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
+    return q, k, v
 
 
 def _takes_groups(q_BNSD: Tensor) -> bool:

@@ -13,10 +13,9 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from moe_train.model.kernels import causal_attention, flash_takes
+from moe_train.model.kernels import causal_attention, flash_takes, same_width
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,12 @@ def attend(q_TND: Tensor, k_TGD: Tensor, v_TGV: Tensor, texts: Texts, scale: flo
     if kernel is None:
         return attend_reference(q_TND, k_TGD, v_TGV, texts, scale)
     longest, value_width = max(texts.lengths), v_TGV.shape[-1]
+    scale = q_TND.shape[-1] ** -0.5 if scale is None else scale
+    q_TND, k_TGD, v_TGV = same_width(q_TND, k_TGD, v_TGV)
     out_TND = kernel(
         q_TND.contiguous(),
         k_TGD.contiguous(),
-        F.pad(v_TGV, (0, q_TND.shape[-1] - value_width)).contiguous(),  # the kernel wants one width
+        v_TGV.contiguous(),
         texts.ends,
         texts.ends,
         longest,
