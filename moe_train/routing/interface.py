@@ -108,6 +108,10 @@ class Gate(nn.Module):
     """Whether a selection bias makes sense for this gate."""
     takes_switch_loss: bool = True
     """Whether the switch loss makes sense for this gate (probs_TE is a distribution)."""
+    expert_rows: tuple[str, ...] = ()
+    """Parameters with a row per expert: experts with equal rows get equal scores. What upcycling needs to know."""
+    shift_parameters: tuple[str, ...] = ()
+    """Parameters that, when they are zero, make ``expert_input_shift_TH`` zero."""
 
     def __init__(self, hidden_size: int, num_experts: int) -> None:
         super().__init__()
@@ -127,6 +131,11 @@ class Gate(nn.Module):
         """``bias_E`` is added to the scores for selection only, never to the combine weights. ``replay_TE`` is the
         selection of the first pass, to be used as it is when activations are recomputed."""
         raise NotImplementedError
+
+    @property
+    def weight_sum(self) -> float | None:
+        """What the combine weights of every token sum to; None where that is not always the same."""
+        return None
 
     def after_step(self, sums: dict[str, Tensor]) -> None:
         """Move state that follows a rule; called once per optimizer step that was taken, never in evaluation, with

@@ -62,6 +62,9 @@ class LatentPrototypeGate(Gate):
     """
 
     takes_bias = True
+    expert_rows = ("prototypes",)
+    shift_parameters = ("decoder.weight", "decoder.bias")
+    weight_sum = 1.0
 
     def __init__(self, hidden_size: int, num_experts: int, options: LatentPrototypeOptions | None = None) -> None:
         super().__init__(hidden_size, num_experts)
@@ -141,9 +144,7 @@ class LatentPrototypeGate(Gate):
         if kl > 0:
             losses["lpr_kl"] = kl_to_standard_normal(mu_TD, logvar_TD, sets, kl)
         if alignment > 0:
-            losses["lpr_alignment"] = prototype_alignment(
-                prototypes_ED, mu_TD, weights_TE, sets, self.layer, alignment
-            )
+            losses["lpr_alignment"] = prototype_alignment(prototypes_ED, mu_TD, weights_TE, sets, self.layer, alignment)
         return losses
 
     def _placed(self, prototypes_ED: Tensor) -> Tensor:
