@@ -33,6 +33,19 @@ def initialize_weights(model: nn.Module, options: ModelOptions, seed: int) -> No
             parameter.copy_(_initial(name, parameter, modules, std, _generator(seed, name)))
 
 
+def initial_gate(gate: Gate, name: str, seed: int, std: float) -> dict[str, Tensor]:
+    """Initial values of a gate that has this name in the model, as `initialize_weights` gives them."""
+    modules: dict[str, nn.Module] = {name: gate}
+    names = [f"{name}.{own}" for own, _ in gate.named_parameters()]
+    parameters = zip(names, gate.parameters(), strict=True)
+    return {full: _initial(full, p, modules, std, _generator(seed, full)).float() for full, p in parameters}
+
+
+def noise_of_expert(seed: int, name: str, expert: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal numbers that belong to one expert of a tensor, whatever the layout."""
+    return torch.randn(shape, generator=_generator(seed, f"noise/{name}", expert))
+
+
 def _initial(
     name: str, parameter: Tensor, modules: dict[str, nn.Module], std: float, generator: torch.Generator
 ) -> Tensor:

@@ -50,9 +50,11 @@ def _attention(q_BNSD: Tensor, k_BGLD: Tensor, v_BGLV: Tensor, scale: float | No
     grouped, value_width = q_BNSD.shape[1] != k_BGLD.shape[1], v_BGLV.shape[-1]
     scale = q_BNSD.shape[-1] ** -0.5 if scale is None else scale
     q_BNSD, k_BGLD, v_BGLV = one_width(q_BNSD, k_BGLD, v_BGLV)
-    if grouped and not _takes_groups(q_BNSD):
-        # On CUDA only the flash kernel takes shared heads. What it does not fit (float32, older devices) torch would
-        # silently compute with all scores in memory; with repeated heads it has the memory-efficient kernel.
+    masked = q_BNSD.is_cuda and "attn_mask" in kwargs
+    if grouped and (masked or not _takes_groups(q_BNSD)):
+        # On CUDA only the flash kernel takes shared heads, and it takes no mask. What it does not fit (also float32,
+        # older devices) torch would silently compute with all scores in memory; with repeated heads it has the
+        # memory-efficient kernel.
         times = q_BNSD.shape[1] // k_BGLD.shape[1]
         k_BGLD, v_BGLV = (x.repeat_interleave(times, dim=1) for x in (k_BGLD, v_BGLV))
         grouped = False

@@ -103,12 +103,19 @@ class Gate(nn.Module):
     """False when an output depends on a later token."""
     pool: str = "token"
     """The tokens that compete with each other: token, sequence or micro_batch."""
+    inference_rule: str | None = None
+    """For a gate whose tokens compete: what it does in evaluation mode instead, so that a token's routing depends on no
+    other token; in words, for messages. None: it does the same as in training."""
     max_k: int | None = None
     """Static bound on experts per token (fixed shapes, fast path); None means free."""
     takes_bias: bool = False
     """Whether a selection bias makes sense for this gate."""
     takes_switch_loss: bool = True
     """Whether the switch loss makes sense for this gate (probs_TE is a distribution)."""
+    expert_rows: tuple[str, ...] = ()
+    """Parameters with a row per expert: experts with equal rows get equal scores. What upcycling needs to know."""
+    shift_parameters: tuple[str, ...] = ()
+    """Parameters that, when they are zero, make ``expert_input_shift_TH`` zero."""
 
     def __init__(self, hidden_size: int, num_experts: int) -> None:
         super().__init__()
@@ -128,6 +135,11 @@ class Gate(nn.Module):
         """``bias_E`` is added to the scores for selection only, never to the combine weights. ``replay_TE`` is the
         selection of the first pass, to be used as it is when activations are recomputed."""
         raise NotImplementedError
+
+    @property
+    def weight_sum(self) -> float | None:
+        """What the combine weights of every token sum to; None where that is not always the same."""
+        return None
 
     def after_step(self, sums: dict[str, Tensor]) -> None:
         """Move state that follows a rule; called once per optimizer step that was taken, never in evaluation, with

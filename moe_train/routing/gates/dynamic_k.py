@@ -49,6 +49,9 @@ class DynamicKGate(Gate):
     probabilities, not a ranking. Source: Huang et al. 2024 (arXiv 2403.07652), top-p routing.
     """
 
+    expert_rows = ("weight",)
+    weight_sum = 1.0
+
     def __init__(self, hidden_size: int, num_experts: int, options: DynamicKOptions | None = None) -> None:
         super().__init__(hidden_size, num_experts)
         self.options = options or DynamicKOptions()

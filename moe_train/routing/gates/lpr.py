@@ -13,7 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_train.routing.arithmetic import full_precision, gate_dtype, softmax_over
-from moe_train.routing.gates import lpr_losses
+from moe_train.routing.gates.lpr_losses import (
+    kl_to_standard_normal,
+    latent_diversity,
+    prototype_alignment,
+    prototype_diversity,
+)
 from moe_train.routing.interface import Gate, LossTerm, Routing, TokenBatch
 from moe_train.routing.options import Scope
 from moe_train.routing.registry import register_gate
@@ -57,6 +62,9 @@ class LatentPrototypeGate(Gate):
     """
 
     takes_bias = True
+    expert_rows = ("prototypes",)
+    shift_parameters = ("decoder.weight", "decoder.bias")
+    weight_sum = 1.0
 
     def __init__(self, hidden_size: int, num_experts: int, options: LatentPrototypeOptions | None = None) -> None:
         super().__init__(hidden_size, num_experts)
@@ -131,14 +139,12 @@ class LatentPrototypeGate(Gate):
         )
         losses = {}
         if diversity > 0:
-            losses["lpr_diversity"] = lpr_losses.latent_diversity(unit_TD, sets, self.layer, diversity)
-            losses["lpr_prototype_diversity"] = lpr_losses.prototype_diversity(unit_ED, sets, diversity)
+            losses["lpr_diversity"] = latent_diversity(unit_TD, sets, self.layer, diversity)
+            losses["lpr_prototype_diversity"] = prototype_diversity(unit_ED, sets, diversity)
         if kl > 0:
-            losses["lpr_kl"] = lpr_losses.kl_to_standard_normal(mu_TD, logvar_TD, sets, kl)
+            losses["lpr_kl"] = kl_to_standard_normal(mu_TD, logvar_TD, sets, kl)
         if alignment > 0:
-            losses["lpr_alignment"] = lpr_losses.alignment(
-                prototypes_ED, mu_TD, weights_TE, sets, self.layer, alignment
-            )
+            losses["lpr_alignment"] = prototype_alignment(prototypes_ED, mu_TD, weights_TE, sets, self.layer, alignment)
         return losses
 
     def _placed(self, prototypes_ED: Tensor) -> Tensor:

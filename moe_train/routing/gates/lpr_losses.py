@@ -53,7 +53,7 @@ def kl_to_standard_normal(mu_TD: Tensor, logvar_TD: Tensor, sets: TokenSets, coe
     return sets.term_of_means(sets.sums(kl_T[:, None])[:, 0], coefficient)
 
 
-def alignment(
+def prototype_alignment(
     prototypes_ED: Tensor, mu_TD: Tensor, weights_TE: Tensor, sets: TokenSets, layer: int, coefficient: float
 ) -> LossTerm:
     """mean over E and D of |P_e - T_e|, T_e the mean of mu over the set's tokens weighted with their weight for e.

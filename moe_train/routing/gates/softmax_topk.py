@@ -51,6 +51,7 @@ class SoftmaxTopKGate(Gate):
     """
 
     takes_bias = True
+    expert_rows = ("weight",)
 
     def __init__(self, hidden_size: int, num_experts: int, options: SoftmaxTopKOptions | None = None) -> None:
         super().__init__(hidden_size, num_experts)
@@ -60,6 +61,10 @@ class SoftmaxTopKGate(Gate):
         self.max_k = self.options.top_k
         self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
         nn.init.normal_(self.weight, std=0.02)
+
+    @property
+    def weight_sum(self) -> float | None:
+        return 1.0 if self.options.sums_to_one else None
 
     def forward(
         self,

@@ -59,14 +59,14 @@ def test_repeated_heads_give_what_shared_ones_do(heads: int, groups: int, monkey
         torch.testing.assert_close(shared, repeated)
 
 
-@pytest.mark.parametrize("value_width", [4, 8, 13])
-@pytest.mark.parametrize("scale", [None, 0.7])
-def test_values_may_have_any_width(value_width: int, scale: float | None) -> None:
-    """As latent attention has them: the scale is that of the keys' own width."""
-    q, k = torch.randn(2, 2, 4, 9, 8, dtype=torch.float64)
-    v = torch.randn(2, 4, 9, value_width, dtype=torch.float64)
-    visible = torch.ones(9, 9, dtype=torch.bool).tril()
-    scores = (q @ k.transpose(2, 3)) * (8**-0.5 if scale is None else scale)
-    want = scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v
-    torch.testing.assert_close(causal_attention(q, k, v, scale), want)
-    torch.testing.assert_close(attend_visible(q, k, v, visible.expand(2, 9, 9), scale), want)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("value_width", [8, 4, 12])
+def test_values_of_another_width(value_width: int, masked: bool) -> None:
+    """Narrower as in DeepSeek's models, or wider than queries and keys: what plain softmax attention gives."""
+    q, k = torch.randn(2, 4, 6, 8, dtype=torch.float64), torch.randn(2, 2, 6, 8, dtype=torch.float64)
+    v = torch.randn(2, 2, 6, value_width, dtype=torch.float64)
+    visible = torch.ones(6, 6, dtype=torch.bool).tril().expand(2, 6, 6)
+    got = attend_visible(q, k, v, visible, 0.3) if masked else causal_attention(q, k, v, 0.3)
+    scores = 0.3 * q @ k.repeat_interleave(2, dim=1).transpose(-1, -2)
+    scores = scores.masked_fill(~visible[:, None], -torch.inf)
+    torch.testing.assert_close(got, scores.softmax(-1) @ v.repeat_interleave(2, dim=1))

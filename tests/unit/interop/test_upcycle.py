@@ -1,0 +1,153 @@
+"""Models with experts that begin as dense ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from moe_train.interop.upcycle import UpcycleOptions, plan
+from moe_train.model.language_model import LanguageModel, build_language_model
+from moe_train.model.micro_batch import MicroBatch, use
+from moe_train.model.options import InitOptions, ModelOptions, RopeScaling
+from moe_train.parallel.groups import initialize
+from moe_train.parallel.options import ParallelOptions
+from moe_train.routing import TokenBatch, available_gates
+from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions
+
+DENSE = ModelOptions(
+    family="qwen3",
+    num_layers=3,
+    hidden_size=48,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=10,
+    vocab_size=101,
+    ffn_hidden_size=48,
+    init=InitOptions(std=0.2, scaled_residual=False),
+)
+BIAS = BalancingOptions(bias=BiasOptions(rate=0.001))
+GATES: dict[str, RouterOptions] = {
+    "softmax_topk": RouterOptions("softmax_topk", {"top_k": 4}, BIAS),
+    "lpr": RouterOptions("lpr", {"top_k": 4, "latent_dim": 4}, BIAS),
+    "dynamic_k": RouterOptions("dynamic_k", {"threshold": 0.5}),
+    "sigmoid_topk": RouterOptions("sigmoid_topk", {"top_k": 4, "scaling": 2.5}, BIAS),
+}
+SHAPES = {
+    "copies": UpcycleOptions(8),
+    "slices": UpcycleOptions(8, granularity=2),
+    "slices, shared, some layers": UpcycleOptions(8, granularity=4, shared_expert_hidden_size=16, layers=[0, 2]),
+    "copies, shared, one layer": UpcycleOptions(3, shared_expert_hidden_size=7, layers=[1]),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process() -> Iterator[None]:
+    initialize(ParallelOptions())
+    yield
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+def built(model: ModelOptions, router: RouterOptions) -> LanguageModel:
+    return build_language_model(model, router, sequence_length=32, seed=3).eval()
+
+
+def upcycled(
+    dense: LanguageModel, model: ModelOptions, router: RouterOptions, options: UpcycleOptions
+) -> LanguageModel:
+    """A model with the tensors of the plan and no others."""
+    found, old = plan(model, router, options), dense.state_dict()
+    new = {name: value for name, value in old.items() if name not in found.replaced()}
+    for name, make in found.tensors():
+        assert name not in new
+        new[name] = make(old.__getitem__)
+    result = built(found.model, found.router)
+    result.load_state_dict({name: value for name, value in new.items() if value is not None})
+    return result
+
+
+def logits(model: LanguageModel, ids_BS: Tensor) -> Tensor:
+    batch, count = ids_BS.shape
+    sample_T = torch.arange(batch).expand(count, batch).flatten()
+    position_T = torch.arange(count)[:, None].expand(count, batch).flatten()
+    tokens = TokenBatch(ids_BS.t().flatten(), sample_T, position_T, torch.zeros_like(sample_T).bool(), count, batch)
+    with torch.no_grad(), use(MicroBatch(tokens)):
+        return model(ids_BS)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("gate", available_gates())
+@pytest.mark.parametrize("family", ["qwen3", "llama3"])
+def test_the_output_is_the_dense_one(family: Any, gate: str, shape: str) -> None:
+    """pitfalls row 42 (M PR3646, M a4417a5, OLMoE#9): also with layers that stay dense."""
+    options = SHAPES[shape]
+    scaling = RopeScaling("llama3", factor=8.0, original_length=16) if family == "llama3" else None
+    model = replace(DENSE, family=family, rope_scaling=scaling)
+    router = GATES[gate]
+    if options.num_experts < 4 and "top_k" in router.options:
+        router = replace(router, options=router.options | {"top_k": 2})
+    if gate == "dynamic_k" and options.granularity > 1:
+        with pytest.raises(ValueError, match="needs a fixed number of experts per token that is a multiple of gran"):
+            plan(model, router, options)
+        return
+    dense = built(model, RouterOptions())
+    ids_BS = torch.randint(101, (3, 20))
+    want = logits(dense, ids_BS)
+    got = logits(upcycled(dense, model, router, options), ids_BS)
+    assert want.abs().max() > 1
+    assert (got - want).abs().max() <= 1e-5
+
+
+def test_what_the_model_becomes() -> None:
+    found = plan(DENSE, GATES["softmax_topk"], SHAPES["slices, shared, some layers"])
+    assert found.model.family == "qwen3_moe" and found.model.dense_layers == [1]
+    assert found.model.ffn_hidden_size == 48
+    assert found.model.moe.expert_hidden_size == 8 and found.model.moe.shared_expert_hidden_size == 16
+    every = plan(replace(DENSE, family="llama3"), GATES["lpr"], SHAPES["copies"])
+    assert every.model.family == "mixtral" and every.model.dense_layers == []
+    assert every.model.ffn_hidden_size is None and every.model.moe.expert_hidden_size == 48
+
+
+def test_noise_makes_experts_differ() -> None:
+    dense = built(DENSE, RouterOptions())
+    router, options = GATES["softmax_topk"], UpcycleOptions(4, noise=0.1)
+    model = upcycled(dense, DENSE, router, options)
+    weight_EFH = model.decoder.layers[0].mlp.experts.weight1.detach()
+    assert torch.equal(weight_EFH, upcycled(dense, DENSE, router, options).decoder.layers[0].mlp.experts.weight1)
+    original = dense.decoder.layers[0].mlp.weight1.detach()
+    noise_EFH = (weight_EFH - original) / original.std()
+    assert noise_EFH.std() == pytest.approx(0.1, rel=0.1)
+    assert abs(torch.corrcoef(noise_EFH.flatten(1))[0, 1]) < 0.1
+    assert (logits(model, ids := torch.randint(101, (2, 9))) - logits(dense, ids)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("change", "router", "message"),
+    [
+        ({"granularity": 5}, {}, "48 inner units are left .* cut into 5 equal slices"),
+        ({"shared_expert_hidden_size": 48}, {}, "0 inner units are left"),
+        ({"num_experts": 6, "granularity": 4}, {}, "6 experts cannot hold whole sets of 4 slices"),
+        ({"granularity": 4}, {"top_k": 2}, "a multiple of granularity 4"),
+        ({"layers": [0, 3]}, {}, r"layers must name some of 0 to 2, not \[3\]"),
+        ({"layers": []}, {}, "not none"),
+        ({}, {"top_k": 4, "renormalize": False}, "sum differs from token to token"),
+        ({"num_experts": 2}, {"top_k": 4}, "there are only 2 experts"),
+    ],
+)
+def test_what_cannot_keep_the_output(change: dict[str, Any], router: dict[str, Any], message: str) -> None:
+    options = RouterOptions("softmax_topk", {"top_k": 4} | router)
+    with pytest.raises(ValueError, match=message):
+        plan(DENSE, options, replace(UpcycleOptions(8), **change))
+
+
+def test_a_model_with_experts_is_refused() -> None:
+    with pytest.raises(ValueError, match="only a dense model can be upcycled"):
+        plan(ModelOptions(), RouterOptions(), UpcycleOptions())
