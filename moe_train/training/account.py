@@ -6,22 +6,19 @@ Conventions, wherever these figures are shown:
   Causal attention counts half of the square (S/2 keys per token). Look-ups, norms and element-wise work are left out.
 - "Active" counts the experts that one token passes: k, or the gate's bound on k where k varies. In a family without
   experts everything is active.
-- The layer of multi-token prediction is a part of the model in training: its parameters, its FLOPs and its pass of the
-  shared head count everywhere, for all S positions. What it amounts to is given apart.
+- Multi-token prediction is counted apart: parameters, total and active, are those of the model that is evaluated and
+  published. FLOPs contain it, its pass of the shared head included, for all S positions, as training computes it.
 Formulas: Hoffmann et al. 2022 (appendix F) with grouped keys and values, SwiGLU experts and half of the square; latent
 attention as computed in training, with keys and values of all heads made from the latent (DeepSeek-V2, section 2.1).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, fields
 
 from moe_train.model.families import family_of
-from moe_train.model.options import MultiTokenOptions
 from moe_train.training.layer_account import (
-    attention_layers,
     attention_matrices,
     attention_norms,
     dense_layers,
@@ -34,7 +31,7 @@ from moe_train.training.run_config import RunConfig
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of parameters by kind, over the whole model."""
+    """Numbers of parameters by kind."""
 
     embedding: int
     head: int
@@ -71,9 +68,9 @@ class Flops:
     dense_layers: float
     shared_experts: float
     experts: float
-    multi_token_projection: float
     head: float
-    """Twice with multi-token prediction."""
+    multi_token: float
+    """The layer of multi-token prediction, with its projection and its pass of the head."""
 
     @property
     def forward(self) -> float:
@@ -116,59 +113,69 @@ def gate_facts(config: RunConfig) -> GateFacts:
 
 
 def parameters(config: RunConfig) -> Parameters:
-    """Parameters of the whole model by kind."""
+    """Parameters of the whole model by kind, without multi-token prediction."""
     model, moe = config.model, config.model.moe
-    hidden, layers, with_experts = model.hidden_size, attention_layers(model), expert_layers(model)
-    multi_token = model.multi_token.layers
+    hidden, layers, with_experts = model.hidden_size, model.num_layers, expert_layers(model)
     padding = math.ceil(model.vocab_size / model.vocab_multiple) * model.vocab_multiple - model.vocab_size
     matrices = 1 if model.tie_embeddings else 2
     return Parameters(
         embedding=model.vocab_size * hidden,
         head=0 if model.tie_embeddings else model.vocab_size * hidden,
         attention=layers * attention_matrices(model),
-        # Two of the hidden state and those inside attention per layer, and the last one. Multi-token prediction has
-        # one of the embedding, one of the hidden state and a last one of its own.
-        norms=layers * (2 * hidden + attention_norms(model)) + hidden + multi_token * 3 * hidden,
+        # Two of the hidden state and those inside attention per layer, and the last one.
+        norms=layers * (2 * hidden + attention_norms(model)) + hidden,
         gates=with_experts * gate_facts(config).parameters,
         dense_layers=dense_layers(model) * swiglu(hidden, model.ffn_hidden_size),
         shared_experts=with_experts * swiglu(hidden, moe.shared_expert_hidden_size),
         experts=with_experts * moe.num_experts * swiglu(hidden, moe.expert_hidden_size),
-        multi_token_projection=multi_token * 2 * hidden * hidden,
+        multi_token_projection=0,
         vocab_padding=matrices * padding * hidden,
     )
 
 
+def multi_token_parameters(config: RunConfig) -> Parameters:
+    """Those of multi-token prediction, which shares embedding and head; zeros without it."""
+    model, moe, layers = config.model, config.model.moe, config.model.multi_token.layers
+    hidden = model.hidden_size
+    return Parameters(
+        embedding=0,
+        head=0,
+        attention=layers * attention_matrices(model),
+        # As in any layer, and one of the embedding, one of the hidden state, and a last one.
+        norms=layers * (2 * hidden + attention_norms(model) + 3 * hidden),
+        gates=layers * gate_facts(config).parameters,
+        dense_layers=0,
+        shared_experts=layers * swiglu(hidden, moe.shared_expert_hidden_size),
+        experts=layers * moe.num_experts * swiglu(hidden, moe.expert_hidden_size),
+        multi_token_projection=layers * 2 * hidden * hidden,
+        vocab_padding=0,
+    )
+
+
 def active_parameters(config: RunConfig) -> int:
-    """Parameters that one token passes: everything but the experts that it does not choose."""
+    """Parameters that one token passes: everything but the experts that it does not choose, without multi-token
+    prediction."""
     model, counted = config.model, parameters(config)
     expert = swiglu(model.hidden_size, model.moe.expert_hidden_size)
     return counted.total - counted.experts + expert_layers(model) * gate_facts(config).experts_per_token * expert
 
 
-def multi_token_parameters(config: RunConfig) -> tuple[int, int]:
-    """How many of all and of the active parameters belong to multi-token prediction, which evaluation leaves out."""
-    without = dataclasses.replace(
-        config, model=dataclasses.replace(config.model, multi_token=MultiTokenOptions(layers=0))
-    )
-    return (
-        parameters(config).total - parameters(without).total,
-        active_parameters(config) - active_parameters(without),
-    )
-
-
 def flops_per_token(config: RunConfig) -> Flops:
     """Model FLOPs of one token at the configured sequence length, averaged over the positions of a sequence."""
     model = config.model
-    counted, gate, with_experts = parameters(config), gate_facts(config), expert_layers(model)
-    expert = swiglu(model.hidden_size, model.moe.expert_hidden_size)
+    counted, more, gate = parameters(config), multi_token_parameters(config), gate_facts(config)
+    # S / 2 keys.
+    scores = 2 * score_width(model) * config.data.sequence_length / 2
+    experts = gate.experts_per_token * swiglu(model.hidden_size, model.moe.expert_hidden_size)
+    head = 2 * model.vocab_size * model.hidden_size
+    matrices = more.attention + more.multi_token_projection + gate.matrices + more.shared_experts + experts
     return Flops(
         attention_projections=2 * counted.attention,
-        # S / 2 keys.
-        attention_scores=attention_layers(model) * 2 * score_width(model) * config.data.sequence_length / 2,
-        gates=2 * with_experts * gate.matrices,
+        attention_scores=model.num_layers * scores,
+        gates=2 * expert_layers(model) * gate.matrices,
         dense_layers=2 * counted.dense_layers,
         shared_experts=2 * counted.shared_experts,
-        experts=2 * with_experts * gate.experts_per_token * expert,
-        multi_token_projection=2 * counted.multi_token_projection,
-        head=(1 + model.multi_token.layers) * 2 * model.vocab_size * model.hidden_size,
+        experts=2 * expert_layers(model) * experts,
+        head=head,
+        multi_token=model.multi_token.layers * (2 * matrices + scores + head),
     )

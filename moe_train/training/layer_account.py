@@ -6,19 +6,14 @@ from moe_train.model.families import family_of, head_width, moe_layer_numbers
 from moe_train.model.options import LatentAttentionOptions, ModelOptions
 
 
-def attention_layers(model: ModelOptions) -> int:
-    """All layers, that of multi-token prediction included."""
-    return model.num_layers + model.multi_token.layers
-
-
 def expert_layers(model: ModelOptions) -> int:
-    """Layers with a gate and experts, that of multi-token prediction included."""
-    return len(moe_layer_numbers(model))
+    """Layers with a gate and experts; that of multi-token prediction, which has them too, not counted."""
+    return sum(number < model.num_layers for number in moe_layer_numbers(model))
 
 
 def dense_layers(model: ModelOptions) -> int:
     """Layers whose feed-forward part every token passes whole."""
-    return attention_layers(model) - expert_layers(model)
+    return model.num_layers - expert_layers(model)
 
 
 def swiglu(hidden: int, width: int | None) -> int:

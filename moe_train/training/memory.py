@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from moe_train.training.account import gate_facts, parameters
-from moe_train.training.layer_account import attention_activations, attention_layers, dense_layers, expert_layers
+from moe_train.training.account import gate_facts, multi_token_parameters, parameters
+from moe_train.training.layer_account import attention_activations, dense_layers, expert_layers
 from moe_train.training.run_config import RunConfig
 
 FLOAT32 = 4
@@ -32,11 +32,12 @@ class Memory:
 
 def memory_per_rank(config: RunConfig, world_size: int, device: str = "cpu") -> Memory:
     """Bytes per rank. ZeRO shards experts over DP / EP ranks and everything else over all DP ranks."""
-    counted, ep, stage = parameters(config), config.parallel.expert, config.train.zero_stage
+    counted = (parameters(config), multi_token_parameters(config))
+    ep, stage = config.parallel.expert, config.train.zero_stage
     dp = config.data_parallel_size(world_size)
-    local_experts = counted.experts // ep
-    whole = counted.dense + local_experts
-    shard = counted.dense / dp + local_experts / max(1, dp // ep)
+    dense, local_experts = sum(part.dense for part in counted), sum(part.experts for part in counted) // ep
+    whole = dense + local_experts
+    shard = dense / dp + local_experts / max(1, dp // ep)
     weight_bytes = FLOAT32 if config.train.precision == "float32" else 2
     moments = 2 * FLOAT32 if config.optimizer.name == "adamw" else 0
     return Memory(
@@ -55,12 +56,13 @@ def _activations(config: RunConfig, item: int, device: str) -> int:
     # Residual and norm twice.
     attention = item * (4 * hidden + attention_activations(model))
     dense, experts = attention + item * 3 * (model.ffn_hidden_size or 0), attention + _experts(config, item)
+    with_experts = expert_layers(model) + model.multi_token.layers
     if config.train.recompute:
         # Inputs of all layers, and the largest layer.
-        largest = max(dense if dense_layers(model) else 0, experts if expert_layers(model) else 0)
-        layers = tokens * (largest + attention_layers(model) * item * hidden)
+        largest = max(dense if dense_layers(model) else 0, experts if with_experts else 0)
+        layers = tokens * (largest + (dense_layers(model) + with_experts) * item * hidden)
     else:
-        layers = tokens * (dense_layers(model) * dense + expert_layers(model) * experts)
+        layers = tokens * (dense_layers(model) * dense + with_experts * experts)
     chunk = model.loss_chunk_tokens
     logits = LOGITS_BYTES.get(device, LOGITS_BYTES["cpu"]) if chunk is None else chunk * model.vocab_size * FLOAT32
     # Each pass of the head keeps the gradients of its input and its weight from the forward pass. Multi-token

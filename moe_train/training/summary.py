@@ -26,7 +26,6 @@ _KINDS = (
     "experts",
     "shared_experts",
     "norms",
-    "multi_token_projection",
 )
 
 
@@ -42,7 +41,7 @@ def summary(config: RunConfig, world_size: int, run_dir: Path, device: str) -> s
         *_multi_token(config),
         ("", f"and {counted.vocab_padding:,} that pad the vocabulary, not counted"),
         ("FLOPs per token", f"{flops.total / 1e6:,.1f} million, forward and backward (3 x forward)"),
-        ("", "active parameters only, causal attention counted half, recomputation not counted"),
+        ("", f"active parameters{_only(config.model)}, causal attention counted half, recomputation not counted"),
         ("memory per rank", f"{_bytes(memory.total)}: parameters {_bytes(memory.parameters)}, gradients "
                             f"{_bytes(memory.gradients)}, optimizer {_bytes(memory.optimizer)}, activations about "
                             f"{_bytes(memory.activations)}"),
@@ -58,16 +57,15 @@ def summary(config: RunConfig, world_size: int, run_dir: Path, device: str) -> s
 
 
 def _layers(model: ModelOptions) -> str:
-    moe, multi_token = model.moe, model.multi_token.layers
-    dense, with_experts = dense_layers(model), expert_layers(model) - multi_token
+    moe, dense, with_experts = model.moe, dense_layers(model), expert_layers(model)
     kinds = []
     if dense:
-        kinds.append(f"{dense} dense of width {model.ffn_hidden_size:,}")
+        kinds.append(f"{dense if with_experts else 'all'} dense of width {model.ffn_hidden_size:,}")
     if with_experts:
         shared = f" and a shared one of {moe.shared_expert_hidden_size:,}" if moe.shared_expert_hidden_size else ""
-        kinds.append(f"{with_experts} with {moe.num_experts} experts of width {moe.expert_hidden_size:,}{shared}")
-    more = ", one more for multi-token prediction" if multi_token else ""
-    return f"{model.num_layers} layers of hidden size {model.hidden_size:,}: {', '.join(kinds)}{more}"
+        number = with_experts if dense else "all"
+        kinds.append(f"{number} with {moe.num_experts} experts of width {moe.expert_hidden_size:,}{shared}")
+    return f"{model.num_layers} layers of hidden size {model.hidden_size:,}: {', '.join(kinds)}"
 
 
 def _attention(model: ModelOptions) -> str:
@@ -92,8 +90,11 @@ def _parameters(config: RunConfig) -> str:
 def _multi_token(config: RunConfig) -> list[tuple[str, str]]:
     if not config.model.multi_token.layers:
         return []
-    total, active = multi_token_parameters(config)
-    return [("", f"{total:,} of all and {active:,} of the active ones for multi-token prediction, in training only")]
+    return [("", f"and {multi_token_parameters(config).total:,} of the layer of multi-token prediction, not counted")]
+
+
+def _only(model: ModelOptions) -> str:
+    return " and multi-token prediction" if model.multi_token.layers else " only"
 
 
 def _layout(config: RunConfig, world_size: int) -> str:
