@@ -48,7 +48,8 @@ class LanguageModel(GPTModel):
     def forward(  # type: ignore[override]
         self, ids_BS: Tensor, labels_BS: Tensor | None = None, target_BS: Tensor | None = None
     ) -> Any:
-        """Sum of negative log-likelihoods and each token's own [B, S]; without labels the logits [B, S, V].
+        """Sum of negative log-likelihoods and each token's own [B, S]; without labels the logits [B, S, V], or [B, 1, V]
+        where the micro-batch names one position of each sequence.
 
         Must be called inside ``with use(micro_batch)``.
         """
@@ -69,6 +70,8 @@ class LanguageModel(GPTModel):
         return torch.arange(length, device=ids_BS.device)[:, None]
 
     def _postprocess(self, hidden_states: Tensor, labels: Any, loss_mask: Any = None, **_: Any) -> Any:
+        if labels is None and (position_B := current().predict_B) is not None:
+            hidden_states = hidden_states[position_B, torch.arange(len(position_B), device=position_B.device)][None]
         return self.output_layer(hidden_states, labels, loss_mask)
 
 
@@ -117,7 +120,8 @@ def _transformer_config(options: ModelOptions, expert_parallel_size: int) -> Tra
         num_query_groups=options.num_key_value_heads,
         kv_channels=head_width(options),
         ffn_hidden_size=options.ffn_hidden_size or options.moe.expert_hidden_size,
-        moe_ffn_hidden_size=options.moe.expert_hidden_size,
+        # Upstream refuses a width of experts where there are none.
+        moe_ffn_hidden_size=options.moe.expert_hidden_size if family_of(options).experts else None,
         num_moe_experts=options.moe.num_experts if family_of(options).experts else None,
         moe_token_dispatcher_type="alltoall",
         moe_router_load_balancing_type="none",

@@ -35,6 +35,9 @@ class MicroBatch:
     """Texts that do not see each other; None where each sequence is one."""
     cache: KeyValueCache | None = None
     """Keys and values of what was read before; generation only."""
+    predict_B: Tensor | None = None
+    """The one position of each sequence, int64 [B], whose logits are wanted; None for all. Generation only: those of a
+    whole prompt may not fit into memory."""
     sums: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     """Additive statistics per layer."""
     losses: dict[int, dict[str, LossTerm]] = field(default_factory=dict)

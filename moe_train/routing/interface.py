@@ -102,6 +102,9 @@ class Gate(nn.Module):
     """False when an output depends on a later token."""
     pool: str = "token"
     """The tokens that compete with each other: token, sequence or micro_batch."""
+    inference_rule: str | None = None
+    """For a gate whose tokens compete: what it does in evaluation mode instead, so that a token's routing depends on no
+    other token; in words, for messages. None: it does the same as in training."""
     max_k: int | None = None
     """Static bound on experts per token (fixed shapes, fast path); None means free."""
     takes_bias: bool = False

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moe_train.model.kernels import causal_attention, flash_fits, flash_takes
+from moe_train.model.kernels import attend_visible, causal_attention, flash_fits, flash_takes
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -57,3 +57,16 @@ def test_repeated_heads_give_what_shared_ones_do(heads: int, groups: int, monkey
     assert calls == [heads != groups, False]
     for shared, repeated in zip(*found, strict=True):
         torch.testing.assert_close(shared, repeated)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("value_width", [8, 4, 12])
+def test_values_of_another_width(value_width: int, masked: bool) -> None:
+    """Narrower as in DeepSeek's models, or wider than queries and keys: what plain softmax attention gives."""
+    q, k = torch.randn(2, 4, 6, 8, dtype=torch.float64), torch.randn(2, 2, 6, 8, dtype=torch.float64)
+    v = torch.randn(2, 2, 6, value_width, dtype=torch.float64)
+    visible = torch.ones(6, 6, dtype=torch.bool).tril().expand(2, 6, 6)
+    got = attend_visible(q, k, v, visible, 0.3) if masked else causal_attention(q, k, v, 0.3)
+    scores = 0.3 * q @ k.repeat_interleave(2, dim=1).transpose(-1, -2)
+    scores = scores.masked_fill(~visible[:, None], -torch.inf)
+    torch.testing.assert_close(got, scores.softmax(-1) @ v.repeat_interleave(2, dim=1))
