@@ -129,13 +129,13 @@ def counted_flops(config: RunConfig) -> int:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_flops_equal_torchs_counter(one_process: None, name: str, draw: int) -> None:
     """Active parameters and the widths of each family's own layers, not the total and not one width for all (pitfall
-    37). The counter sees the whole square of the scores where we count half, and the values of latent attention as
-    wide as its queries where the kernel wants one width."""
+    37). The counter sees the whole square of the scores where we count half, and queries and values of latent attention
+    padded to one width, as the kernels want them."""
     config = random_config(name, draw)
     ours, model, length = flops_per_token(config), config.model, config.data.sequence_length
-    padded = 0.0
+    padded = 0
     if model.latent_attention is not None:
-        missing = max(0, head_width(model) - model.latent_attention.value_head_dim)
+        missing = abs(head_width(model) - model.latent_attention.value_head_dim)
         padded = 2 * model.num_layers * model.num_attention_heads * missing * length
     assert counted_flops(config) / length == ours.forward + ours.attention_scores + padded, config.model
 
