@@ -203,6 +203,36 @@ def test_multi_token_parameters_equal_our_models(one_process: None, draw: int) -
     assert count(model) == sum(p.numel() for p in own) + parameters(config).total + parameters(config).vocab_padding
 
 
+@pytest.mark.parametrize("draw", DRAWS)
+def test_flops_of_multi_token_prediction_equal_torchs_counter(one_process: None, draw: int) -> None:
+    """The layer with its projection in the module of its own, the second pass in the head's."""
+    plain, config = multi_token(draw)
+    if getattr(build(config), "mtp", None) is None:
+        pytest.skip("the model has no multi-token prediction yet")
+    model, length = config.model, config.data.sequence_length
+    assert model.latent_attention is not None
+    ours, without = flops_per_token(config), flops_per_token(plain)
+    missing = abs(head_width(model) - model.latent_attention.value_head_dim)
+    square = ours.attention_scores / model.num_layers + 2 * model.num_attention_heads * missing * length
+    counts, counts_without = flops_by_module(config), flops_by_module(plain)
+    assert counts["LanguageModel.mtp"] / length == ours.multi_token - ours.head + square
+    assert counts["LanguageModel.output_layer"] == 2 * counts_without["LanguageModel.output_layer"]
+    assert (without.multi_token, ours.head) == (0, without.head)
+
+
+def flops_by_module(config: RunConfig) -> dict[str, int]:
+    """What torch counts in a forward pass of training."""
+    model, length = build(config).train(), config.data.sequence_length
+    ids_BS = torch.randint(config.model.vocab_size, (1, length), generator=torch.Generator().manual_seed(length))
+    no_BS = torch.zeros(1, length, dtype=torch.bool)
+    batch = Batch(ids_BS, ids_BS, ~no_BS, no_BS, torch.zeros(1, dtype=torch.long))
+    totals = {name: torch.tensor(1.0) for name in ("target", "token", "sequence", "micro_batch", "multi_token")}
+    micro_batch = MicroBatch(token_batch(batch, torch.device("cpu")), totals)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), use(micro_batch):
+        model(ids_BS, ids_BS, ~no_BS)
+    return {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+
+
 def test_memory_of_multi_token_prediction_is_spread_like_the_rest() -> None:
     config, more = multi_token(0)
     added = multi_token_parameters(more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from moe_train import cli
-from moe_train.config.compose import names
+from moe_train.config.compose import names, shipped_configs
 from moe_train.model.families import family_of
 from moe_train.routing import available_gates
 from moe_train.training.account import active_parameters, gate_facts, multi_token_parameters, parameters
@@ -233,9 +234,19 @@ def test_dense_twins_have_the_same_size() -> None:
 
 @pytest.mark.parametrize("name", ["moe_router_33m", "dynamic_k_33m"])
 def test_shapes_that_deviate_say_so(name: str) -> None:
-    from moe_train.config.compose import shipped_configs
-
     config = with_model(name, top_k=2)
     assert round(parameters(config).total / 1e6, 1) == 32.6
     text = (shipped_configs() / "model" / f"{name}.yaml").read_text()
     assert "Declared deviation" in text and "post-norm" in text
+
+
+def test_the_page_lists_every_shape_with_its_size() -> None:
+    page = Path(__file__).parents[3] / "docs" / "models.md"
+    rows = re.findall(r"^\| `(.+)` \| `(.+)` \| (.+) \| ([\d,]+) \| ([\d,]+) \|$", page.read_text(), re.MULTILINE)
+    assert sorted(name for name, *_ in rows) == names("model")
+    for name, family, experts, total, active in rows:
+        chosen, _, number = experts.partition(" of ")
+        config = with_model(name, top_k=2 if experts == "none" else int(chosen))
+        assert config.model.family == family
+        assert experts == "none" or int(number) == config.model.moe.num_experts
+        assert (total, active) == (f"{parameters(config).total:,}", f"{active_parameters(config):,}"), name
