@@ -75,6 +75,17 @@ def test_parameters_equal_our_models(one_process: None, name: str, draw: int) ->
     assert counted.vocab_padding > 0 or config.model.vocab_size % 64 == 0
 
 
+def test_heads_of_keys_and_values_mean_nothing_with_latent_attention(one_process: None) -> None:
+    """Also where they do not divide the heads; neither does the hidden size have to."""
+    model = random_model("deepseek_v3", 0)
+    model = dataclasses.replace(model, hidden_size=32, num_attention_heads=5, num_key_value_heads=3, head_dim=7)
+    config = run_config(model)
+    check(config)
+    counted = parameters(config)
+    assert counted.total + counted.vocab_padding == count(build(config))
+    assert counted_flops(config) > 0
+
+
 @pytest.mark.parametrize("name", WITH_EXPERTS)
 def test_mixed_layers_and_shared_experts_equal_our_models(one_process: None, name: str) -> None:
     config = run_config(with_everything(name))
