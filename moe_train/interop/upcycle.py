@@ -7,8 +7,8 @@ combine weights always have the same sum c:
 - Copies: a token's experts are all alike, so their weighted sum is c times the dense output; down projections are
   divided by c.
 - Slices (``granularity`` G): G neighbouring experts hold all slices of one copy. They begin with equal rows in the
-  gate, so that they are chosen together (ties go to the lower index, k is a multiple of G) with equal weights. One slice
-  of all chosen copies has c / G of the weight; down projections are multiplied by G / c.
+  gate, so that they are chosen together (ties go to the lower index, k is a multiple of G) with equal weights. One
+  slice of all chosen copies has c / G of the weight; down projections are multiplied by G / c.
 - A shared expert takes the first inner units itself, the experts have copies or slices of the others.
 
 Suffixes: F inner width, H hidden, E experts.

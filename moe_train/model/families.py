@@ -85,4 +85,5 @@ def family_problems(options: ModelOptions) -> Iterator[tuple[str, str]]:
     if scaling is not None and not scaling.factor >= 1:
         yield "rope_scaling.factor", "must be at least 1"
     if rope_width(options) % 2:
-        yield "head_dim", f"{rope_width(options)} elements are rotated in pairs: choose an even number"
+        key = "head_dim" if options.latent_attention is None else "latent_attention.rope_head_dim"
+        yield key, f"{rope_width(options)} elements are rotated in pairs: choose an even number"

@@ -4,8 +4,12 @@ Conventions, wherever these figures are shown:
 - Parameters count the true vocabulary; the rows that pad the embedding are given apart.
 - FLOPs are those of the model, forward + backward = 3 x forward, a multiply-add is two; recomputation is not counted.
   Causal attention counts half of the square (S/2 keys per token). Look-ups, norms and element-wise work are left out.
-- "Active" counts the experts that one token passes: k, or the gate's bound on k where k varies.
-Formulas: Hoffmann et al. 2022 (appendix F) with grouped keys and values, SwiGLU experts and half of the square.
+- "Active" counts the experts that one token passes: k, or the gate's bound on k where k varies. In a family without
+  experts everything is active.
+- Multi-token prediction is counted apart: parameters, total and active, are those of the model that is evaluated and
+  published. FLOPs contain it, its pass of the shared head included, for all S positions, as training computes it.
+Formulas: Hoffmann et al. 2022 (appendix F) with grouped keys and values, SwiGLU experts and half of the square; latent
+attention as computed in training, with keys and values of all heads made from the latent (DeepSeek-V2, section 2.1).
 """
 
 from __future__ import annotations
@@ -13,13 +17,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from moe_train.model.options import ModelOptions
+from moe_train.model.families import family_of
+from moe_train.training.layer_account import (
+    attention_matrices,
+    attention_norms,
+    dense_layers,
+    expert_layers,
+    score_width,
+    swiglu,
+)
 from moe_train.training.run_config import RunConfig
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of parameters by kind, over the whole model."""
+    """Numbers of parameters by kind."""
 
     embedding: int
     head: int
@@ -27,8 +39,12 @@ class Parameters:
     attention: int
     norms: int
     gates: int
+    dense_layers: int
+    """Feed-forward parts of the layers without experts."""
     shared_experts: int
     experts: int
+    multi_token_projection: int
+    """Of embedding and hidden state onto one hidden state."""
     vocab_padding: int
     """Rows of embedding and head beyond the true vocabulary, not in ``total``."""
 
@@ -49,9 +65,12 @@ class Flops:
     attention_projections: float
     attention_scores: float
     gates: float
+    dense_layers: float
     shared_experts: float
     experts: float
     head: float
+    multi_token: float
+    """The layer of multi-token prediction, with its projection and its pass of the head."""
 
     @property
     def forward(self) -> float:
@@ -75,11 +94,13 @@ class GateFacts:
 
 
 def gate_facts(config: RunConfig) -> GateFacts:
-    """Facts about one layer's gate, whatever gate is configured."""
+    """Facts about one layer's gate, whatever gate is configured; zeros in a family without experts."""
     import torch
 
     from moe_train.routing import build_gate
 
+    if not family_of(config.model).experts:
+        return GateFacts(parameters=0, matrices=0, experts_per_token=0)
     experts = config.model.moe.num_experts
     with torch.device("meta"):
         gate = build_gate(config.router.gate, config.router.options, config.model.hidden_size, experts)
@@ -92,49 +113,69 @@ def gate_facts(config: RunConfig) -> GateFacts:
 
 
 def parameters(config: RunConfig) -> Parameters:
-    """Parameters of the whole model by kind."""
+    """Parameters of the whole model by kind, without multi-token prediction."""
     model, moe = config.model, config.model.moe
-    hidden, layers, head_dim = model.hidden_size, model.num_layers, head_width(model)
-    query, key_value = model.num_attention_heads * head_dim, model.num_key_value_heads * head_dim
+    hidden, layers, with_experts = model.hidden_size, model.num_layers, expert_layers(model)
     padding = math.ceil(model.vocab_size / model.vocab_multiple) * model.vocab_multiple - model.vocab_size
     matrices = 1 if model.tie_embeddings else 2
     return Parameters(
         embedding=model.vocab_size * hidden,
         head=0 if model.tie_embeddings else model.vocab_size * hidden,
-        # Query, output; key, value.
-        attention=layers * (2 * hidden * query + 2 * hidden * key_value),
-        # Two norms of the hidden state and those of query and key per layer, and the last one.
-        norms=layers * (2 * hidden + 2 * head_dim) + hidden,
-        gates=layers * gate_facts(config).parameters,
-        shared_experts=layers * 3 * hidden * (moe.shared_expert_hidden_size or 0),
-        experts=layers * moe.num_experts * 3 * hidden * moe.expert_hidden_size,
+        attention=layers * attention_matrices(model),
+        # Two of the hidden state and those inside attention per layer, and the last one.
+        norms=layers * (2 * hidden + attention_norms(model)) + hidden,
+        gates=with_experts * gate_facts(config).parameters,
+        dense_layers=dense_layers(model) * swiglu(hidden, model.ffn_hidden_size),
+        shared_experts=with_experts * swiglu(hidden, moe.shared_expert_hidden_size),
+        experts=with_experts * moe.num_experts * swiglu(hidden, moe.expert_hidden_size),
+        multi_token_projection=0,
         vocab_padding=matrices * padding * hidden,
     )
 
 
+def multi_token_parameters(config: RunConfig) -> Parameters:
+    """Those of multi-token prediction, which shares embedding and head; zeros without it."""
+    model, moe, layers = config.model, config.model.moe, config.model.multi_token.layers
+    hidden = model.hidden_size
+    return Parameters(
+        embedding=0,
+        head=0,
+        attention=layers * attention_matrices(model),
+        # As in any layer, and one of the embedding, one of the hidden state, and a last one.
+        norms=layers * (2 * hidden + attention_norms(model) + 3 * hidden),
+        gates=layers * gate_facts(config).parameters,
+        dense_layers=0,
+        shared_experts=layers * swiglu(hidden, moe.shared_expert_hidden_size),
+        experts=layers * moe.num_experts * swiglu(hidden, moe.expert_hidden_size),
+        multi_token_projection=layers * 2 * hidden * hidden,
+        vocab_padding=0,
+    )
+
+
 def active_parameters(config: RunConfig) -> int:
-    """Parameters that one token passes: everything but the experts that it does not choose."""
-    counted = parameters(config)
-    chosen = counted.experts // config.model.moe.num_experts * gate_facts(config).experts_per_token
-    return counted.total - counted.experts + chosen
+    """Parameters that one token passes: everything but the experts that it does not choose, without multi-token
+    prediction."""
+    model, counted = config.model, parameters(config)
+    expert = swiglu(model.hidden_size, model.moe.expert_hidden_size)
+    return counted.total - counted.experts + expert_layers(model) * gate_facts(config).experts_per_token * expert
 
 
 def flops_per_token(config: RunConfig) -> Flops:
     """Model FLOPs of one token at the configured sequence length, averaged over the positions of a sequence."""
-    model, moe = config.model, config.model.moe
-    counted, gate, layers = parameters(config), gate_facts(config), config.model.num_layers
-    width = model.num_attention_heads * head_width(model)
+    model = config.model
+    counted, more, gate = parameters(config), multi_token_parameters(config), gate_facts(config)
+    # S / 2 keys.
+    scores = 2 * score_width(model) * config.data.sequence_length / 2
+    experts = gate.experts_per_token * swiglu(model.hidden_size, model.moe.expert_hidden_size)
+    head = 2 * model.vocab_size * model.hidden_size
+    matrices = more.attention + more.multi_token_projection + gate.matrices + more.shared_experts + experts
     return Flops(
         attention_projections=2 * counted.attention,
-        # Scores and weighted sum: 2 * width each per key, S / 2 keys.
-        attention_scores=layers * 2 * 2 * width * config.data.sequence_length / 2,
-        gates=2 * layers * gate.matrices,
+        attention_scores=model.num_layers * scores,
+        gates=2 * expert_layers(model) * gate.matrices,
+        dense_layers=2 * counted.dense_layers,
         shared_experts=2 * counted.shared_experts,
-        experts=2 * layers * gate.experts_per_token * 3 * model.hidden_size * moe.expert_hidden_size,
-        head=2 * model.vocab_size * model.hidden_size,
+        experts=2 * expert_layers(model) * experts,
+        head=head,
+        multi_token=model.multi_token.layers * (2 * matrices + scores + head),
     )
-
-
-def head_width(model: ModelOptions) -> int:
-    """Width of one attention head."""
-    return model.head_dim or model.hidden_size // model.num_attention_heads

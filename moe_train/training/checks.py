@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from moe_train.config.errors import Problem
 from moe_train.data.options import Blend, label_of, members_of
+from moe_train.model.families import family_of
 from moe_train.training.deepspeed_keys import clashes
+from moe_train.training.model_checks import model_problems
 
 if TYPE_CHECKING:
     from moe_train.training.run_config import RunConfig
@@ -20,7 +22,7 @@ def problems(config: RunConfig, world_size: int | None = None) -> list[Problem]:
     found = [
         *_values(config),
         *_data(config),
-        *_model(config),
+        *model_problems(config),
         *_routing(config),
         *_unsupported(config),
         *clashes(config.deepspeed),
@@ -43,9 +45,6 @@ def _values(config: RunConfig) -> Iterator[Problem]:
         "logging.every": config.logging.every,
         "checkpoint.keep": config.checkpoint.keep,
         "parallel.timeout_seconds": config.parallel.timeout_seconds,
-        "model.init.std": config.model.init.std,
-        "model.norm_eps": config.model.norm_eps,
-        "model.rope_theta": config.model.rope_theta,
     }
     for parallel in ("expert", "tensor", "pipeline", "context"):
         positive[f"parallel.{parallel}"] = getattr(config.parallel, parallel)
@@ -137,50 +136,11 @@ def _blend(path: str, blend: Blend, required: bool) -> Iterator[Problem]:
             yield Problem(path, f"the weight of {name} must be a number greater than 0, got {weight}")
 
 
-def _model(config: RunConfig) -> Iterator[Problem]:
-    model, moe = config.model, config.model.moe
-    sizes = {
-        "num_layers": model.num_layers,
-        "hidden_size": model.hidden_size,
-        "num_attention_heads": model.num_attention_heads,
-        "num_key_value_heads": model.num_key_value_heads,
-        "vocab_size": model.vocab_size,
-        "vocab_multiple": model.vocab_multiple,
-        "moe.num_experts": moe.num_experts,
-        "moe.expert_hidden_size": moe.expert_hidden_size,
-    }
-    optional = {
-        "head_dim": model.head_dim,
-        "moe.shared_expert_hidden_size": moe.shared_expert_hidden_size,
-        "loss_chunk_tokens": model.loss_chunk_tokens,
-    }
-    sizes.update({key: value for key, value in optional.items() if value is not None})
-    bad = [key for key, value in sizes.items() if value <= 0]
-    for key in bad:
-        hint = "; write null for none" if key in optional else ""
-        yield Problem(f"model.{key}", f"must be greater than 0, got {sizes[key]}{hint}")
-    if bad:
-        return
-    heads, kv = model.num_attention_heads, model.num_key_value_heads
-    if heads % kv:
-        yield Problem("model.num_key_value_heads", f"{heads} attention heads are not divisible by {kv}")
-    # Rows of experts and of their inputs start at multiples of 16 bytes, which grouped_mm asks for.
-    step = 8 if config.train.precision == "bfloat16" else 4
-    if model.hidden_size % step:
-        yield Problem("model.hidden_size", f"{model.hidden_size} is not a multiple of {step}")
-    if model.head_dim is None and model.hidden_size % heads:
-        yield Problem(
-            "model.hidden_size", f"{model.hidden_size} is not divisible by {heads} attention heads; set model.head_dim"
-        )
-    elif (model.head_dim or model.hidden_size // heads) % 2:
-        yield Problem("model.head_dim", "must be even for rotary position embedding")
-
-
 def _routing(config: RunConfig) -> Iterator[Problem]:
     from moe_train.routing import check_options, gate_class
 
     router, experts = config.router, config.model.moe.num_experts
-    if experts < 1:
+    if experts < 1 or not family_of(config.model).experts:
         return
     try:
         check_options(router, experts)
@@ -198,17 +158,23 @@ def _routing(config: RunConfig) -> Iterator[Problem]:
 
 
 def _unsupported(config: RunConfig) -> Iterator[Problem]:
+    instead = "parallel.expert and ZeRO" if family_of(config.model).experts else "ZeRO"
     for name in ("tensor", "pipeline", "context"):
         size = getattr(config.parallel, name)
         if size > 1:
             yield Problem(
-                f"parallel.{name}", f"{name} parallelism is not supported yet, got {size}; use parallel.expert and ZeRO"
+                f"parallel.{name}",
+                f"{name} parallelism is not supported yet, got {size}; use {instead}",
             )
 
 
 def _layout(config: RunConfig) -> Iterator[Problem]:
-    experts, ep = config.model.moe.num_experts, config.parallel.expert
-    if ep > 0 and experts % ep:
+    model, ep = config.model, config.parallel.expert
+    experts = model.moe.num_experts
+    if not family_of(model).experts:
+        if ep > 1:
+            yield Problem("parallel.expert", f"{model.family} has no experts to spread over {ep} ranks; set it to 1")
+    elif ep > 0 and experts % ep:
         yield Problem("parallel.expert", f"{experts} experts (model.moe.num_experts) cannot be spread over {ep} ranks")
     train = config.train
     if train.micro_batch_size > 0 and train.global_batch_size % train.micro_batch_size:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from moe_train.training.account import gate_facts, head_width, parameters
+from moe_train.training.account import gate_facts, multi_token_parameters, parameters
+from moe_train.training.layer_account import attention_activations, dense_layers, expert_layers
 from moe_train.training.run_config import RunConfig
 
 FLOAT32 = 4
@@ -31,11 +32,12 @@ class Memory:
 
 def memory_per_rank(config: RunConfig, world_size: int, device: str = "cpu") -> Memory:
     """Bytes per rank. ZeRO shards experts over DP / EP ranks and everything else over all DP ranks."""
-    counted, ep, stage = parameters(config), config.parallel.expert, config.train.zero_stage
+    counted = (parameters(config), multi_token_parameters(config))
+    ep, stage = config.parallel.expert, config.train.zero_stage
     dp = config.data_parallel_size(world_size)
-    local_experts = counted.experts // ep
-    whole = counted.dense + local_experts
-    shard = counted.dense / dp + local_experts / max(1, dp // ep)
+    dense, local_experts = sum(part.dense for part in counted), sum(part.experts for part in counted) // ep
+    whole = dense + local_experts
+    shard = dense / dp + local_experts / max(1, dp // ep)
     weight_bytes = FLOAT32 if config.train.precision == "float32" else 2
     moments = 2 * FLOAT32 if config.optimizer.name == "adamw" else 0
     return Memory(
@@ -48,23 +50,32 @@ def memory_per_rank(config: RunConfig, world_size: int, device: str = "cpu") -> 
 
 
 def _activations(config: RunConfig, item: int, device: str) -> int:
-    model, moe = config.model, config.model.moe
+    model = config.model
     tokens = config.train.micro_batch_size * config.data.sequence_length
     hidden = model.hidden_size
-    query = model.num_attention_heads * head_width(model)
-    key_value = model.num_key_value_heads * head_width(model)
-    # Residual and norm twice; query and key before and after norm and rotation, value, output of attention.
-    attention = 4 * hidden + 3 * query + 3 * key_value + key_value + query
-    # Input and output of an expert, and its gate, up projection and their product; three float32 rows of the gate.
-    expert = gate_facts(config).experts_per_token * (2 * hidden + 3 * moe.expert_hidden_size)
-    expert += 3 * (moe.shared_expert_hidden_size or 0)
-    layer = tokens * (item * (attention + expert) + 3 * FLOAT32 * moe.num_experts)
+    # Residual and norm twice.
+    attention = item * (4 * hidden + attention_activations(model))
+    dense, experts = attention + item * 3 * (model.ffn_hidden_size or 0), attention + _experts(config, item)
+    with_experts = expert_layers(model) + model.multi_token.layers
     if config.train.recompute:
-        layers = layer + model.num_layers * tokens * item * hidden
+        # Inputs of all layers, and the largest layer.
+        largest = max(dense if dense_layers(model) else 0, experts if with_experts else 0)
+        layers = tokens * (largest + (dense_layers(model) + with_experts) * item * hidden)
     else:
-        layers = model.num_layers * layer
+        layers = tokens * (dense_layers(model) * dense + with_experts * experts)
     chunk = model.loss_chunk_tokens
     logits = LOGITS_BYTES.get(device, LOGITS_BYTES["cpu"]) if chunk is None else chunk * model.vocab_size * FLOAT32
-    # The head keeps the gradients of its input and its weight from the forward pass.
-    head = tokens * hidden * item + model.vocab_size * hidden * FLOAT32 + logits
-    return int(layers + head)
+    # Each pass of the head keeps the gradients of its input and its weight from the forward pass. Multi-token
+    # prediction adds one, with two norms, both of them side by side and their projection before it.
+    passes = 1 + model.multi_token.layers
+    head = passes * (tokens * hidden * item + model.vocab_size * hidden * FLOAT32) + logits
+    return int(layers + head + model.multi_token.layers * tokens * item * 5 * hidden)
+
+
+def _experts(config: RunConfig, item: int) -> int:
+    """Bytes per token of one layer's gate and experts."""
+    model, moe = config.model, config.model.moe
+    # Input and output of an expert, and its gate, up projection and their product; three float32 rows of the gate.
+    elements = gate_facts(config).experts_per_token * (2 * model.hidden_size + 3 * moe.expert_hidden_size)
+    elements += 3 * (moe.shared_expert_hidden_size or 0)
+    return item * elements + 3 * FLOAT32 * moe.num_experts

@@ -4,32 +4,49 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moe_train.training.account import active_parameters, flops_per_token, gate_facts, parameters
+from moe_train.model.families import family_of, head_width
+from moe_train.model.options import ModelOptions
+from moe_train.training.account import (
+    active_parameters,
+    flops_per_token,
+    gate_facts,
+    multi_token_parameters,
+    parameters,
+)
+from moe_train.training.layer_account import dense_layers, expert_layers
 from moe_train.training.memory import memory_per_rank
 from moe_train.training.run_config import RunConfig
 
+_KINDS = (
+    "embedding",
+    "head",
+    "attention",
+    "dense_layers",
+    "gates",
+    "experts",
+    "shared_experts",
+    "norms",
+)
+
 
 def summary(config: RunConfig, world_size: int, run_dir: Path, device: str) -> str:
-    """Parameters, FLOPs, memory per rank, layout and length, as aligned lines."""
+    """Model, parameters, FLOPs, memory per rank, layout and length, as aligned lines."""
     counted, flops, memory = parameters(config), flops_per_token(config), memory_per_rank(config, world_size, device)
-    train, ep, dp = config.train, config.parallel.expert, config.data_parallel_size(world_size)
-    experts, chosen = config.model.moe.num_experts, gate_facts(config).experts_per_token
-    tokens = train.global_batch_size * config.data.sequence_length
+    train, tokens = config.train, config.train.global_batch_size * config.data.sequence_length
     rows = [
-        ("parameters", f"{counted.total:,} in total, {active_parameters(config):,} active (at most {chosen} of "
-                       f"{experts} experts per token)"),
-        ("", ", ".join(f"{name} {getattr(counted, field):,}" for name, field in (
-            ("embedding", "embedding"), ("head", "head"), ("attention", "attention"), ("gates", "gates"),
-            ("experts", "experts"), ("shared experts", "shared_experts"), ("norms", "norms")))),
+        ("model", f"{config.model.family}: {_layers(config.model)}"),
+        ("", _attention(config.model)),
+        ("parameters", _parameters(config)),
+        ("", ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind in _KINDS if (count := getattr(counted, kind)))),
+        *_multi_token(config),
         ("", f"and {counted.vocab_padding:,} that pad the vocabulary, not counted"),
         ("FLOPs per token", f"{flops.total / 1e6:,.1f} million, forward and backward (3 x forward)"),
-        ("", "active parameters only, causal attention counted half, recomputation not counted"),
+        ("", f"active parameters{_only(config.model)}, causal attention counted half, recomputation not counted"),
         ("memory per rank", f"{_bytes(memory.total)}: parameters {_bytes(memory.parameters)}, gradients "
                             f"{_bytes(memory.gradients)}, optimizer {_bytes(memory.optimizer)}, activations about "
                             f"{_bytes(memory.activations)}"),
         ("", f"ZeRO stage {train.zero_stage}, {train.precision}; libraries and buffers come on top"),
-        ("layout", f"{world_size} process{'es' if world_size > 1 else ''} on {device}: EP {ep} "
-                   f"({experts // ep} experts each), DP {dp}, expert DP {max(1, dp // ep)}, TP 1"),
+        ("layout", f"{world_size} process{'es' if world_size > 1 else ''} on {device}: {_layout(config, world_size)}"),
         ("step", f"{train.global_batch_size} sequences of {config.data.sequence_length} tokens = {tokens:,} tokens: "
                  f"micro-batch {train.micro_batch_size}, accumulation {config.accumulation_steps(world_size)}"),
         ("run", f"{train.steps:,} steps, {train.steps * tokens:,} tokens, "
@@ -37,6 +54,54 @@ def summary(config: RunConfig, world_size: int, run_dir: Path, device: str) -> s
     ]  # fmt: skip
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def _layers(model: ModelOptions) -> str:
+    moe, dense, with_experts = model.moe, dense_layers(model), expert_layers(model)
+    kinds = []
+    if dense:
+        kinds.append(f"{dense if with_experts else 'all'} dense of width {model.ffn_hidden_size:,}")
+    if with_experts:
+        shared = f" and a shared one of {moe.shared_expert_hidden_size:,}" if moe.shared_expert_hidden_size else ""
+        number = with_experts if dense else "all"
+        kinds.append(f"{number} with {moe.num_experts} experts of width {moe.expert_hidden_size:,}{shared}")
+    return f"{model.num_layers} layers of hidden size {model.hidden_size:,}: {', '.join(kinds)}"
+
+
+def _attention(model: ModelOptions) -> str:
+    heads, latent = model.num_attention_heads, model.latent_attention
+    if latent is None:
+        return f"attention of {heads} heads of {head_width(model)}, {model.num_key_value_heads} of keys and values"
+    ranks = f"keys and values through {latent.key_value_rank}"
+    if latent.query_rank is not None:
+        ranks = f"queries through {latent.query_rank}, {ranks}"
+    width = f"{latent.nope_head_dim} + {latent.rope_head_dim}"
+    return f"latent attention of {heads} heads of {width}, values of {latent.value_head_dim}; {ranks}"
+
+
+def _parameters(config: RunConfig) -> str:
+    total, active = parameters(config).total, active_parameters(config)
+    if not family_of(config.model).experts:
+        return f"{total:,} in total, all of them active"
+    chosen, experts = gate_facts(config).experts_per_token, config.model.moe.num_experts
+    return f"{total:,} in total, {active:,} active (at most {chosen} of {experts} experts per token)"
+
+
+def _multi_token(config: RunConfig) -> list[tuple[str, str]]:
+    if not config.model.multi_token.layers:
+        return []
+    return [("", f"and {multi_token_parameters(config).total:,} of the layer of multi-token prediction, not counted")]
+
+
+def _only(model: ModelOptions) -> str:
+    return " and multi-token prediction" if model.multi_token.layers else " only"
+
+
+def _layout(config: RunConfig, world_size: int) -> str:
+    ep, dp = config.parallel.expert, config.data_parallel_size(world_size)
+    if not family_of(config.model).experts:
+        return f"DP {dp}, TP 1"
+    return f"EP {ep} ({config.model.moe.num_experts // ep} experts each), DP {dp}, expert DP {max(1, dp // ep)}, TP 1"
 
 
 def _bytes(count: int) -> str:

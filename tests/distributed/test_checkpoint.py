@@ -19,8 +19,8 @@ from tests.distributed.harness import checkpointing
 from tests.distributed.harness.checkpointing import Snapshot
 from tests.distributed.harness.expected import Processes
 from tests.distributed.harness.training import MODEL, Case
-from tests.distributed.test_parity import ROUTERS
 from tests.distributed.test_families import MODELS
+from tests.distributed.test_parity import ROUTERS
 
 ROUTER = RouterOptions(
     "softmax_topk", {"top_k": 2}, BalancingOptions(SwitchLossOptions(0.1, "sequence"), bias=BiasOptions(0.01))

@@ -13,17 +13,6 @@ from moe_train.training.memory import memory_per_rank
 from moe_train.training.run_config import RunConfig, load_run_config
 from moe_train.training.summary import summary
 
-QWEN3_30B_A3B = [
-    "model.hidden_size=2048",
-    "model.num_layers=48",
-    "model.num_attention_heads=32",
-    "model.num_key_value_heads=4",
-    "model.head_dim=128",
-    "model.vocab_size=151936",
-    "model.moe.num_experts=128",
-    "model.moe.expert_hidden_size=768",
-    "router.options.top_k=8",
-]
 SMALL = [
     "model.hidden_size=32",
     "model.num_layers=2",
@@ -63,14 +52,6 @@ def transformers_model(config: RunConfig, device: str) -> torch.nn.Module:
 
 def count(model: torch.nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
-
-
-def test_qwen3_30b_a3b_has_its_published_size() -> None:
-    """30.5 billion in total, 3.3 billion active; exactly what transformers builds from the published shapes."""
-    config = load_run_config("tiny", QWEN3_30B_A3B)
-    assert parameters(config).total == count(transformers_model(config, "meta"))
-    assert round(parameters(config).total / 1e9, 1) == 30.5
-    assert 3.3e9 < active_parameters(config) < 3.4e9
 
 
 @pytest.mark.parametrize("tied", ["true", "false"])
