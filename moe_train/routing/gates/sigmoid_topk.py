@@ -64,6 +64,7 @@ class SigmoidTopKGate(Gate):
     """
 
     takes_bias = True
+    expert_rows = ("weight",)
 
     def __init__(self, hidden_size: int, num_experts: int, options: SigmoidTopKOptions | None = None) -> None:
         super().__init__(hidden_size, num_experts)
@@ -81,6 +82,10 @@ class SigmoidTopKGate(Gate):
         self.max_k = options.top_k
         self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
         nn.init.normal_(self.weight, std=0.02)
+
+    @property
+    def weight_sum(self) -> float | None:
+        return self.options.scaling if self.options.renormalize else None
 
     def forward(
         self,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from moe_train.config.compose import EXPERIMENTS, names
 from moe_train.config.errors import ConfigError
-from moe_train.routing import available_gates
 from moe_train.training.run_config import check, load_run_config, to_dict, to_yaml
 
 
@@ -22,19 +20,13 @@ def paths(*overrides: str, world_size: int | None = None) -> dict[str, str]:
     return {problem.path: problem.message for problem in caught.value.problems}
 
 
-def shipped(kind: str) -> list[Any]:
-    """Names of shipped files; those that need the gate sigmoid_topk are skipped where there is none."""
-    skip = pytest.mark.skipif("sigmoid_topk" not in available_gates(), reason="there is no gate sigmoid_topk")
-    return [pytest.param(name, marks=[skip] if name == "deepseek_v3" else []) for name in names(kind)]
-
-
-@pytest.mark.parametrize("name", shipped(EXPERIMENTS))
+@pytest.mark.parametrize("name", names(EXPERIMENTS))
 def test_every_shipped_experiment_is_right(name: str) -> None:
     config = load_run_config(name)
     check(config, config.layout_size)
 
 
-@pytest.mark.parametrize("name", shipped("router"))
+@pytest.mark.parametrize("name", names("router"))
 def test_every_shipped_router_fits_the_demo(name: str) -> None:
     config = load_run_config("demo", [f"parts.router={name}"])
     check(config, config.layout_size)

@@ -12,7 +12,6 @@ import torch
 from moe_train import cli
 from moe_train.config.compose import names, shipped_configs
 from moe_train.model.families import family_of
-from moe_train.routing import available_gates
 from moe_train.training.account import active_parameters, gate_facts, multi_token_parameters, parameters
 from moe_train.training.run_config import RunConfig, load_run_config
 
@@ -133,11 +132,7 @@ ROUTERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 LPR_MILLIONS = {"lpr_mixtral_0.6b": 629.1, "lpr_qwen3_moe_0.6b": 644.9, "lpr_deepseek_v3_0.6b": 620.8}
-NEEDS_SIGMOID = pytest.mark.skipif("sigmoid_topk" not in available_gates(), reason="there is no gate sigmoid_topk")
 
-
-def published(*shapes: str) -> list[Any]:
-    return [pytest.param(name, marks=[NEEDS_SIGMOID] if name == "deepseek_v3" else []) for name in shapes]
 
 
 def with_model(name: str, *overrides: str, top_k: int = 8) -> RunConfig:
@@ -175,7 +170,7 @@ def test_deepseek_v3_has_one_layer_of_multi_token_prediction() -> None:
     assert counted == attention + experts + 2 * hidden + own == 11_610_067_968
 
 
-@pytest.mark.parametrize("name", published(*ROUTERS))
+@pytest.mark.parametrize("name", [*ROUTERS])
 def test_published_routers(name: str) -> None:
     gate, options = ROUTERS[name]
     config = load_run_config(name)
@@ -186,7 +181,7 @@ def test_published_routers(name: str) -> None:
     assert (config.router.balancing.bias.rate > 0) == (name == "deepseek_v3")
 
 
-@pytest.mark.parametrize("name", published(*PUBLISHED))
+@pytest.mark.parametrize("name", [*PUBLISHED])
 def test_published_shapes_run_dry(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

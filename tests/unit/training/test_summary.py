@@ -20,8 +20,8 @@ def said(model: str, *overrides: str) -> str:
 def test_deepseek_v3_shows_all_of_its_kinds() -> None:
     text = said("deepseek_v3")
     for part in (
-        "deepseek_v3: 61 layers of hidden size 7,168: 3 dense of width 18,432, 58 with 256 experts of width 2,048 and a "
-        "shared one of 2,048",
+        "deepseek_v3: 61 layers of hidden size 7,168: 3 dense of width 18,432, 58 with 256 experts of width 2,048 and "
+        "a shared one of 2,048",
         "latent attention of 128 heads of 128 + 64, values of 128; queries through 1536, keys and values through 512",
         "671,026,404,352 in total",
         "and 11,610,067,968 of the layer of multi-token prediction, not counted",
