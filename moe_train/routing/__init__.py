@@ -4,6 +4,7 @@
 from moe_train.routing.balanced_gate import BalancedGate
 from moe_train.routing.gates.dynamic_k import DynamicKGate, DynamicKOptions
 from moe_train.routing.gates.lpr import LatentPrototypeGate, LatentPrototypeOptions
+from moe_train.routing.gates.sigmoid_topk import SigmoidTopKGate, SigmoidTopKOptions
 from moe_train.routing.gates.softmax_topk import SoftmaxTopKGate, SoftmaxTopKOptions
 from moe_train.routing.interface import Gate, LossTerm, Routing, TokenBatch
 from moe_train.routing.registry import (
@@ -25,6 +26,8 @@ __all__ = [
     "LatentPrototypeOptions",
     "LossTerm",
     "Routing",
+    "SigmoidTopKGate",
+    "SigmoidTopKOptions",
     "SoftmaxTopKGate",
     "SoftmaxTopKOptions",
     "TokenBatch",

@@ -42,16 +42,22 @@ def z_loss(logits_TE: Tensor, batch: TokenBatch, coefficient: float) -> LossTerm
 
 @torch.no_grad()
 def move_bias(bias_E: Tensor, load_E: Tensor, options: BiasOptions) -> None:
-    """Moves the bias in place towards equal load and centres it; ``load_E`` are the exact counts of the whole step.
+    """Moves the bias in place towards the target load and centres it; ``load_E`` are the exact counts of the step.
 
-    sign: rate * sign(mean load - load) (Wang et al. 2024, algorithm 1); proportional: rate * (mean load - load) / mean
-    load. The comparison is made in integers. A step without tokens moves nothing.
+    sign: rate * sign(wanted - load) (Wang et al. 2024, algorithm 1); proportional: rate * (wanted - load) / mean load,
+    one divisor for all experts, so that the moves sum to zero. wanted is the mean load or, with ``target_load``, the
+    expert's share of the total. Equal shares are compared in integers; others in float64, exactly so for targets in
+    whole numbers up to products of 2^53. A step without tokens moves nothing.
     """
     total = load_E.sum()
-    lack_E = total - load_E * load_E.numel()
-    if options.rule == "sign":
-        direction_E = torch.sign(lack_E).to(bias_E.dtype)
+    if options.target_load is None:
+        lack_E, unit = total - load_E * load_E.numel(), total
     else:
-        direction_E = (lack_E.double() / total.clamp(min=1)).to(bias_E.dtype)
-    bias_E.add_(direction_E, alpha=options.rate)
+        target_E = torch.tensor(options.target_load, dtype=torch.float64, device=load_E.device)
+        lack_E, unit = total * target_E - load_E * target_E.sum(), total * target_E.mean()
+    if options.rule == "sign":
+        direction_E = torch.sign(lack_E)
+    else:
+        direction_E = torch.where(total > 0, lack_E.double() / unit, 0.0)
+    bias_E.add_(direction_E.to(bias_E.dtype), alpha=options.rate)
     bias_E.sub_(bias_E.mean())

@@ -23,6 +23,8 @@ class BiasOptions:
     rate: float = 0.0
     """Step size; 0 switches the bias off."""
     rule: Literal["sign", "proportional"] = "sign"
+    target_load: list[float] | None = None
+    """Wanted share of the load for each expert, in any unit (divided by their sum); null means equal shares."""
 
 
 @dataclass(frozen=True)

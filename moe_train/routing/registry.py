@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 
 from moe_train.routing.interface import Gate
-from moe_train.routing.options import RouterOptions
+from moe_train.routing.options import BiasOptions, RouterOptions
 from moe_train.routing.strict import listing, parse_options
 
 G = TypeVar("G", bound=type[Gate])
@@ -69,6 +70,8 @@ def check_options(router: RouterOptions, num_experts: int) -> None:
             raise ValueError(f"router.{name} is {value}; it must not be negative")
     if balancing.bias.rate > 0 and not gate.takes_bias:
         raise ValueError(f"router.balancing.bias.rate is {balancing.bias.rate}, but gate {router.gate!r} takes no bias")
+    if balancing.bias.target_load is not None:
+        _check_target_load(balancing.bias, num_experts, gate.max_k)
     if balancing.switch_loss.coefficient > 0 and not gate.takes_switch_loss:
         raise ValueError(f"router.balancing.switch_loss makes no sense for gate {router.gate!r}: set coefficient 0")
     if router.forced_balance and gate.max_k is None:
@@ -76,6 +79,23 @@ def check_options(router: RouterOptions, num_experts: int) -> None:
             f"router.forced_balance needs a fixed number of experts per token: give gate {router.gate!r} a bound"
             " (max_k), or choose another gate"
         )
+
+
+def _check_target_load(bias: BiasOptions, num_experts: int, k: int | None) -> None:
+    target, name = bias.target_load or [], "router.balancing.bias.target_load"
+    if len(target) != num_experts:
+        raise ValueError(f"{name} has {len(target)} shares; give one for each of the {num_experts} experts")
+    for expert, share in enumerate(target):
+        if not 0 < share < math.inf:
+            raise ValueError(f"{name}[{expert}] is {share}; a share must be above 0 and finite")
+        # An expert is selected at most once per token. Without this the bias would grow for ever.
+        if k is not None and share * k > sum(target) * (1 + 1e-9):
+            raise ValueError(
+                f"{name}[{expert}] is {share} of {sum(target):g}; with {k} experts per token none can have more than"
+                f" 1/{k} of the load"
+            )
+    if bias.rate == 0:
+        raise ValueError(f"{name} does nothing while router.balancing.bias.rate is 0: set a rate, or leave it out")
 
 
 def _entry(name: str) -> tuple[type[Gate], type]:

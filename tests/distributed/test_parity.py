@@ -21,6 +21,19 @@ ROUTERS = {
         {"top_k": 2},
         BalancingOptions(SwitchLossOptions(0.1, "sequence"), z_loss=0.01, bias=BiasOptions(0.01)),
     ),
+    "sigmoid_topk": RouterOptions(
+        "sigmoid_topk",
+        {"top_k": 2, "renormalize": False},
+        BalancingOptions(SwitchLossOptions(0.1, "sequence"), z_loss=0.01),
+    ),
+    "sigmoid_topk in groups": RouterOptions(
+        "sigmoid_topk",
+        {"top_k": 2, "num_groups": 4, "groups_per_token": 2, "scaling": 2.5},
+        BalancingOptions(
+            SwitchLossOptions(0.1, "sequence"),
+            bias=BiasOptions(0.01, target_load=[2, 1, 1, 1, 1, 1, 0.5, 0.5]),
+        ),
+    ),
     "lpr": RouterOptions(
         "lpr",
         {"top_k": 2, "latent_dim": 8, "coefficient": 0.1, "kl_weight": 0.3, "align_weight": 0.5},

@@ -5,6 +5,7 @@ Suffixes: N tokens (all of the batch, padding included), H hidden, E experts, D 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -34,9 +35,8 @@ def decide(
     """``weights``: the gate's parameters under their own names. Arithmetic is float32 at least."""
     x_NH = x_NH if x_NH.dtype == torch.float64 else x_NH.float()
     weights = {name: w.to(x_NH.dtype) for name, w in weights.items()}
-    return {"softmax_topk": _softmax_topk, "lpr": _lpr, "dynamic_k": _dynamic_k}[router.gate](
-        router, weights, x_NH, padding_N, bias_E
-    )
+    gates = {"softmax_topk": _softmax_topk, "sigmoid_topk": _sigmoid_topk, "lpr": _lpr, "dynamic_k": _dynamic_k}
+    return gates[router.gate](router, weights, x_NH, padding_N, bias_E)
 
 
 def _softmax_topk(
@@ -54,6 +54,43 @@ def _softmax_topk(
         if router.options.get("renormalize", True):
             weights_NE = _normalised(weights_NE)
     return Decision(logits_NE, probs_NE, weights_NE, selected_NE, margin)
+
+
+def _sigmoid_topk(
+    router: Router, weights: dict[str, Tensor], x_NH: Tensor, padding_N: Tensor, bias_E: Tensor | None
+) -> Decision:
+    """The k largest s + bias of the best groups, one token at a time."""
+    k, groups = router.options.get("top_k", 2), router.options.get("num_groups", 1)
+    best_groups = router.options.get("groups_per_token", 1)
+    logits_NE = x_NH @ weights["weight"].T
+    scores_NE = 1 / (1 + torch.exp(-logits_NE))
+    size = scores_NE.shape[1] // groups
+    selected_NE = torch.zeros_like(scores_NE, dtype=torch.bool)
+    margin = float("inf")
+    ranked_NE = scores_NE.detach() if bias_E is None else scores_NE.detach() + bias_E.to(scores_NE.dtype)
+    for n, row in enumerate(ranked_NE.tolist()):
+        if padding_N[n]:
+            continue
+        members = [range(g * size, (g + 1) * size) for g in range(groups)]
+        group_scores = [sum(sorted((row[e] for e in group), reverse=True)[:2]) for group in members]
+        chosen_groups, gap = _first(group_scores, range(groups), best_groups)
+        margin = min(margin, gap)
+        chosen, gap = _first(row, sorted(e for g in chosen_groups for e in members[g]), k)
+        margin = min(margin, gap)
+        selected_NE[n, chosen] = True
+    weights_NE = scores_NE * selected_NE
+    if router.options.get("renormalize", True):
+        weights_NE = weights_NE / (weights_NE.sum(dim=1, keepdim=True) + 1e-20)
+    weights_NE = weights_NE * router.options.get("scaling", 1.0)
+    probs_NE = scores_NE / scores_NE.sum(dim=1, keepdim=True)
+    return Decision(logits_NE, probs_NE, weights_NE, selected_NE, margin)
+
+
+def _first(values: list[float], among: Iterable[int], k: int) -> tuple[list[int], float]:
+    """The k indices with the largest values, equal ones by rising index, and the distance of the next one."""
+    order = sorted(among, key=lambda i: (-values[i], i))
+    gap = values[order[k - 1]] - values[order[k]] if k < len(order) else float("inf")
+    return order[:k], gap
 
 
 def _dynamic_k(

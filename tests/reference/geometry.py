@@ -35,3 +35,5 @@ class Router:
     z: float = 0.0
     bias_rate: float = 0.0
     bias_rule: str = "sign"
+    bias_target: list[float] | None = None
+    """Shares of the load, in any unit; None for equal ones."""

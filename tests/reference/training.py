@@ -90,7 +90,7 @@ def run(
         load_LE = torch.stack([d.selected_NE.sum(dim=0) for d in decisions])
         if router.bias_rate:
             for bias_E, load_E in zip(biases_LE, load_LE, strict=True):
-                move_bias(bias_E, load_E, router.bias_rate, router.bias_rule)
+                move_bias(bias_E, load_E, router.bias_rate, router.bias_rule, router.bias_target)
         steps.append(
             Step(
                 loss=float(loss.detach()),
@@ -113,12 +113,13 @@ def cross_entropy(logits_BSV: Tensor, batch: Tokens) -> Tensor:
     return nll_BS[batch.target_BS].sum() / batch.target_BS.sum()
 
 
-def move_bias(bias_E: Tensor, load_E: Tensor, rate: float, rule: str) -> None:
-    """Towards the experts with less than the mean load; the mean of the bias stays 0."""
+def move_bias(bias_E: Tensor, load_E: Tensor, rate: float, rule: str, target: list[float] | None) -> None:
+    """Towards the experts with less than their share of the load; the mean of the bias stays 0."""
     mean = load_E.double().mean()
     if mean == 0:
         return
-    lack_E = mean - load_E.double()
+    target_E = torch.tensor(target or [1.0] * len(load_E), dtype=torch.float64)
+    lack_E = mean * target_E / target_E.mean() - load_E.double()
     move_E = torch.sign(lack_E) if rule == "sign" else lack_E / mean
     bias_E += (rate * move_E).to(bias_E.dtype)
     bias_E -= bias_E.mean()

@@ -49,6 +49,7 @@ def router_of(router: RouterOptions) -> Router:
         z=balancing.z_loss,
         bias_rate=balancing.bias.rate,
         bias_rule=balancing.bias.rule,
+        bias_target=balancing.bias.target_load,
     )
 
 

@@ -18,6 +18,11 @@ from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptio
 
 HIDDEN, EXPERTS = 16, 8
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "sigmoid_topk": [
+        {"top_k": 3, "renormalize": False},
+        {"top_k": 3, "num_groups": 4, "groups_per_token": 2, "scaling": 2.5},
+        {"num_groups": 8, "groups_per_token": 3},
+    ],
     "softmax_topk": [{"top_k": 3, "renormalize": False}, {"top_k": 2, "softmax": "after"}],
     "lpr": [
         {"scope": "micro_batch", "prototype_init": "hypersphere"},

@@ -1,0 +1,120 @@
+"""DeepSeek-V3's gate: a sigmoid per expert, the k largest, optionally inside the best groups of experts.
+
+Suffixes: T tokens, H hidden, E experts, K chosen, G groups of N neighbouring experts (E = G * N).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe_train.routing.arithmetic import full_precision, gate_dtype
+from moe_train.routing.interface import Gate, Routing, TokenBatch
+from moe_train.routing.registry import register_gate
+from moe_train.routing.topk import mask_of, select_top_k, top_k
+
+_TINY = 1e-20
+"""Added to the sum that weights are divided by, as in the published model."""
+
+
+@dataclass(frozen=True)
+class SigmoidTopKOptions:
+    top_k: int = 2
+    renormalize: bool = True
+    """Divide the selected scores by their sum."""
+    scaling: float = 1.0
+    """All combine weights times this, after renormalisation (routed_scaling_factor of the published configuration)."""
+    num_groups: int = 1
+    """Groups of neighbouring experts, all of one size."""
+    groups_per_token: int = 1
+    """Groups that a token may choose experts from."""
+
+    def __post_init__(self) -> None:
+        for name in ("top_k", "num_groups", "groups_per_token"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 < self.scaling < float("inf"):
+            raise ValueError(f"scaling is {self.scaling}; it must be above 0 and finite")
+        if self.groups_per_token > self.num_groups:
+            raise ValueError(
+                f"groups_per_token is {self.groups_per_token}; it must not be above num_groups, which is"
+                f" {self.num_groups}"
+            )
+        if self.top_k == 1 and self.renormalize:
+            raise ValueError(
+                "top_k 1 with renormalize gives every weight the value of scaling and the gate no gradient:"
+                " set renormalize: false, or a larger top_k"
+            )
+
+
+@register_gate("sigmoid_topk", SigmoidTopKOptions)
+class SigmoidTopKGate(Gate):
+    """s = sigmoid(W x); the k experts with the largest s + bias; weights scaling * s_e / (sum of the selected s +
+    1e-20), or scaling * s_e without ``renormalize``. The bias decides the selection and enters no weight.
+
+    With ``num_groups`` above 1 only experts of the ``groups_per_token`` best groups can be selected: the score of a
+    group is the sum of its two largest s + bias (a group of one expert: of that one). Ties, also of groups, go to the
+    lower index. ``probs_TE`` is s_e / sum over all experts of s. Shapes: x [T, H], ``weight`` [E, H], logits (W x),
+    probabilities and weights [T, E]. Time O(T E H), memory O(T E). ValueError where groups do not divide the experts
+    or hold fewer than k of them. Sources: DeepSeek-V3 (arXiv 2412.19437), eq. 12 to 16, and 19 for ``probs_TE``;
+    Wang et al. 2024 (arXiv 2408.15664) for the bias; groups as in the published model.
+    """
+
+    takes_bias = True
+
+    def __init__(self, hidden_size: int, num_experts: int, options: SigmoidTopKOptions | None = None) -> None:
+        super().__init__(hidden_size, num_experts)
+        self.options = options = options or SigmoidTopKOptions()
+        if options.top_k > num_experts:
+            raise ValueError(f"top_k is {options.top_k}, but there are only {num_experts} experts")
+        if num_experts % options.num_groups:
+            raise ValueError(f"num_groups is {options.num_groups}; it must divide the {num_experts} experts")
+        reachable = options.groups_per_token * (num_experts // options.num_groups)
+        if reachable < options.top_k:
+            raise ValueError(
+                f"top_k is {options.top_k}, but groups_per_token {options.groups_per_token} of {options.num_groups}"
+                f" groups leaves a token {reachable} of {num_experts} experts: raise groups_per_token"
+            )
+        self.max_k = options.top_k
+        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(
+        self,
+        tokens_TH: Tensor,
+        batch: TokenBatch,
+        *,
+        bias_E: Tensor | None = None,
+        replay_TE: Tensor | None = None,
+    ) -> Routing:
+        dtype = gate_dtype(tokens_TH, self.weight)
+        with full_precision(tokens_TH):
+            logits_TE = F.linear(tokens_TH.to(dtype), self.weight.to(dtype))
+        scores_TE = torch.sigmoid(logits_TE)
+        ranked_TE = scores_TE.detach() if bias_E is None else scores_TE.detach() + bias_E
+        if replay_TE is None and self.options.groups_per_token < self.options.num_groups:
+            ranked_TE = ranked_TE.masked_fill(~self._in_best_groups(ranked_TE), -torch.inf)
+        selected_TE, experts_TK = select_top_k(ranked_TE, self.options.top_k, batch.padding_T, replay_TE)
+        weights_TE = scores_TE * selected_TE
+        if self.options.renormalize:
+            weights_TE = weights_TE / (weights_TE.sum(dim=-1, keepdim=True) + _TINY)
+        return Routing(
+            logits_TE=logits_TE,
+            # s_e / sum of all s, finite also where every sigmoid underflows.
+            probs_TE=torch.softmax(F.logsigmoid(logits_TE), dim=-1),
+            weights_TE=weights_TE * self.options.scaling,
+            selected_TE=selected_TE,
+            kept_TE=selected_TE,
+            experts_TK=experts_TK,
+        )
+
+    def _in_best_groups(self, ranked_TE: Tensor) -> Tensor:
+        """bool [T, E], True for the experts of each token's best groups."""
+        size = self.num_experts // self.options.num_groups
+        ranked_TGN = ranked_TE.unflatten(1, (self.options.num_groups, size))
+        best_TG = torch.topk(ranked_TGN, min(2, size), dim=-1).values.sum(dim=-1)
+        groups = top_k(best_TG, self.options.groups_per_token)
+        return mask_of(groups, self.options.num_groups).repeat_interleave(size, dim=1)
