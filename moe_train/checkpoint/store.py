@@ -122,6 +122,21 @@ def latest(root: Path) -> Path | None:
     return directory
 
 
+def checkpoint_at(path: Path, step: int | None = None) -> Path:
+    """The checkpoint that a path names: itself, or of a run folder the latest or that of ``step``. ValueError if none."""
+    if (path / STATE).is_file():
+        if step is not None:
+            raise ValueError(f"{path} is one checkpoint; a step is chosen in the folder of a run")
+        return path
+    root = path / "checkpoints"
+    found = latest(root) if step is None else root / f"step_{step:08d}"
+    if found is None or not (found / STATE).is_file():
+        there = ", ".join(sorted(p.name for p in root.glob("step_????????"))) or "none"
+        which = "" if step is None else f" of step {step}"
+        raise ValueError(f"{path} holds no checkpoint{which} (there: {there}): name a run's folder or a checkpoint in it")
+    return found
+
+
 def _tidy(root: Path) -> None:
     """What saves that were cut off have left: unfinished ones go, one that was about to be replaced comes back."""
     for path in root.glob(f"*{_TEMPORARY}"):

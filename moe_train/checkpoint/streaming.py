@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,9 @@ def write_weights(root: Path, step: int, boxes: Iterable[LazyBox], state: dict[s
     directory = root / f"step_{step:08d}"
     directory.mkdir(parents=True)
     try:
-        dcp.save({}, storage_writer=_Writer(directory), planner=_Planner(boxes), no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*single process.*")
+            dcp.save({}, storage_writer=_Writer(directory), planner=_Planner(boxes), no_dist=True)
     except CheckpointException as error:
         raise next(iter(error.failures.values()))[0] from None
     text = json.dumps({"format": FORMAT, "step": step, **state, "weights_only": True}, indent=1)
@@ -99,10 +102,12 @@ class _Writer(dcp.FileSystemWriter):
         number = 0
         while waiting:
             name = f"{plan.storage_data.prefix}{number}.distcp"
-            with open(self.folder / name, "wb", buffering=0) as stream:
-                while waiting and stream.tell() < _FILE_BYTES:
+            with open(self.folder / name, "wb") as file:
+                stream = _Stream(file)
+                while waiting and stream.position < _FILE_BYTES:
                     results.append(_write(stream, name, waiting.pop(), planner))
-                os.fsync(stream.fileno())
+                file.flush()
+                os.fsync(file.fileno())
             number += 1
         sync(self.folder)
         future: Future[list[WriteResult]] = Future()
@@ -110,12 +115,35 @@ class _Writer(dcp.FileSystemWriter):
         return future
 
 
-def _write(stream: BinaryIO | Any, name: str, item: WriteItem, planner: SavePlanner) -> WriteResult:
-    begin = stream.tell()
+class _Stream:
+    """What torch.save writes to; remembers why writing failed, which torch hides behind an error of its own."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.position = file, 0
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            count = self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+        self.position += count
+        return count
+
+    def flush(self) -> None:
+        pass
+
+
+def _write(stream: _Stream, name: str, item: WriteItem, planner: SavePlanner) -> WriteResult:
+    begin = stream.position
     tensor = planner.resolve_data(item)
     assert isinstance(tensor, Tensor)
     if tensor.untyped_storage().nbytes() != tensor.nbytes:
         tensor = tensor.clone()
-    torch.save(tensor, stream)
-    length = stream.tell() - begin
+    try:
+        torch.save(tensor, stream)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        raise stream.error or error from None
+    length = stream.position - begin
     return WriteResult(item.index, length, _StorageInfo(name, begin, length))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moe_train.interop.fp8 import check_quantization
-from moe_train.interop.keys import DEFAULTS, FAMILY_OF_TYPE, ONLY, WITHOUT_EFFECT
+from moe_train.interop.keys import CLASSES, DEFAULTS, FAMILY_OF_TYPE, ONLY, WITHOUT_EFFECT
 from moe_train.interop.rope import ROPE_KEYS, read_rope
 from moe_train.model.options import LatentAttentionOptions, ModelOptions, MoEOptions, MultiTokenOptions
 from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions
@@ -48,6 +48,11 @@ class _Config:
         return value
 
     def check_rest(self) -> None:
+        own = CLASSES[self.family].removesuffix("ForCausalLM")
+        for part, name in (self.get("auto_map") or {}).items():
+            # Some carry the code that they had before transformers had it; code under other names is another model.
+            if not str(name).rpartition(".")[2].startswith(own):
+                raise ValueError(f"config.json: auto_map.{part} is {name!r}: a model with code of its own")
         for key, values in ONLY.items():
             self.seen.add(key)
             if key in self.content and self.content[key] not in values:

@@ -57,7 +57,6 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False, None),
     "cross_attention_hidden_size": (None,),
     "pruned_heads": ({}, None),
-    "auto_map": (None,),
 }
 """The only values that our models can do, for keys that would change the function otherwise."""
 
@@ -75,3 +74,5 @@ WITHOUT_EFFECT = frozenset(
     typical_p unsloth_fixed unsloth_version use_bfloat16 use_cache""".split()
 )
 """Keys that do not change the logits of a text, or (max_position_embeddings, quantization_config) are read elsewhere."""
+DTYPE_KEYS = ("dtype", "torch_dtype")
+"""Names of the type of the weights, the newer one first."""

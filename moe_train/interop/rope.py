@@ -32,7 +32,7 @@ ROPE_KEYS = ("rope_parameters", "rope_theta", "rope_scaling")
 
 def read_rope(config: dict[str, Any], default_theta: float, max_length: int) -> tuple[float, RopeScaling | None]:
     """Base and scaling of a config.json. ValueError for what our models cannot do, by key and value."""
-    where = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    where = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"  # transformers' order
     given = dict(config.get(where) or {})
     kinds = {given.pop(key) for key in ("rope_type", "type") if given.get(key) is not None} or {"default"}
     kind = kinds.pop()

@@ -125,14 +125,12 @@ def write_file(path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, .
         position = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb", buffering=0) as stream:
+    with open(path, "wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             tensor = get(name)
             assert (tensor.dtype, tuple(tensor.shape)) == tensors[name], name
-            memory = memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
-            while memory:
-                memory = memory[stream.write(memory) :]
+            stream.write(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
     sync(path)
 
 
