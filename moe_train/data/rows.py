@@ -19,7 +19,7 @@ class Batch:
     ids_BS: torch.Tensor
     """int64: what the model reads."""
     labels_BS: torch.Tensor
-    """int64: the next token of each position; meaningless where target_BS is False."""
+    """int64: the next token of each position, also where it is no target; meaningless at padding."""
     target_BS: torch.Tensor
     """bool: True where the label counts in the loss."""
     padding_BS: torch.Tensor

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moe_train.evaluation.plots import figure, to_png, to_svg
-from moe_train.evaluation.series import thin
+from moe_train.evaluation.series import layer_numbers, thin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,8 +34,10 @@ def relative_load(counts: Any) -> np.ndarray:
 
 
 def load_over_time(records: Sequence[Mapping[str, Any]]) -> tuple[bytes, list[int]]:
-    """PNG with one panel per layer, experts by step, and the layers that are shown (evenly chosen above 16)."""
+    """PNG with one panel per layer, experts by step, and the layers that are shown (evenly chosen above 16), by their
+    places in ``load``."""
     load_NLE = relative_load([record["load"] for record in records])
+    numbers = layer_numbers(records[-1])
     steps = [record["step"] for record in records]
     layers = thin(range(load_NLE.shape[1]), MAX_LAYERS)
     rows = -(-len(layers) // COLUMNS)
@@ -44,7 +46,7 @@ def load_over_time(records: Sequence[Mapping[str, Any]]) -> tuple[bytes, list[in
         image = None
         for panel, layer in zip(grid.flat, layers, strict=False):
             image = _image(panel, load_NLE[:, layer].T, extent=_step_extent(steps, load_NLE.shape[2]))
-            panel.set_title(f"layer {layer}")
+            panel.set_title(f"layer {numbers[layer]}")
         for panel in grid.flat[len(layers) :]:
             panel.set_visible(False)
         for panel in grid[:, 0]:
@@ -58,8 +60,8 @@ def load_over_time(records: Sequence[Mapping[str, Any]]) -> tuple[bytes, list[in
         return to_png(fig), layers
 
 
-def load_matrix(load_LE: Sequence[Sequence[int]]) -> bytes:
-    """SVG: layers by experts."""
+def load_matrix(load_LE: Sequence[Sequence[int]], numbers: Sequence[int] | None = None) -> bytes:
+    """SVG: layers by experts. ``numbers``: those of the layers; 0, 1, … without."""
     relative_LE = relative_load(load_LE)
     layers, experts = relative_LE.shape
     with figure(WIDTH, _height(1, min(6.0, max(1.3, 0.34 * layers))), constrained=False) as fig:
@@ -67,7 +69,8 @@ def load_matrix(load_LE: Sequence[Sequence[int]]) -> bytes:
         image = _image(axes, relative_LE, extent=(-0.5, experts - 0.5, layers - 0.5, -0.5))
         axes.set_xlabel("expert")
         axes.set_ylabel("layer")
-        axes.set_yticks(thin(range(layers), 12))
+        rows = thin(range(layers), 12)
+        axes.set_yticks(rows, [str(row if numbers is None else numbers[row]) for row in rows])
         axes.set_xticks(thin(range(experts), 17) if experts > 32 else range(experts))
         if layers * experts <= 2048:
             _cell_borders(axes, layers, experts)
@@ -75,9 +78,12 @@ def load_matrix(load_LE: Sequence[Sequence[int]]) -> bytes:
         return to_svg(fig)
 
 
-def domain_matrix(domains: Mapping[str, Mapping[str, Any]]) -> tuple[bytes, list[int]]:
+def domain_matrix(
+    domains: Mapping[str, Mapping[str, Any]], numbers: Sequence[int] | None = None
+) -> tuple[bytes, list[int]]:
     """PNG with one panel per layer, domains by experts, and the layers shown. Colour: the expert's share of the
-    domain's slots relative to its share of all slots, so that 1 means no specialisation."""
+    domain's slots relative to its share of all slots, so that 1 means no specialisation. ``numbers``: those of the
+    layers; 0, 1, … without."""
     names = list(domains)
     load_DLE = np.asarray([domains[name]["load"] for name in names], dtype=np.float64)
     share_DLE = relative_load(load_DLE)
@@ -91,7 +97,7 @@ def domain_matrix(domains: Mapping[str, Mapping[str, Any]]) -> tuple[bytes, list
         experts = load_DLE.shape[2]
         for panel, layer in zip(grid.flat, layers, strict=False):
             image = _image(panel, ratio_DLE[:, layer], extent=(-0.5, experts - 0.5, len(names) - 0.5, -0.5))
-            panel.set_title(f"layer {layer}")
+            panel.set_title(f"layer {layer if numbers is None else numbers[layer]}")
             panel.set_yticks(range(len(names)), [shorten(name) for name in names])
         for panel in grid.flat[len(layers) :]:
             panel.set_visible(False)

@@ -97,7 +97,7 @@ def evaluate(
     forward: Forward,
     batches: Iterable[Batch],
     *,
-    num_layers: int,
+    layers: Sequence[int],
     num_experts: int,
     token_bytes: Tensor | np.ndarray | None = None,
     domains: Sequence[str] | None = None,
@@ -107,7 +107,8 @@ def evaluate(
     """Runs ``forward`` over ``batches`` and sums.
 
     ``forward(batch)`` takes a batch on the CPU and returns the negative log likelihood of each label [B, S] (float32,
-    nats, no auxiliary loss in it) and one Routing per MoE layer. ``token_bytes`` [V]: bytes of text that each token
+    nats, no auxiliary loss in it) and one Routing per MoE layer; ``layers`` are the numbers of those, in
+    that order. ``token_bytes`` [V]: bytes of text that each token
     stands for, 0 for special tokens. ``domains``: names by domain number; a token belongs to the domain of the position
     that predicts it. ``reduce`` sums a tensor (float64 or int64, on ``device``) over the data-parallel ranks; every
     rank must bring the same number of batches. ValueError when there is nothing to predict or a label has no entry in
@@ -115,11 +116,11 @@ def evaluate(
     """
     device = torch.device(device)
     bytes_V = None if token_bytes is None else torch.as_tensor(token_bytes).to("cpu", torch.int64)
-    sums = Sums.zeros(num_layers, len(domains or ()) + 1, num_experts, device)
+    sums = Sums.zeros(len(layers), len(domains or ()) + 1, num_experts, device)
     for batch in batches:
         nll_BS, routings = forward(batch)
         sums.add(batch, bytes_V, nll_BS, routings)
-    return _result(sums.reduced(reduce), list(domains or ()), with_bytes=bytes_V is not None)
+    return _result(sums.reduced(reduce), layers, list(domains or ()), with_bytes=bytes_V is not None)
 
 
 def _target_bytes(batch: Batch, bytes_V: Tensor) -> Tensor:
@@ -132,7 +133,7 @@ def _target_bytes(batch: Batch, bytes_V: Tensor) -> Tensor:
     return bytes_V[labels_BS].masked_fill(~batch.target_BS, 0)
 
 
-def _result(sums: Sums, domains: list[str], *, with_bytes: bool) -> EvaluationResult:
+def _result(sums: Sums, layers: Sequence[int], domains: list[str], *, with_bytes: bool) -> EvaluationResult:
     tokens = int(sums.target_tokens_D.sum())
     if tokens == 0:
         raise ValueError("the data hold no token to predict, so there is no loss to compute")
@@ -146,8 +147,8 @@ def _result(sums: Sums, domains: list[str], *, with_bytes: bool) -> EvaluationRe
         bits_per_byte=bits_per_byte(loss * tokens, total_bytes),
         routed_tokens=routed,
         layers=[
-            _layer(index, load_DE.sum(0), kept_DE.sum(0), routed)
-            for index, (load_DE, kept_DE) in enumerate(zip(sums.load_LDE, sums.kept_LDE, strict=True))
+            _layer(number, load_DE.sum(0), kept_DE.sum(0), routed)
+            for number, load_DE, kept_DE in zip(layers, sums.load_LDE, sums.kept_LDE, strict=True)
         ],
         domains={
             name: _domain(sums, number, with_bytes)
@@ -157,9 +158,9 @@ def _result(sums: Sums, domains: list[str], *, with_bytes: bool) -> EvaluationRe
     )
 
 
-def _layer(index: int, load_E: Tensor, kept_E: Tensor, tokens: int) -> LayerResult:
+def _layer(number: int, load_E: Tensor, kept_E: Tensor, tokens: int) -> LayerResult:
     return LayerResult(
-        layer=index,
+        layer=number,
         statistics=balance_statistics(load_E, kept_E, tokens),
         gini_floor=float(gini_floor(int(load_E.sum()), len(load_E))),
         load=load_E.tolist(),

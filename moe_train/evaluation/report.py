@@ -148,18 +148,24 @@ def _evaluations(run: RunFiles) -> str:
             number(evaluation.get("loss")),
             number(evaluation.get("perplexity")),
             number(evaluation.get("bits_per_byte")),
-            number(evaluation.get("mean", {}).get("gini")),
-            number(evaluation.get("mean", {}).get("min_max")),
+            *(number(evaluation["mean"].get(name)) for name in ("gini", "min_max") if evaluation.get("mean")),
         ]
         for name, evaluation in run.evaluations.items()
     ]
-    header = ["evaluation", "data", "step", "tokens", "loss", "perplexity", "bits per byte", "Gini", "min-max"]
+    header = ["evaluation", "data", "step", "tokens", "loss", "perplexity", "bits per byte"]
+    if any(evaluation.get("mean") for evaluation in run.evaluations.values()):
+        header += ["Gini", "min-max"]  # all evaluations of a run have them, or none
     parts = [html.table(header, rows)]
     layers = (run.evaluation or {}).get("layers", [])
     name = next(iter(run.evaluations))
     if layers:
         parts.append(html.paragraph(f"Expert load of {name}, from exact counts over all its tokens:"))
-        parts.append(html.svg(load_matrix([layer["load"] for layer in layers]), "expert load per layer"))
+        parts.append(
+            html.svg(
+                load_matrix([layer["load"] for layer in layers], [layer["layer"] for layer in layers]),
+                "expert load per layer",
+            )
+        )
         layer_header, *layer_rows = balance_rows(run.evaluation or {})
         parts.append(html.table(layer_header, layer_rows, strong_last=True))
     return html.section("Evaluation", *parts)
@@ -184,7 +190,7 @@ def _domains(run: RunFiles) -> str:
     parts = [html.table(["domain", "tokens", "share", "loss", "perplexity", "bits per byte"], rows)]
     loaded = {name: domain for name, domain in domains.items() if domain["load"] and any(map(any, domain["load"]))}
     if loaded:
-        image, _ = domain_matrix(loaded)
+        image, _ = domain_matrix(loaded, [layer["layer"] for layer in (run.evaluation or {})["layers"]])
         parts.append(
             html.paragraph(
                 "Which experts a domain prefers: an expert's share of the domain's slots relative to its share of all "

@@ -16,7 +16,7 @@ from moe_train.data.dataset import sidecar_stem
 
 @dataclass(frozen=True)
 class LayerResult:
-    """Expert load of one MoE layer, numbered from 0 among the MoE layers."""
+    """Expert load of one MoE layer, numbered from 0 among all layers."""
 
     layer: int
     statistics: dict[str, float]

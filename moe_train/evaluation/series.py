@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -45,12 +45,12 @@ def auxiliary_names(records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def load_records(records: Sequence[dict[str, Any]], most: int = 240) -> list[dict[str, Any]]:
-    """Records that hold expert loads of the same shape as the last one's, thinned."""
+    """Records that hold expert loads of the same layers and shape as the last one's, thinned."""
     found = [record for record in records if record.get("load")]
     if not found:
         return []
-    shape = _shape(found[-1]["load"])
-    return thin([record for record in found if _shape(record["load"]) == shape], most)
+    shape = _shape(found[-1])
+    return thin([record for record in found if _shape(record) == shape], most)
 
 
 def balance_by_layer(records: Sequence[dict[str, Any]], statistics: Sequence[str]) -> dict[str, list[Series]]:
@@ -60,11 +60,21 @@ def balance_by_layer(records: Sequence[dict[str, Any]], statistics: Sequence[str
     if not records:
         return {}
     steps = [record["step"] for record in records]
-    values = [[_layer_values(record, i, statistics) for record in records] for i in range(len(records[-1]["load"]))]
+    numbers = layer_numbers(records[-1])
+    values = [[_layer_values(record, i, statistics) for record in records] for i in range(len(numbers))]
     return {
-        name: [Series(f"layer {i}", steps, [row[name] for row in rows]) for i, rows in enumerate(values)]
+        name: [
+            Series(f"layer {number}", steps, [row[name] for row in rows])
+            for number, rows in zip(numbers, values, strict=True)
+        ]
         for name in statistics
     }
+
+
+def layer_numbers(record: Mapping[str, Any]) -> list[int]:
+    """Numbers of the layers that ``load`` is of. Records of earlier versions, whose layers all had experts, have no
+    ``layers``."""
+    return record.get("layers") or list(range(len(record["load"])))
 
 
 def floor_over_time(records: Sequence[dict[str, Any]]) -> Series:
@@ -78,12 +88,13 @@ def floor_over_time(records: Sequence[dict[str, Any]]) -> Series:
 
 
 def _layer_values(record: dict[str, Any], layer: int, statistics: Sequence[str]) -> dict[str, float]:
-    found = {name: record.get(f"balance/layer_{layer}/{name}") for name in statistics}
+    number = layer_numbers(record)[layer]
+    found = {name: record.get(f"balance/layer_{number}/{name}") for name in statistics}
     if None in found.values():
         load_E = record["load"][layer]
         found = {**balance_statistics(load_E, load_E, max(1, sum(load_E))), **{k: v for k, v in found.items() if v}}
     return {name: float(found[name] or 0.0) for name in statistics}
 
 
-def _shape(load: list[list[int]]) -> tuple[int, int]:
-    return len(load), len(load[0])
+def _shape(record: Mapping[str, Any]) -> tuple[list[int], int]:
+    return layer_numbers(record), len(record["load"][0])

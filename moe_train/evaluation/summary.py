@@ -7,6 +7,7 @@ from typing import Any
 
 from moe_train.evaluation.run_files import RunFiles
 from moe_train.evaluation.table import number
+from moe_train.model.families import FAMILIES
 
 Card = tuple[str, str, str]
 
@@ -85,6 +86,8 @@ def subtitle(run: RunFiles) -> str:
     """Model, gate and layout in one line."""
     family, gate = run.option("model.family"), run.option("router.gate")
     layers, experts = run.option("model.num_layers"), run.option("model.moe.num_experts")
+    if family in FAMILIES and not FAMILIES[family].experts:
+        gate = experts = None
     ep, zero = run.option("parallel.expert"), run.option("train.zero_stage")
     processes = run.environment.get("processes")
     parts = [

@@ -35,6 +35,8 @@ def plain_table(evaluation: Mapping[str, Any]) -> str:
     """The table as text, without colour or box characters."""
     lines = [f"{name:<24} {value}" for name, value in summary_rows(evaluation)]
     header, *rows = balance_rows(evaluation)
+    if not rows:
+        return "\n".join(lines)
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     lines.append("")
     for row in (header, *rows):
@@ -106,6 +108,8 @@ def _print_rich(evaluation: Mapping[str, Any], stream: TextIO) -> None:
         summary.add_row(escape(name), f"[bold]{escape(value)}[/]")
     console.print(summary)
     header, *rows = balance_rows(evaluation)
+    if not rows:
+        return
     balance = Table(title="expert load per layer", title_justify="left")
     for column in header:
         balance.add_column(escape(column), justify="right")

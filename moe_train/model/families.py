@@ -41,6 +41,11 @@ def moe_layer_numbers(options: ModelOptions) -> list[int]:
     return [layer for layer in layers if layer not in options.dense_layers]
 
 
+def evaluated_moe_layers(options: ModelOptions) -> list[int]:
+    """Those that every pass of the model goes through: multi-token prediction belongs to training only."""
+    return [layer for layer in moe_layer_numbers(options) if layer < options.num_layers]
+
+
 def head_width(options: ModelOptions) -> int:
     """Width of a head's query and key."""
     if options.latent_attention is not None:

@@ -48,18 +48,23 @@ def attend_visible(q_BNSD: Tensor, k_BGLD: Tensor, v_BGLV: Tensor, visible_BSL: 
 
 def _attention(q_BNSD: Tensor, k_BGLD: Tensor, v_BGLV: Tensor, scale: float | None, **kwargs: Any) -> Tensor:
     grouped, value_width = q_BNSD.shape[1] != k_BGLD.shape[1], v_BGLV.shape[-1]
+    scale = q_BNSD.shape[-1] ** -0.5 if scale is None else scale
+    q_BNSD, k_BGLD, v_BGLV = one_width(q_BNSD, k_BGLD, v_BGLV)
     if grouped and not _takes_groups(q_BNSD):
         # On CUDA only the flash kernel takes shared heads. What it does not fit (float32, older devices) torch would
         # silently compute with all scores in memory; with repeated heads it has the memory-efficient kernel.
         times = q_BNSD.shape[1] // k_BGLD.shape[1]
         k_BGLD, v_BGLV = (x.repeat_interleave(times, dim=1) for x in (k_BGLD, v_BGLV))
         grouped = False
-    if value_width != q_BNSD.shape[-1]:
-        # The kernels without all scores in memory want one width.
-        v_BGLV = F.pad(v_BGLV, (0, q_BNSD.shape[-1] - value_width))
-    scale = q_BNSD.shape[-1] ** -0.5 if scale is None else scale
     out = F.scaled_dot_product_attention(q_BNSD, k_BGLD, v_BGLV, scale=scale, enable_gqa=grouped, **kwargs)
     return out[..., :value_width]
+
+
+def one_width(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values with zeros up to the widest of them, which kernels without all scores in memory want.
+    Scores stay, as long as their scale does."""
+    width = max(x.shape[-1] for x in tensors)
+    return tuple(x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in tensors)
 
 
 def _takes_groups(q_BNSD: Tensor) -> bool:

@@ -19,8 +19,9 @@ from moe_train.model.grouped_attention import GroupedAttention
 from moe_train.model.head import LanguageModelHead
 from moe_train.model.initialization import initialize_weights
 from moe_train.model.latent_attention import LatentAttention
-from moe_train.model.micro_batch import current
+from moe_train.model.micro_batch import attach_losses, current
 from moe_train.model.moe_layer import MoELayer
+from moe_train.model.multi_token import UNIT, MultiTokenPrediction, multi_token_labels, multi_token_targets
 from moe_train.model.norm import RMSNorm
 from moe_train.model.options import ModelOptions
 from moe_train.model.recompute import RecomputedLayer
@@ -37,13 +38,19 @@ from moe_train.model.upstream import (
     TransformerConfig,
     TransformerLayer,
     TransformerLayerSubmodules,
+    build_module,
     get_bias_dropout_add,
 )
+from moe_train.routing.interface import LossTerm
 from moe_train.routing.options import RouterOptions
 
 
 class LanguageModel(GPTModel):
     """GPTModel whose head computes the loss itself, with rotary positions of our own."""
+
+    rotary: Rotary
+    mtp: MultiTokenPrediction | None
+    mtp_coefficient: float
 
     def forward(  # type: ignore[override]
         self, ids_BS: Tensor, labels_BS: Tensor | None = None, target_BS: Tensor | None = None
@@ -68,8 +75,31 @@ class LanguageModel(GPTModel):
             return micro_batch.cache.positions(length)
         return torch.arange(length, device=ids_BS.device)[:, None]
 
-    def _postprocess(self, hidden_states: Tensor, labels: Any, loss_mask: Any = None, **_: Any) -> Any:
-        return self.output_layer(hidden_states, labels, loss_mask)
+    def _postprocess(
+        self, hidden_states: Tensor, labels: Any, loss_mask: Any = None, *, rotary_pos_emb: Tensor, **_: Any
+    ) -> Any:
+        result = self.output_layer(hidden_states, labels, loss_mask)
+        if self.mtp is None or labels is None or current().totals is None:
+            return result
+        nll_sum, nll_BS = result
+        return self._with_multi_token(nll_sum, hidden_states, labels, loss_mask, rotary_pos_emb), nll_BS
+
+    def _with_multi_token(
+        self, nll_sum: Tensor, hidden_SBH: Tensor, labels_BS: Tensor, target_BS: Tensor, angles_2SB1P: Tensor
+    ) -> Tensor:
+        """The language loss with the gradient of the other loss attached; that one is noted with the layer's own."""
+        assert self.mtp is not None
+        micro_batch = current()
+        position_BS = None if micro_batch.texts is None else micro_batch.texts.position_SB.t()
+        further_BS = multi_token_targets(target_BS, position_BS)
+        # The label of a position is its next token, also at the end of a sequence and where it is no target.
+        next_SBH = self.embedding(input_ids=labels_BS, position_ids=None)
+        hidden_SBH = self.mtp(next_SBH, hidden_SBH, angles_2SB1P)
+        further_sum, _ = self.output_layer(hidden_SBH, multi_token_labels(labels_BS), further_BS)
+        term = LossTerm(further_sum, further_BS.sum(), UNIT, self.mtp_coefficient)
+        noted = LossTerm(further_sum.detach(), term.count, UNIT, term.coefficient)
+        micro_batch.losses.setdefault(self.mtp.number, {})[UNIT] = noted
+        return attach_losses(nll_sum, {UNIT: term}, micro_batch)
 
 
 def padded_vocab_size(options: ModelOptions) -> int:
@@ -91,10 +121,13 @@ def build_language_model(
     config = _transformer_config(options, groups.ep.size())
     layer = RecomputedLayer if recompute else TransformerLayer
     with_experts = moe_layer_numbers(options)
-    layers = [_layer_spec(options, router, groups, layer, n in with_experts) for n in range(options.num_layers)]
+    specs = [
+        _layer_spec(options, router, groups, layer, n in with_experts)
+        for n in range(options.num_layers + options.multi_token.layers)
+    ]
     model = LanguageModel(
         config=config,
-        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm),
+        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=specs[: options.num_layers], layer_norm=RMSNorm),
         vocab_size=padded_vocab_size(options),
         max_sequence_length=sequence_length,
         position_embedding_type="none",  # type: ignore[arg-type]
@@ -105,11 +138,18 @@ def build_language_model(
     embedding = model.embedding.word_embeddings.weight
     weight = embedding if options.tie_embeddings else nn.Parameter(torch.empty_like(embedding))
     model.output_layer = LanguageModelHead(weight, options.vocab_size, options.loss_chunk_tokens)
+    model.mtp = None
+    if options.multi_token.layers:
+        number = options.num_layers
+        further = build_module(specs[number], config=config, layer_number=number + 1, pg_collection=groups)
+        model.mtp = MultiTokenPrediction(config, further, number)
+        model.mtp_coefficient = options.multi_token.coefficient
     initialize_weights(model, options, seed)
     return model
 
 
 def _transformer_config(options: ModelOptions, expert_parallel_size: int) -> TransformerConfig:
+    experts = family_of(options).experts
     return TransformerConfig(
         num_layers=options.num_layers,
         hidden_size=options.hidden_size,
@@ -117,8 +157,8 @@ def _transformer_config(options: ModelOptions, expert_parallel_size: int) -> Tra
         num_query_groups=options.num_key_value_heads,
         kv_channels=head_width(options),
         ffn_hidden_size=options.ffn_hidden_size or options.moe.expert_hidden_size,
-        moe_ffn_hidden_size=options.moe.expert_hidden_size,
-        num_moe_experts=options.moe.num_experts if family_of(options).experts else None,
+        moe_ffn_hidden_size=options.moe.expert_hidden_size if experts else None,
+        num_moe_experts=options.moe.num_experts if experts else None,
         moe_token_dispatcher_type="alltoall",
         moe_router_load_balancing_type="none",
         moe_router_dtype="fp32",

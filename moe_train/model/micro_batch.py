@@ -29,8 +29,8 @@ class MicroBatch:
 
     tokens: TokenBatch
     totals: dict[str, Tensor] | None = None
-    """Float32 scalars per unit of LossTerm ("token", "sequence", "micro_batch") and "target": counts over all ranks
-    and micro-batches of the optimizer step. None in evaluation: no auxiliary loss is attached."""
+    """Float32 scalars per unit of LossTerm ("token", "sequence", "micro_batch", "multi_token") and "target": counts
+    over all ranks and micro-batches of the optimizer step. None in evaluation: no auxiliary loss is attached."""
     texts: Texts | None = None
     """Texts that do not see each other; None where each sequence is one."""
     cache: KeyValueCache | None = None

@@ -13,10 +13,9 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from moe_train.model.kernels import causal_attention, flash_takes
+from moe_train.model.kernels import causal_attention, flash_takes, one_width
 
 
 @dataclass(frozen=True)
@@ -51,19 +50,18 @@ def attend_reference(q_TND: Tensor, k_TGD: Tensor, v_TGV: Tensor, texts: Texts, 
 
 def attend(q_TND: Tensor, k_TGD: Tensor, v_TGV: Tensor, texts: Texts, scale: float | None) -> Tensor:
     """As the reference; all texts in one kernel where torch has one for this type, head width and device."""
-    kernel = _variable_length_kernel() if flash_takes(q_TND) else None
+    wide = one_width(q_TND, k_TGD, v_TGV)
+    kernel = _variable_length_kernel() if flash_takes(wide[0]) else None
     if kernel is None:
         return attend_reference(q_TND, k_TGD, v_TGV, texts, scale)
     longest, value_width = max(texts.lengths), v_TGV.shape[-1]
     out_TND = kernel(
-        q_TND.contiguous(),
-        k_TGD.contiguous(),
-        F.pad(v_TGV, (0, q_TND.shape[-1] - value_width)).contiguous(),  # the kernel wants one width
+        *(x.contiguous() for x in wide),
         texts.ends,
         texts.ends,
         longest,
         longest,
-        scale=scale,
+        scale=q_TND.shape[-1] ** -0.5 if scale is None else scale,
         window_size=(-1, 0),
         enable_gqa=q_TND.shape[1] != k_TGD.shape[1],
     )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from moe_train.routing.noise import counter_normal
 
 POOLS = ("token", "sequence", "micro_batch")
-UNITS = ("token", "sequence", "micro_batch")
+UNITS = ("token", "sequence", "micro_batch", "multi_token")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class LossTerm:
 
     The loss of the optimizer step is ``coefficient * (sum of sums) / (sum of counts)`` over all ranks and
     micro-batches, so that averages are exact under every split. ``unit`` says what is counted: non-padding tokens,
-    sequences that hold one, or micro-batches that hold one; the trainer knows these totals before the step starts.
+    sequences that hold one, or micro-batches that hold one (gates use these), or targets of the model's own multi-token
+    prediction; the trainer knows these totals before the step starts.
     """
 
     sum: Tensor

@@ -17,6 +17,7 @@ from moe_train.data.options import Blend, members_of
 from moe_train.evaluation.batch_average import BatchAverage
 from moe_train.evaluation.loss import evaluate
 from moe_train.evaluation.result import EvaluationResult
+from moe_train.model.families import evaluated_moe_layers
 from moe_train.parallel.groups import Groups
 from moe_train.training.run_config import RunConfig
 from moe_train.training.validation import check_vocabulary, checked, forward_function, token_bytes
@@ -62,7 +63,7 @@ def validate_documents(
     result = evaluate(
         average.watch(forward_function(model, groups)),
         checked(everything, names, config.model.vocab_size),
-        num_layers=config.model.num_layers,
+        layers=evaluated_moe_layers(config.model),
         num_experts=config.model.moe.num_experts,
         token_bytes=token_bytes(name),
         domains=domains.names if domains else None,

@@ -20,6 +20,7 @@ class Interval:
     def _clear(self) -> None:
         self.steps = self.tokens = self.loss_count = 0
         self.loss_sum = self.seconds = 0.0
+        self.layers: list[int] = []
         self.load_LE: Tensor | None = None
         self.kept_LE: Tensor | None = None
         self.losses: list[dict[str, tuple[float, float]]] = []
@@ -38,6 +39,7 @@ class Interval:
         self.tokens += result.tokens
         self.loss_sum += result.loss_sum
         self.loss_count += result.loss_count
+        self.layers = result.layers
         self.load_LE = result.load_LE if self.load_LE is None else self.load_LE + result.load_LE
         self.kept_LE = result.kept_LE if self.kept_LE is None else self.kept_LE + result.kept_LE
         self.losses = (
@@ -53,6 +55,7 @@ class Interval:
             tokens=self.tokens,
             loss_sum=self.loss_sum,
             loss_count=self.loss_count,
+            layers=self.layers,
             load_LE=self.load_LE,
             kept_LE=self.kept_LE,
             losses=self.losses,

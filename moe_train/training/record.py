@@ -1,6 +1,6 @@
 """From raw sums to the records of metrics.jsonl. Pure functions: what is logged can be computed again from the sums.
 
-Suffixes: L MoE layers, E experts.
+Suffixes: L MoE layers in order, E experts.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class IntervalSums:
     """Sum of the negative log likelihoods in nats."""
     loss_count: int
     """Target tokens."""
+    layers: Sequence[int]
+    """Numbers of the MoE layers among all layers, from 0; empty where none has experts."""
     load_LE: Tensor
     """int64, slots given to each expert before capacity."""
     kept_LE: Tensor
@@ -61,9 +63,10 @@ def build_record(
 
     ``step`` and ``tokens`` (consumed so far) at the end of the interval, ``lr`` and ``grad_norm`` (before clipping) of
     its last step, ``memory_bytes`` the highest use of one device. ``loss`` is the mean over all target tokens of the
-    interval and ``load`` the exact counts of the interval.
+    interval and ``load`` the exact counts of the interval, in the order of ``layers``; a model without experts has
+    neither, and no balance.
     """
-    assert sums.steps > 0 and sums.load_LE.shape == sums.kept_LE.shape
+    assert sums.steps > 0 and sums.load_LE.shape == sums.kept_LE.shape and len(sums.layers) == len(sums.load_LE)
     per_second = sums.tokens / max(sums.seconds, 1e-9)
     record: dict[str, Any] = {
         "kind": "train",
@@ -80,11 +83,14 @@ def build_record(
     if mfu is not None:
         record["mfu"] = mfu
     record |= {f"aux/{name}": value for name, value in mean_losses(sums.losses).items()}
+    if not sums.layers:
+        return record
     layers = layer_statistics(sums.load_LE, sums.kept_LE, sums.tokens)
     record |= {f"balance/{name}": value for name, value in mean_over_layers(layers).items()}
     if per_layer:
-        for index, layer in enumerate(layers):
-            record |= {f"balance/layer_{index}/{name}": value for name, value in layer.items()}
+        for number, layer in zip(sums.layers, layers, strict=True):
+            record |= {f"balance/layer_{number}/{name}": value for name, value in layer.items()}
+    record["layers"] = list(sums.layers)
     record["load"] = sums.load_LE.tolist()
     return record
 
@@ -97,8 +103,9 @@ def build_eval_record(step: int, evaluation: Mapping[str, Any]) -> dict[str, Any
         "eval/loss": evaluation["loss"],
         "eval/perplexity": evaluation["perplexity"],
         "eval/tokens": evaluation["tokens"],
-        "balance": dict(evaluation["mean"]),
     }
+    if evaluation["mean"]:
+        record["balance"] = dict(evaluation["mean"])
     if evaluation.get("bits_per_byte") is not None:
         record["eval/bits_per_byte"] = evaluation["bits_per_byte"]
     return record

@@ -1,6 +1,6 @@
 """One optimizer step: micro-batches forward and backward, exact normalisation, statistics, gate state.
 
-Suffixes: S sequence, B batch, T = S * B tokens, L MoE layers, E experts.
+Suffixes: S sequence, B batch, T = S * B tokens, L MoE layers in order, E experts.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from torch import Tensor
 from moe_train.data.batches import Batch
 from moe_train.model.micro_batch import MicroBatch, as_root, use
 from moe_train.model.moe_layer import moe_layers
+from moe_train.model.multi_token import UNIT as MULTI_TOKEN
+from moe_train.model.multi_token import multi_token_targets
 from moe_train.model.texts import Texts, texts_of
 from moe_train.parallel.groups import Groups
 from moe_train.routing.interface import TokenBatch
 from moe_train.training.engine import Engine
 
-_COUNTS = ("target", "token", "sequence", "micro_batch")
+_COUNTS = ("target", "token", "sequence", "micro_batch", MULTI_TOKEN)
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,12 @@ class StepResult:
     loss_sum: float
     loss_count: int
     tokens: int
+    layers: list[int]
+    """Numbers of the MoE layers, from 0; empty where none has experts."""
     load_LE: Tensor
     kept_LE: Tensor
     losses: list[dict[str, tuple[float, float]]]
-    """Per layer: name of the auxiliary loss -> (sum, count), without coefficient."""
+    """Per MoE layer: name of the auxiliary loss -> (sum, count), without coefficient."""
     requests: Requests
     """Of all ranks together."""
 
@@ -98,12 +102,14 @@ class Window:
 
 
 def counts(batches: list[Batch]) -> Tensor:
-    """float64 [target tokens, tokens, sequences and micro-batches that hold a token] of this rank."""
+    """float64 [target tokens, tokens, sequences and micro-batches that hold a token, targets of multi-token prediction]
+    of this rank."""
     values = torch.zeros(len(_COUNTS), dtype=torch.float64)
     for batch in batches:
         real_BS = ~batch.padding_BS
         sequences = real_BS.any(dim=1).sum()
-        values += torch.stack([batch.target_BS.sum(), real_BS.sum(), sequences, (sequences > 0).long()])
+        further = multi_token_targets(batch.target_BS, batch.position_BS).sum()
+        values += torch.stack([batch.target_BS.sum(), real_BS.sum(), sequences, (sequences > 0).long(), further])
     return values
 
 
@@ -131,7 +137,8 @@ def train_step(
     engine.set_lr(lr)
     engine.set_training(True)
     window = Window(groups)
-    collected = _Collector(len(moe_layers(engine.module)))
+    layers = moe_layers(engine.module)
+    collected = _Collector([layer.layer for layer in layers])
     for batch in batches:
         tokens = token_batch(batch, device, seed=seed, step=step, window_sum=window.for_micro_batch())
         micro_batch = MicroBatch(tokens=tokens, totals=totals, texts=batch_texts(batch, device))
@@ -146,13 +153,14 @@ def train_step(
         raise FloatingPointError(f"the loss is {loss_sum}")
     if not engine.step_was_taken():
         raise FloatingPointError("a gradient is not finite, so that the optimizer did not move")
-    for layer, layer_sums in zip(moe_layers(engine.module), sums, strict=True):
+    for layer, layer_sums in zip(layers, sums, strict=True):
         layer.router.after_step(layer_sums)
     empty = torch.zeros(0, 0, dtype=torch.int64)
     return StepResult(
         loss_sum=loss_sum,
         loss_count=int(total[0]),
         tokens=int(total[1]),
+        layers=collected.layers,
         load_LE=torch.stack([s["load"] for s in sums]).cpu() if sums else empty,
         kept_LE=torch.stack([s["kept"] for s in sums]).cpu() if sums else empty,
         losses=losses,
@@ -161,34 +169,36 @@ def train_step(
 
 
 class _Collector:
-    """Adds up the statistics of the micro-batches of a step; one all-reduce carries those of all layers."""
+    """Adds up the statistics of the micro-batches of a step; one all-reduce carries those of all layers.
 
-    def __init__(self, layers: int) -> None:
+    ``layers``: numbers of the MoE layers, in whose order everything stands."""
+
+    def __init__(self, layers: list[int]) -> None:
         self.layers = layers
         self.nll_sum: Tensor | float = 0.0
-        self.sums: list[dict[str, Tensor]] = [{} for _ in range(layers)]
-        self.losses: list[dict[str, Tensor]] = [{} for _ in range(layers)]
+        self.sums: list[dict[str, Tensor]] = [{} for _ in layers]
+        self.losses: list[dict[str, Tensor]] = [{} for _ in layers]
 
     def add(self, nll_sum: Tensor, micro_batch: MicroBatch) -> None:
         self.nll_sum = self.nll_sum + nll_sum.double()
-        for layer in range(self.layers):
+        for sums, losses, layer in zip(self.sums, self.losses, self.layers, strict=True):
             for name, value in micro_batch.sums[layer].items():
-                _add(self.sums[layer], name, value)
+                _add(sums, name, value)
             for name, term in micro_batch.losses[layer].items():
-                _add(self.losses[layer], name, torch.stack([term.sum.double(), term.count.double()]))
+                _add(losses, name, torch.stack([term.sum.double(), term.count.double()]))
 
     def reduce(self, groups: Groups) -> tuple[list[dict[str, Tensor]], list[dict[str, tuple[float, float]]], float]:
         """Over the data-parallel ranks. Integers travel as float64, which is exact up to 2^53."""
         tensors = [torch.as_tensor(self.nll_sum, device=groups.device)]
-        tensors += [self.sums[i][name] for i in range(self.layers) for name in sorted(self.sums[i])]
-        tensors += [self.losses[i][name] for i in range(self.layers) for name in sorted(self.losses[i])]
+        tensors += [values[name] for values in self.sums for name in sorted(values)]
+        tensors += [values[name] for values in self.losses for name in sorted(values)]
         flat = groups.sum_over_data(torch.cat([t.reshape(-1).double() for t in tensors]))
         parts = iter(flat.split([t.numel() for t in tensors]))
         loss_sum = float(next(parts))
         sums = [{name: _like(next(parts), values[name]) for name in sorted(values)} for values in self.sums]
         losses: list[dict[str, tuple[float, float]]] = []
-        for i in range(self.layers):
-            pairs = {name: next(parts).tolist() for name in sorted(self.losses[i])}
+        for values in self.losses:
+            pairs = {name: next(parts).tolist() for name in sorted(values)}
             losses.append({name: (pair[0], pair[1]) for name, pair in pairs.items()})
         return sums, losses, loss_sum
 

@@ -19,6 +19,7 @@ from moe_train.data.members import check_one_tokenizer, open_reader
 from moe_train.data.options import Blend, members_of
 from moe_train.evaluation.loss import evaluate
 from moe_train.evaluation.result import EvaluationResult
+from moe_train.model.families import evaluated_moe_layers
 from moe_train.model.micro_batch import MicroBatch, use
 from moe_train.parallel.groups import Groups
 from moe_train.parallel.once import once_per_node
@@ -122,7 +123,7 @@ class ValidationSet:
         return evaluate(
             forward_function(model, self.groups),
             self._batches(),
-            num_layers=self.config.model.num_layers,
+            layers=evaluated_moe_layers(self.config.model),
             num_experts=self.config.model.moe.num_experts,
             token_bytes=self.token_bytes,
             domains=self.labels,

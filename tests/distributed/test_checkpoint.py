@@ -19,6 +19,7 @@ from tests.distributed.harness import checkpointing
 from tests.distributed.harness.checkpointing import Snapshot
 from tests.distributed.harness.expected import Processes
 from tests.distributed.harness.training import MODEL, Case
+from tests.distributed.test_families import MODELS
 
 ROUTER = RouterOptions(
     "softmax_topk", {"top_k": 2}, BalancingOptions(SwitchLossOptions(0.1, "sequence"), bias=BiasOptions(0.01))
@@ -105,6 +106,10 @@ RESUMES = [
     (2, CASE.with_(expert=2, zero=2, precision="bfloat16")),
     (2, CASE.with_(expert=2, zero=3, precision="bfloat16")),
     (2, CASE.with_(expert=2, zero=2, optimizer=dataclasses.replace(CASE.optimizer, name="sgd"))),
+    (2, CASE.with_(expert=2, zero=3, model=MODELS["deepseek_v3"])),
+    (2, CASE.with_(expert=2, zero=2, model=MODELS["deepseek_v3 direct"], precision="bfloat16")),
+    (2, CASE.with_(expert=2, zero=1, model=MODELS["mixed"], recompute=True)),
+    (2, CASE.with_(zero=2, model=MODELS["llama3"])),
 ]
 
 
@@ -124,6 +129,24 @@ def test_resume_is_bit_for_bit(processes: Processes, tmp_path: Path, size: int, 
         for got, record in zip(after.records, want[rank].records[2:], strict=True):
             assert (got.loss, got.gradient_norm) == (record.loss, record.gradient_norm)
     assert want[0].weights and (want[0].moments["exp_avg"] or case.optimizer.name == "sgd")
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "mixed"])
+@pytest.mark.parametrize(("zero", "target"), [(2, 3), (3, 1)])
+def test_any_family_goes_from_two_ranks_of_experts_to_one(
+    processes: Processes, tmp_path: Path, name: str, zero: int, target: int
+) -> None:
+    case = CASE.with_(model=MODELS[name], expert=2, zero=zero)
+    want = processes(2).run(checkpointing.train_and_save, case=case, root=str(tmp_path), saves=[2], until=2)[0]
+    directory = str(tmp_path / "step_00000002")
+    alone = case.with_(expert=1, zero=target)
+    loaded, after, _ = processes(1).run(checkpointing.resume, case=alone, directory=directory, until=4)[0]
+    assert_same(loaded, want)
+    assert any(key.startswith("mtp.") for key in loaded.weights) == (name == "deepseek_v3")
+    _, there, _ = processes(2).run(checkpointing.resume, case=case, directory=directory, until=4)[0]
+    assert [r.loss for r in after.records] == pytest.approx([r.loss for r in there.records], rel=1e-5)
+    differing = processes(1).run(checkpointing.weights_of_model, case=alone, directory=directory, whole=loaded.weights)
+    assert differing == [[]]
 
 
 def test_another_geometry_is_refused_by_name(processes: Processes, saved: tuple[str, Snapshot]) -> None:

@@ -7,8 +7,37 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """Of rotary frequencies. kind: linear, llama3 or yarn."""
+
+    kind: str
+    factor: float
+    original_length: int = 4096
+    low: float = 1.0
+    high: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Widths of multi-head latent attention."""
+
+    query_rank: int | None
+    rank: int
+    nope: int
+    rope: int
+    value: int
+    interleaved: bool
+
+
+@dataclass(frozen=True)
 class Geometry:
-    """A Qwen3-MoE-like decoder: every layer is attention and then experts."""
+    """A pre-norm decoder with RMSNorm, SwiGLU and rotary positions."""
 
     layers: int
     hidden: int
@@ -22,6 +51,23 @@ class Geometry:
     tied: bool = False
     rope_theta: float = 10000.0
     norm_eps: float = 1e-6
+    query_key_norm: str = "head"
+    """head, all or none."""
+    clip: float | None = None
+    scaling: Scaling | None = None
+    latent: Latent | None = None
+    moe_layers: tuple[int, ...] | None = None
+    """Layers with experts; None for all. That of multi-token prediction always has them."""
+    multi_token: float | None = None
+    """Coefficient of its loss; None for none."""
+
+    def has_experts(self, layer: int) -> bool:
+        return self.moe_layers is None or layer in self.moe_layers
+
+    @property
+    def gates(self) -> int:
+        """Number of layers with experts, that of multi-token prediction included."""
+        return sum(self.has_experts(layer) for layer in range(self.layers)) + (self.multi_token is not None)
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,7 @@ def _switch(decision: Decision, mask_N: Tensor) -> Tensor:
     return len(count_E) * (count_E / count_E.sum() * probability_E).sum()
 
 
-def _lpr(
-    router: Router, decision: Decision, mean_over: Callable[..., Tensor]
-) -> dict[str, tuple[float, Tensor]]:
+def _lpr(router: Router, decision: Decision, mean_over: Callable[..., Tensor]) -> dict[str, tuple[float, Tensor]]:
     options, extra = router.options, decision.extra
     scope, coefficient = options.get("scope", "sequence"), options.get("coefficient", 0.01)
     diversity = coefficient * options.get("diversity_weight", 1.0)

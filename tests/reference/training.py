@@ -63,18 +63,21 @@ def run(
     """
     masters = {name: w.detach().clone().to(dtype) for name, w in weights.items()}
     state: dict[str, tuple[Tensor, Tensor]] = {}
-    biases_LE = torch.zeros(geometry.layers, geometry.experts, dtype=torch.float32)
+    biases_LE = torch.zeros(geometry.gates, geometry.experts, dtype=torch.float32)
     steps = []
     for number, batch in enumerate(batches, start=1):
         used = {name: w.to(compute or dtype).detach().requires_grad_() for name, w in masters.items()}
         sets = token_sets(len(batch.ids_BS), micro_batches or [])
         biases = list(biases_LE) if router.bias_rate else None
-        logits_BSV, decisions = forward(geometry, router, used, batch.ids_BS, batch.padding_BS, biases)
-        loss = cross_entropy(logits_BSV, batch)
+        passed = forward(geometry, router, used, batch, biases)
+        loss = cross_entropy(passed.logits_BSV, batch.labels_BS, batch.target_BS)
         total = loss
         auxiliary = []
-        for decision in decisions:
+        for number_of_gate, decision in enumerate(passed.decisions, start=1):
             losses = auxiliary_losses(router, decision, batch.padding_BS, sets)
+            if passed.further_BSV is not None and number_of_gate == geometry.gates:
+                assert geometry.multi_token is not None
+                losses["multi_token"] = (geometry.multi_token, two_ahead(passed.further_BSV, batch))
             auxiliary.append({name: float(value.detach()) for name, (_, value) in losses.items()})
             for coefficient, value in losses.values():
                 total = total + coefficient * value
@@ -87,7 +90,9 @@ def run(
         if optimizer.clip and norm + 1e-6 > optimizer.clip:
             gradients = {name: g * (optimizer.clip / (float(norm) + 1e-6)) for name, g in gradients.items()}
         _move(optimizer, masters, gradients, state, number)
-        load_LE = torch.stack([d.selected_NE.sum(dim=0) for d in decisions])
+        load_LE = torch.zeros(0, 0, dtype=torch.int64)
+        if passed.decisions:
+            load_LE = torch.stack([d.selected_NE.sum(dim=0) for d in passed.decisions])
         if router.bias_rate:
             for bias_E, load_E in zip(biases_LE, load_LE, strict=True):
                 move_bias(bias_E, load_E, router.bias_rate, router.bias_rule, router.bias_target)
@@ -99,18 +104,27 @@ def run(
                 auxiliary=auxiliary,
                 load_LE=load_LE,
                 biases_LE=biases_LE.clone(),
-                margin=min(d.margin for d in decisions),
+                margin=min((d.margin for d in passed.decisions), default=float("inf")),
             )
         )
     return steps
 
 
-def cross_entropy(logits_BSV: Tensor, batch: Tokens) -> Tensor:
+def two_ahead(logits_BSV: Tensor, batch: Tokens) -> Tensor:
+    """Mean over the positions from which both of the next two tokens are targets, in the same text."""
+    labels_BS, target_BS = torch.zeros_like(batch.labels_BS), torch.zeros_like(batch.target_BS)
+    for b, s in (batch.target_BS[:, :-1] & batch.target_BS[:, 1:]).nonzero().tolist():
+        if batch.position_BS is None or batch.position_BS[b, s + 1] > 0:
+            labels_BS[b, s], target_BS[b, s] = batch.labels_BS[b, s + 1], True
+    return cross_entropy(logits_BSV, labels_BS, target_BS)
+
+
+def cross_entropy(logits_BSV: Tensor, labels_BS: Tensor, target_BS: Tensor) -> Tensor:
     """Sum of the negative log-likelihoods of the targets divided by their number."""
     logits_BSV = logits_BSV if logits_BSV.dtype == torch.float64 else logits_BSV.float()
     log_probs_BSV = logits_BSV - torch.logsumexp(logits_BSV, dim=-1, keepdim=True)
-    nll_BS = -log_probs_BSV.gather(2, batch.labels_BS[..., None])[..., 0]
-    return nll_BS[batch.target_BS].sum() / batch.target_BS.sum()
+    nll_BS = -log_probs_BSV.gather(2, labels_BS[..., None])[..., 0]
+    return nll_BS[target_BS].sum() / target_BS.sum()
 
 
 def move_bias(bias_E: Tensor, load_E: Tensor, rate: float, rule: str, target: list[float] | None) -> None:

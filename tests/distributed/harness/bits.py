@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_train.model.micro_batch import MicroBatch, current
+from moe_train.model.moe_layer import moe_layers
 from moe_train.parallel.groups import make_groups
 from moe_train.parallel.options import ParallelOptions
 from moe_train.routing import topk
 from moe_train.routing.interface import LossTerm
 from moe_train.training.step import _Collector, train_step
+from moe_train.training.validation import forward_function
 from tests.distributed.harness import layers, training
 from tests.distributed.harness.training import Case, Record, groups_for, make_engine
 
@@ -53,7 +55,7 @@ def group_timeouts(expert: int, seconds: float) -> dict[str, datetime.timedelta]
 
 def collected_counts(load: int) -> tuple[int, float]:
     """What two micro-batches with so many tokens on one expert of every rank add up to."""
-    collector = _Collector(1)
+    collector = _Collector([0])
     for _ in range(2):
         micro_batch = MicroBatch(tokens=None)  # type: ignore[arg-type]
         micro_batch.sums[0] = {"load": torch.tensor([load, 1])}
@@ -124,6 +126,29 @@ def train_with_other_ties_in_recomputation(case: Case) -> tuple[list[Record], in
     finally:
         for patch in patches:
             patch.stop()
+
+
+def train_and_evaluate_in_between(case: Case) -> tuple[list[Record], int]:
+    """As ``train``, with an evaluation after each step. Also how often multi-token prediction was called."""
+    engine = make_engine(case, groups_for(case.expert))
+    assert engine.module.mtp is not None
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    engine.module.mtp.register_forward_hook(count)
+    records = []
+    for step in range(case.steps):
+        records.append(training.one_step(engine, case, step))
+        engine.set_training(False)
+        forward = forward_function(engine, engine.groups)
+        for batch in training.micro_batches_of(case, engine.groups, step):
+            nll_BS, routings = forward(batch)
+            assert nll_BS.isfinite().all() and len(routings) == len(moe_layers(engine.module)) - 1
+    engine.close()
+    return records, calls
 
 
 def step_with_infinite_gradient(case: Case, rank: int) -> tuple[str, list[Tensor]]:

@@ -14,7 +14,7 @@ from tests.distributed.harness import training
 from tests.distributed.harness.pool import ProcessPool
 from tests.distributed.harness.training import Case, Record
 from tests.reference.data import micro_batches
-from tests.reference.geometry import Geometry, Router
+from tests.reference.geometry import Geometry, Latent, Router, Scaling
 from tests.reference.training import Optimizer, Step, run
 
 Processes = Callable[[int], ProcessPool]
@@ -24,7 +24,38 @@ SMALLEST_MARGIN = 1e-5
 
 
 def geometry_of(model: ModelOptions) -> Geometry:
+    norms = {"qwen3_moe": "head", "qwen3": "head", "olmoe": "all"}
+    scaling, latent, dense = model.rope_scaling, model.latent_attention, set(model.dense_layers)
+    if model.family in ("qwen3", "llama3"):
+        dense = set(range(model.num_layers))
     return Geometry(
+        query_key_norm=norms.get(model.family, "none"),
+        clip=model.clip_qkv,
+        scaling=scaling
+        and Scaling(
+            kind=scaling.kind,
+            factor=scaling.factor,
+            original_length=scaling.original_length,
+            low=scaling.low_frequency_factor,
+            high=scaling.high_frequency_factor,
+            beta_fast=scaling.beta_fast,
+            beta_slow=scaling.beta_slow,
+            truncate=scaling.truncate,
+            attention_factor=scaling.attention_factor,
+            mscale=scaling.mscale,
+            mscale_all_dim=scaling.mscale_all_dim,
+        ),
+        latent=latent
+        and Latent(
+            query_rank=latent.query_rank,
+            rank=latent.key_value_rank,
+            nope=latent.nope_head_dim,
+            rope=latent.rope_head_dim,
+            value=latent.value_head_dim,
+            interleaved=latent.interleaved,
+        ),
+        moe_layers=tuple(layer for layer in range(model.num_layers) if layer not in dense),
+        multi_token=model.multi_token.coefficient if model.multi_token.layers else None,
         layers=model.num_layers,
         hidden=model.hidden_size,
         heads=model.num_attention_heads,

@@ -57,6 +57,8 @@ class Case:
     """Start with gate weights of zero (prototypes: all alike): every logit of every token ties exactly."""
     persistent: bool = False
     """ZeRO-3 keeps small parameters whole on every rank, as is DeepSpeed's default."""
+    texts: bool = False
+    """Sequences of several texts that do not see each other."""
     other_padding: bool = False
     """Other ids and labels where there is padding."""
 
@@ -72,6 +74,7 @@ class Case:
             seed=self.data_seed,
             padding=self.padding,
             constant=self.constant,
+            texts=self.texts,
         )
         if not self.other_padding:
             return tokens
@@ -117,7 +120,7 @@ def micro_batches_of(case: Case, groups: Groups, step: int) -> list[Batch]:
     for index in range(case.accumulation):
         start = rank_slice(0, index, groups.data_rank, groups.data_size, size)
         t = everything.rows(slice(start, start + size))
-        batches.append(Batch(t.ids_BS, t.labels_BS, t.target_BS, t.padding_BS, t.sample_B))
+        batches.append(Batch(t.ids_BS, t.labels_BS, t.target_BS, t.padding_BS, t.sample_B, position_BS=t.position_BS))
     return batches
 
 

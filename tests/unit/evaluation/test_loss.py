@@ -65,7 +65,7 @@ class Data:
         return evaluate(
             self.forward,
             batches,
-            num_layers=L,
+            layers=range(L),
             num_experts=E,
             token_bytes=self.token_bytes,
             domains=DOMAINS,
@@ -171,7 +171,7 @@ def test_sums_do_not_lose_small_terms() -> None:
     batch = Batch(*(torch.zeros(1, 2**20, dtype=torch.int64) for _ in range(2)), torch.ones(1, 2**20, dtype=torch.bool),
                   torch.zeros(1, 2**20, dtype=torch.bool), torch.zeros(1, dtype=torch.int64))  # fmt: skip
     nll_BS = torch.full((1, 2**20), 0.1)
-    result = evaluate(lambda _: (nll_BS, []), [batch] * 3, num_layers=0, num_experts=0)
+    result = evaluate(lambda _: (nll_BS, []), [batch] * 3, layers=[], num_experts=0)
     assert result.loss == pytest.approx(float(nll_BS[0, 0].double()), rel=1e-12)
     assert result.bits_per_byte is None and result.bytes is None and result.mean() == {}
 
@@ -189,7 +189,7 @@ def test_no_domains() -> None:
     data = Data(6)
     batch = data.batch(range(N), N)
     plain = Batch(batch.ids_BS, batch.labels_BS, batch.target_BS, batch.padding_BS, batch.sample_B, None)
-    result = evaluate(data.forward, [plain], num_layers=L, num_experts=E)
+    result = evaluate(data.forward, [plain], layers=range(L), num_experts=E)
     assert result.domains == {} and result.loss == pytest.approx(data.whole().loss)
 
 
@@ -202,7 +202,7 @@ def test_runs_without_gradients() -> None:
         assert not (nll_BS * weight).requires_grad
         return nll_BS, routings
 
-    evaluate(forward, [data.batch(range(N), N)], num_layers=L, num_experts=E)
+    evaluate(forward, [data.batch(range(N), N)], layers=range(L), num_experts=E)
 
 
 def test_nothing_to_predict() -> None:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from moe_train.data.batches import Batch
 from moe_train.model.language_model import LanguageModel, build_language_model
 from moe_train.model.micro_batch import MicroBatch, as_root, use
-from moe_train.model.options import InitOptions, ModelOptions, MoEOptions
+from moe_train.model.options import InitOptions, LatentAttentionOptions, ModelOptions, MoEOptions, MultiTokenOptions
 from moe_train.model.texts import attend, attend_reference, texts_of
 from moe_train.parallel.groups import initialize
 from moe_train.parallel.options import ParallelOptions
@@ -32,6 +32,14 @@ MODEL = ModelOptions(
     vocab_size=64,
     moe=MoEOptions(num_experts=4, expert_hidden_size=16),
     init=InitOptions(std=0.2),
+)
+LATENT = dataclasses.replace(
+    MODEL,
+    family="deepseek_v3",
+    dense_layers=[1],
+    ffn_hidden_size=24,
+    latent_attention=LatentAttentionOptions(16, 8, nope_head_dim=8, rope_head_dim=4, value_head_dim=6),
+    multi_token=MultiTokenOptions(layers=1, coefficient=0.5),
 )
 CPU = torch.device("cpu")
 
@@ -59,7 +67,7 @@ def batch_of(ids_BS: Tensor, labels_BS: Tensor, target_BS: Tensor, position_BS: 
 def run(model: LanguageModel, batch: Batch) -> Tensor:
     """Backward through the sum of the losses; the losses of the tokens."""
     one = torch.tensor(1.0)
-    totals = {name: one for name in ("target", "token", "sequence", "micro_batch")}
+    totals = {name: one for name in ("target", "token", "sequence", "micro_batch", "multi_token")}
     micro_batch = MicroBatch(token_batch(batch, CPU), totals, texts=batch_texts(batch, CPU))
     with use(micro_batch):
         nll_sum, nll_BS = model(batch.ids_BS, batch.labels_BS, batch.target_BS)
@@ -73,16 +81,18 @@ def gradients(model: LanguageModel) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.parametrize("model_options", [MODEL, LATENT], ids=["grouped", "latent"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("rows", [[[3, 9, 1, 7]], [[20], [5, 15], [1, 1, 17, 1]]])
 def test_loss_and_gradients_are_those_of_separate_texts(
-    one_process: None, rows: list[list[int]], recompute: bool, dtype: torch.dtype
+    one_process: None, rows: list[list[int]], recompute: bool, dtype: torch.dtype, model_options: ModelOptions
 ) -> None:
-    """Micro-batches of one and several sequences, grouped heads, rotary positions, every third label no target."""
+    """Micro-batches of one and several sequences, grouped heads, rotary positions, every third label no target; values
+    of another width than keys, and multi-token prediction."""
     router = RouterOptions(gate="softmax_topk", options={"top_k": 2})
-    options = dataclasses.replace(MODEL, moe=dataclasses.replace(MODEL.moe, experts="reference"))
-    options = MODEL if dtype == torch.float32 else options  # the grouped kernel has no float64
+    options = dataclasses.replace(model_options, moe=dataclasses.replace(model_options.moe, experts="reference"))
+    options = model_options if dtype == torch.float32 else options  # the grouped kernel has no float64
     model = build_language_model(options, router, sequence_length=20, seed=3, recompute=recompute)
     model.to(dtype).train()
     rng = torch.Generator().manual_seed(len(rows))

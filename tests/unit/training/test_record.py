@@ -16,6 +16,7 @@ def sums(**changes: object) -> IntervalSums:
         "tokens": 1000,
         "loss_sum": 5000.0,
         "loss_count": 800,
+        "layers": [0, 1],
         "load_LE": torch.tensor([[500, 500, 500, 500], [200, 400, 600, 800]]),
         "kept_LE": torch.tensor([[500, 500, 500, 500], [200, 400, 500, 500]]),
         "losses": [{"switch": (20.0, 10.0)}, {"switch": (30.0, 10.0), "z": (4.0, 8.0)}],
@@ -59,7 +60,7 @@ def test_row_7_logged_equals_recomputed() -> None:
     load = torch.randint(0, 1000, (6, 16))
     kept = torch.minimum(load, torch.full_like(load, 800))
     losses = [{"switch": (float(torch.rand(())) * 64, 64.0)} for _ in range(6)]
-    result = record(sums(load_LE=load, kept_LE=kept, losses=losses))
+    result = record(sums(layers=list(range(6)), load_LE=load, kept_LE=kept, losses=losses))
     assert result["aux/switch"] == pytest.approx(sum(layer["switch"][0] for layer in losses) / 64 / 6)
     for name, value in balance_statistics(load[5], kept[5], 1000).items():
         assert result[f"balance/layer_5/{name}"] == value
