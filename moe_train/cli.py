@@ -28,6 +28,7 @@ COMMANDS = {
     "tokenizer": Command(
         "train or inspect a tokenizer", "moe-train tokenizer train data/text --output m.model --vocab-size 8192"
     ),
+    "convert": Command("models of Hugging Face's hub to ours, and back", "moe-train convert import HF_DIR models/mine"),
     "inspect": Command("look into prepared data, a checkpoint or a run", "moe-train inspect data/demo/train"),
     "doctor": Command("what is installed, whether it works, what to do about the rest", "moe-train doctor"),
 }

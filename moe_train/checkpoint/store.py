@@ -24,7 +24,7 @@ from moe_train.checkpoint.slices import OwnedSlice
 from moe_train.data.files import write_atomically
 
 FORMAT = 1
-_STATE = "state.json"
+STATE = "state.json"
 _TEMPORARY = ".saving"
 _REPLACED = ".replaced"
 
@@ -48,7 +48,7 @@ def save(root: Path, step: int, slices: list[OwnedSlice], state: dict[str, Any],
 
     def publish() -> None:
         text = json.dumps({"format": FORMAT, "step": step, **state}, indent=1)
-        write_atomically(temporary / _STATE, text.encode())
+        write_atomically(temporary / STATE, text.encode())
         if final.exists():
             # A run that went back to an earlier step comes by again. Until the new one is in place the old one stays.
             os.rename(final, final.with_name(final.name + _REPLACED))
@@ -93,7 +93,7 @@ def load(directory: Path, slices: list[OwnedSlice], expected: dict[str, tuple[in
 def read_state(directory: Path) -> dict[str, Any]:
     """The non-tensor state of a checkpoint. Raises ValueError when it is not one of ours or of another format."""
     try:
-        state = json.loads((directory / _STATE).read_text())
+        state = json.loads((directory / STATE).read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{directory} is not a checkpoint of moe_train ({error})") from error
     if state.get("format") != FORMAT:
@@ -120,6 +120,21 @@ def latest(root: Path) -> Path | None:
     if not directory.is_dir():
         raise ValueError(f"{pointer} names {directory.name}, which does not exist; choose another with --resume PATH")
     return directory
+
+
+def checkpoint_at(path: Path, step: int | None = None) -> Path:
+    """The checkpoint that a path names: itself, or of a run folder the latest or that of ``step``. ValueError if none."""
+    if (path / STATE).is_file():
+        if step is not None:
+            raise ValueError(f"{path} is one checkpoint; a step is chosen in the folder of a run")
+        return path
+    root = path / "checkpoints"
+    found = latest(root) if step is None else root / f"step_{step:08d}"
+    if found is None or not (found / STATE).is_file():
+        there = ", ".join(sorted(p.name for p in root.glob("step_????????"))) or "none"
+        which = "" if step is None else f" of step {step}"
+        raise ValueError(f"{path} holds no checkpoint{which} (there: {there}): name a run's folder or a checkpoint in it")
+    return found
 
 
 def _tidy(root: Path) -> None:

@@ -26,6 +26,12 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", metavar="auto|PATH", help="go on from the run's latest checkpoint, or from the checkpoint at PATH"
     )
+    parser.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="PATH",
+        help="begin with the weights of this run, checkpoint or imported model: step 0, fresh optimizer",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would run, with its size; start nothing")
     launch = parser.add_argument_group("launch")
     launch.add_argument(
@@ -71,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_launch(config, options, accelerators)
         print(describe(config, options, run_dir, "cuda" if accelerators else "cpu"))
         return 0
-    return launch_run(config, run_dir, arguments.resume, options, accelerators=accelerators)
+    return launch_run(config, run_dir, arguments.resume, options, accelerators=accelerators, init_from=arguments.init_from)
 
 
 def describe(config: RunConfig, options: LaunchOptions, run_dir: Path, device: str) -> str:

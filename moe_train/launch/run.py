@@ -13,7 +13,7 @@ from moe_train.data.options import members_of
 from moe_train.launch.plan import LaunchOptions, command, remote_environment, worker_environment
 from moe_train.launch.supervise import Limits, supervise
 from moe_train.training.run_config import RunConfig, check, to_yaml
-from moe_train.training.run_folder import check_free
+from moe_train.training.run_folder import check_free, check_initial_weights
 
 
 def default_processes(config: RunConfig, accelerators: int, nodes: int = 1) -> int:
@@ -57,11 +57,14 @@ def launch_run(
     accelerators: int,
     limits: Limits | None = None,
     base_environment: Mapping[str, str] | None = None,
+    init_from: Path | None = None,
 ) -> int:
     """Starts the workers, which make the run folder, and waits for them; returns the exit code of the run."""
     check_launch(config, options, accelerators)
     if options.node_rank == 0:
         check_free(run_dir, resume)
+    if init_from is not None:
+        check_initial_weights(init_from, resume)
     check_data(config)
     environment = worker_environment(options, base_environment or os.environ, cpu=not accelerators)
     # Each node's own: the run's folder may or may not be on a disk that all see. Rank 0 makes it the run's when it is
@@ -70,13 +73,13 @@ def launch_run(
     config_path.parent.mkdir(parents=True, exist_ok=True)
     config_path.write_text(to_yaml(config), encoding="utf-8")
     if options.launcher == "none":
-        return _in_process(worker_arguments(run_dir, resume, config_path), environment)
+        return _in_process(worker_arguments(run_dir, resume, config_path, init_from=init_from), environment)
     if options.hostfile is not None and not options.no_ssh and "DS_ENV_FILE" not in environment:
         path = config_path.with_name("environment")
         path.write_text(remote_environment(environment, (Path.home(), Path())), encoding="utf-8")
         environment["DS_ENV_FILE"] = str(path.resolve())
     launch = uuid.uuid4().hex[:12]
-    arguments = worker_arguments(run_dir, resume, config_path, launch)
+    arguments = worker_arguments(run_dir, resume, config_path, launch, init_from)
     return supervise(
         command(options, arguments, scratch=run_dir / "nodes", environment=environment),
         run_dir=run_dir,
@@ -88,13 +91,19 @@ def launch_run(
 
 
 def worker_arguments(
-    run_dir: Path, resume: str | None, config_path: Path | None = None, launch: str | None = None
+    run_dir: Path,
+    resume: str | None,
+    config_path: Path | None = None,
+    launch: str | None = None,
+    init_from: Path | None = None,
 ) -> list[str]:
     """What every worker is started with. No option may be the beginning of one of DeepSpeed's launcher, whose parser
     would take it for an abbreviation."""
     arguments = ["--run-dir", str(run_dir), "--resume", resume or "none"]
     if config_path is not None:
         arguments += ["--config", str(config_path)]
+    if init_from is not None:
+        arguments += ["--init-from", str(init_from)]
     return arguments if launch is None else [*arguments, "--status", launch]
 
 

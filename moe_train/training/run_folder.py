@@ -11,6 +11,7 @@ CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 _STARTED_FROM = "started_from"
+_INITIAL_WEIGHTS = "initial_weights"
 
 
 def default_run_dir(config: RunConfig) -> Path:
@@ -22,11 +23,11 @@ def holds_run(run_dir: Path) -> bool:
     return any((run_dir / name).exists() for name in (METRICS, CHECKPOINTS))
 
 
-def prepare(run_dir: Path, config: RunConfig, resume: str | None) -> None:
+def prepare(run_dir: Path, config: RunConfig, resume: str | None, init_from: Path | None = None) -> None:
     """Makes the folder and writes the resolved configuration; for when everything that can be refused was checked.
 
     ``resume``: None for a new run, "auto" to go on where the folder's run stopped (or to start it), or the path of a
-    checkpoint. A run that is there already is refused unless it is the one to go on with; the configuration that it was
+    checkpoint; ``init_from``: where the weights of a new run come from. A run that is there already is refused unless it is the one to go on with; the configuration that it was
     started with is kept beside the new one where they differ.
     """
     check_free(run_dir, resume)
@@ -36,9 +37,12 @@ def prepare(run_dir: Path, config: RunConfig, resume: str | None) -> None:
     if path.exists() and (before := path.read_text(encoding="utf-8")) != text:
         _write(_unused(run_dir), before)
     if resume is None:
-        (run_dir / _STARTED_FROM).unlink(missing_ok=True)  # of an attempt that took no step
+        for name in (_STARTED_FROM, _INITIAL_WEIGHTS):
+            (run_dir / name).unlink(missing_ok=True)  # of an attempt that took no step
     elif not _goes_on(run_dir, resume):
         _write(run_dir / _STARTED_FROM, str(Path(resume).resolve()))
+    if init_from is not None:
+        _write(run_dir / _INITIAL_WEIGHTS, str(init_from.resolve()))
     _write(path, text)
 
 
@@ -52,6 +56,24 @@ def check_free(run_dir: Path, resume: str | None) -> None:
         raise ValueError(
             f"{run_dir} holds a run already: go on with it by --resume auto, or choose another folder with --run-dir"
         )
+
+
+def check_initial_weights(path: Path, resume: str | None) -> None:
+    """ValueError where --init-from names nothing to begin with, or a resumed run has its weights already."""
+    if resume not in (None, "auto"):
+        raise ValueError(f"--resume {resume} goes on with weights of its own: leave out --init-from")
+    if not any((path / name).is_file() for name in ("state.json", f"{CHECKPOINTS}/latest")):
+        raise ValueError(
+            f"--init-from {path}: there is no checkpoint; name a run's folder, an imported model or a checkpoint"
+        )
+
+
+def initial_weights(run_dir: Path, resume: str | None, init_from: Path | None) -> Path | None:
+    """Where the weights of a run that has saved nothing come from: as asked now, or as it was started before."""
+    path = run_dir / _INITIAL_WEIGHTS
+    if init_from is None and resume == "auto" and path.is_file():
+        return Path(path.read_text(encoding="utf-8"))
+    return init_from
 
 
 def started_from(run_dir: Path) -> Path | None:

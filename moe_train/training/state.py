@@ -53,6 +53,11 @@ def save_checkpoint(
 def load_checkpoint(engine: Engine, directory: Path) -> dict[str, Any]:
     """Fills a fresh engine; returns the non-tensor state. Any layout may have written the checkpoint. Collective."""
     state = store.read_state(directory)
+    if state.get("weights_only"):
+        raise ValueError(
+            f"{directory} holds weights without an optimizer, so there is nothing to go on with: begin a new run from "
+            "them by --init-from PATH"
+        )
     slices = engine.owned_slices(create_moments=True)
     buffers = {f"model.{name}": buffer for name, buffer in _buffers(engine.module)}
     slices += [_whole(key, buffer) for key, buffer in buffers.items()]
@@ -68,6 +73,16 @@ def load_checkpoint(engine: Engine, directory: Path) -> dict[str, Any]:
         _set_generators(engine.groups, generators)
     engine.refresh_parameters(state["optimizer_steps"])
     return state
+
+
+def load_initial_weights(engine: Engine, directory: Path) -> None:
+    """Fills a fresh engine's parameters and gate state from any checkpoint of the same geometry, imported or trained;
+    step, moments and generators stay as they are at the start of a run. Collective."""
+    store.read_state(directory)
+    slices = [owned for owned in engine.owned_slices() if owned.key.startswith("model.")]
+    slices += [_whole(f"model.{name}", buffer) for name, buffer in _buffers(engine.module)]
+    store.load(directory, slices, _all_shapes(slices))
+    engine.refresh_parameters(0)
 
 
 def load_weights(model: nn.Module, groups: Groups, directory: Path) -> dict[str, Any]:

@@ -30,28 +30,32 @@ from moe_train.training.peak import peak_flops
 from moe_train.training.record import DeviceFacts, build_eval_record
 from moe_train.training.resume import check_samples
 from moe_train.training.run_config import RunConfig, to_dict
-from moe_train.training.run_folder import CHECKPOINTS, index_folder, prepare, started_from
+from moe_train.training.run_folder import CHECKPOINTS, index_folder, initial_weights, prepare, started_from
 from moe_train.training.schedules import lr_factor
-from moe_train.training.state import load_checkpoint, save_checkpoint
+from moe_train.training.state import load_checkpoint, load_initial_weights, save_checkpoint
 from moe_train.training.step import Requests, StepResult, train_step
 from moe_train.training.stop import StopRequest
 from moe_train.training.validation import ValidationSet, check_ids, check_vocabulary
 
 
-def train(config: RunConfig, run_dir: Path, resume: str | None, stop: StopRequest) -> bool:
+def train(
+    config: RunConfig, run_dir: Path, resume: str | None, stop: StopRequest, init_from: Path | None = None
+) -> bool:
     """Trains until the last step (True), or until ``stop`` is requested and a checkpoint is saved (False).
 
-    ``resume``: None, "auto" (the run's latest checkpoint, if there is one) or the path of a checkpoint.
+    ``resume``: None, "auto" (the run's latest checkpoint, if there is one) or the path of a checkpoint. ``init_from``:
+    run folder or checkpoint whose weights a new run begins with.
     """
     groups = initialize(config.parallel)
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     trainer = Trainer(config, run_dir, groups)
-    trainer.restore(resume)
+    init_from = initial_weights(run_dir, resume, init_from)
+    trainer.restore(resume, init_from)
     if groups.rank == 0:
         # Not earlier: what cannot start must not leave its configuration in the folder of a run that could.
-        prepare(run_dir, config, resume)
+        prepare(run_dir, config, resume, init_from)
         write_history(run_dir, trainer.history)
     status: Status = "failed"
     try:
@@ -113,8 +117,8 @@ class Trainer:
             peak_flops=_peak(groups.device),
         )
 
-    def restore(self, resume: str | None) -> None:
-        """Goes on from a checkpoint; "auto" without one starts from the beginning."""
+    def restore(self, resume: str | None, init_from: Path | None = None) -> None:
+        """Goes on from a checkpoint; "auto" without one starts from the beginning, with the weights of ``init_from``."""
         before: list[Stretch] = []
         directory = None if resume is None else Path(resume)
         if resume == "auto":
@@ -127,6 +131,8 @@ class Trainer:
                 print(note, flush=True)
             self.step, self.tokens = state["step"], state["tokens"]
             before = from_plain(state.get("history", []))
+        elif init_from is not None:
+            load_initial_weights(self.engine, store.checkpoint_at(init_from))
         begun = Stretch(
             after=self.step,
             run=str(self.run_dir.resolve()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 import traceback
@@ -30,6 +31,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", help="configuration by path or name (default: <run-dir>/config.yaml)")
     parser.add_argument("--run-dir", type=Path, help="the run's folder (default with --config: runs/<name>)")
     parser.add_argument("--resume", default="none", metavar="auto|none|PATH", help="checkpoint to start from")
+    parser.add_argument("--init-from", type=Path, metavar="PATH", help="run or checkpoint with a new run's weights")
     parser.add_argument("--status", default="", help="name of the launch, for the file that says how it ended")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="given by launchers, as in the environment")
     return parser.parse_intermixed_args(argv)
@@ -81,7 +83,7 @@ def run_to_end(work: Callable[[], bool], status: StatusFile) -> int:
 
 def _train(arguments: argparse.Namespace, rank: int, stop: StopRequest, train: Train | None) -> bool:
     from moe_train.training.run_config import check, load_run_config
-    from moe_train.training.run_folder import CONFIG, check_free, default_run_dir
+    from moe_train.training.run_folder import CONFIG, check_free, check_initial_weights, default_run_dir
 
     resume = None if arguments.resume == "none" else arguments.resume
     if arguments.config is None:
@@ -95,10 +97,12 @@ def _train(arguments: argparse.Namespace, rank: int, stop: StopRequest, train: T
     if not arguments.status and rank == 0:
         # Started by hand, without the command line that looks first.
         check_free(run_dir, resume)
+        if arguments.init_from is not None:
+            check_initial_weights(arguments.init_from, resume)
     if train is None:
         from moe_train.training.trainer import train as real_train
 
-        train = real_train
+        train = functools.partial(real_train, init_from=arguments.init_from)
     return train(config, run_dir, resume, stop)
 
 

@@ -1,0 +1,138 @@
+"""The safetensors format: 8 bytes with the length of a JSON header, the header, then the values in a row.
+
+Read and written by ranges, so that never more than one tensor lies in memory, and read rather than mapped, because
+mapped pages count as memory of the process. The format is described at https://github.com/huggingface/safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from moe_train.data.files import sync
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Those that a torch tensor has."""
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_LARGEST_HEADER = 100 * 2**20
+_READ_AT_ONCE = 2**30
+_LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file."""
+
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    """First byte of its values in the file."""
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def rows(self, first: int = 0, stop: int | None = None) -> Tensor:
+        """Rows [first, stop) along the first dimension; of a scalar the scalar itself.
+
+        Errors: OSError; ValueError where the file ends too early.
+        """
+        if not self.shape:
+            return self._read((), self.start)
+        stop = self.shape[0] if stop is None else stop
+        row = math.prod(self.shape[1:]) * self.dtype.itemsize
+        return self._read((stop - first, *self.shape[1:]), self.start + first * row)
+
+    def _read(self, shape: tuple[int, ...], position: int) -> Tensor:
+        tensor = torch.empty(shape, dtype=self.dtype)
+        memory = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+        descriptor, done = os.open(self.path, os.O_RDONLY), 0
+        try:
+            while done < len(memory):
+                count = os.preadv(descriptor, [memory[done : done + _READ_AT_ONCE]], position + done)
+                if not count:
+                    raise ValueError(f"{self.path} ends too early: it was cut off while it was read")
+                done += count
+        finally:
+            os.close(descriptor)
+        return tensor
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a file by name, in the order of their values.
+
+    Errors: OSError; ValueError where it is no whole safetensors file, or has a type that torch lacks.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as stream:
+        begin = stream.read(8)
+        if begin == _LFS_POINTER[:8] and begin + stream.read(len(_LFS_POINTER) - 8) == _LFS_POINTER:
+            raise ValueError(f"{path} is a pointer of git-lfs, not the file itself: fetch it with `git lfs pull`")
+        length = int.from_bytes(begin, "little")
+        if len(begin) < 8 or not 2 <= length <= min(_LARGEST_HEADER, size - 8):
+            raise ValueError(f"{path} is no safetensors file, or damaged (its header would have {length} bytes)")
+        try:
+            header = json.loads(stream.read(length))
+            entries = [(name, e["dtype"], e["shape"], e["data_offsets"]) for name, e in _tensors(header)]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no safetensors file, or damaged (its header cannot be read)") from error
+    found = {}
+    for name, dtype, shape, (first, last) in sorted(entries, key=lambda entry: entry[3]):
+        if dtype not in DTYPES:
+            raise ValueError(f"{path}: {name} has type {dtype}, which torch lacks")
+        stored = StoredTensor(path, DTYPES[dtype], tuple(shape), 8 + length + first)
+        if stored.nbytes != last - first or first < 0:
+            raise ValueError(f"{path} is damaged: {name} is {stored.nbytes} bytes of values, not {last - first}")
+        if 8 + length + last > size:
+            raise ValueError(f"{path} ends before the values of {name}: it was not copied or downloaded to its end")
+        found[name] = stored
+    return found
+
+
+def write_file(path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], get: Callable[[str], Tensor]) -> None:
+    """Writes a file whose values ``get`` hands over one after the other; it is on the disk when this returns.
+
+    Wider types stand first, so that all values are aligned. Errors: OSError.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, list(tensors).index(name)))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name in order:
+        dtype, shape = tensors[name]
+        end = position + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            tensor = get(name)
+            assert (tensor.dtype, tuple(tensor.shape)) == tensors[name], name
+            stream.write(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
+    sync(path)
+
+
+def _tensors(header: dict[str, dict[str, object]]) -> Iterable[tuple[str, dict[str, object]]]:
+    return ((name, entry) for name, entry in header.items() if name != "__metadata__")

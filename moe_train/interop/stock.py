@@ -1,0 +1,45 @@
+"""Whether a class that transformers ships computes what a configuration of ours computes."""
+
+from __future__ import annotations
+
+from moe_train.model.families import family_of
+from moe_train.model.options import ModelOptions
+from moe_train.routing.options import RouterOptions
+from moe_train.routing.registry import gate_options
+from moe_train.routing.strict import parse_options
+
+
+def stock_class_problems(model: ModelOptions, router: RouterOptions) -> list[str]:
+    """Why no class of transformers itself can hold this model, each in a sentence with the key; empty where one can."""
+    if not family_of(model).experts:
+        return []
+    problems = []
+    name, bias = model.family, router.balancing.bias.rate > 0
+    gate = "sigmoid_topk" if name == "deepseek_v3" else "softmax_topk"
+    if router.gate != gate:
+        problems.append(f"router.gate is {router.gate}, while {name} routes by {gate}")
+    elif gate == "softmax_topk":
+        options = parse_options(gate_options(gate), router.options, f"gate {gate!r}")
+        if name == "mixtral" and not options.sums_to_one:
+            problems.append("router.options.renormalize is false, while mixtral's weights sum to one")
+    if router.forced_balance:
+        problems.append("router.forced_balance replaces the gate's choice")
+    if bias and name != "deepseek_v3":
+        problems.append(
+            f"router.balancing.bias has moved a selection bias, for which {name} has no place (deepseek_v3 has "
+            "e_score_correction_bias)"
+        )
+    if model.moe.shared_expert_hidden_size is not None:
+        width, shared = model.moe.expert_hidden_size, model.moe.shared_expert_hidden_size
+        if name != "deepseek_v3":
+            problems.append(f"model.moe.shared_expert_hidden_size is {shared}, while {name} has no shared expert")
+        elif shared % width:
+            problems.append(f"model.moe.shared_expert_hidden_size {shared} is no multiple of expert_hidden_size {width}")
+    dense = sorted(model.dense_layers)
+    if dense and name in ("mixtral", "olmoe"):
+        problems.append(f"model.dense_layers is {dense}, while all layers of {name} have experts")
+    if name == "deepseek_v3" and dense != list(range(len(dense))):
+        problems.append(f"model.dense_layers is {dense}, while those of deepseek_v3 are the first ones")
+    if name == "olmoe" and model.head_dim not in (None, model.hidden_size // model.num_attention_heads):
+        problems.append(f"model.head_dim is {model.head_dim}, while olmoe's is hidden_size / num_attention_heads")
+    return problems

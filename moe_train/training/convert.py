@@ -1,0 +1,161 @@
+"""Models of the hub as runs of ours, and back: what interop/ does, between a model folder and a run's folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_train.checkpoint.reading import StoredTensors
+from moe_train.checkpoint.store import checkpoint_at, read_state
+from moe_train.data.dataset import sidecar_stem
+from moe_train.data.files import write_atomically
+from moe_train.data.manifest import recorded_tokenizer
+from moe_train.data.options import DataOptions, all_names
+from moe_train.interop.config_export import carried, to_hub
+from moe_train.interop.exporting import check_stored, write_tensors
+from moe_train.interop.hub_folder import CONFIG, read_json
+from moe_train.interop.importing import RECORD, open_source, write_checkpoint, write_record
+from moe_train.interop.layout import lay_out
+from moe_train.interop.small_files import copy_others, copy_tokenizer
+from moe_train.interop.whole_folder import check_target, whole_folder
+from moe_train.training import run_folder
+from moe_train.training.options import TrainOptions
+from moe_train.training.run_config import RunConfig, from_dict, to_dict, to_yaml
+
+HUB = "hf"
+"""In the folder of an imported model: what it came with."""
+GENERATION = "generation_config.json"
+_LONGEST = 4096
+"""Tokens per sequence that an imported model's configuration says at most; data.sequence_length changes it."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done, for the user."""
+
+    summary: str
+    notes: list[str]
+
+
+def import_model(folder: Path, out: Path, *, force: bool = False, drop_multi_token: bool = False) -> Report:
+    """A model folder of the hub -> a run's folder with a checkpoint of weights at step 0.
+
+    Errors: ValueError that says what is wrong with the folder, or what our models cannot do; OSError.
+    """
+    check_target(out, force=force, ours=_is_imported, what="an imported model")
+    source = open_source(folder, drop_multi_token=drop_multi_token)
+    config = from_dict(
+        to_dict(
+            RunConfig(
+                name=out.resolve().name,
+                model=source.hub.model,
+                router=source.hub.router,
+                data=DataOptions(sequence_length=min(source.hub.max_length, _LONGEST)),
+                train=TrainOptions(precision="bfloat16" if source.dtype == torch.bfloat16 else "float32"),
+            )
+        ),
+        source=f"{folder / CONFIG}, as our options",
+    )
+    with whole_folder(out) as temporary:
+        write_atomically(temporary / run_folder.CONFIG, to_yaml(config).encode())
+        (temporary / HUB).mkdir()
+        copy_others(folder, temporary / HUB)
+        write_record(source, temporary / HUB)
+        tokenizer = copy_tokenizer(folder, temporary)
+        write_checkpoint(source, temporary / run_folder.CHECKPOINTS, to_dict(config))
+    notes = source.notes() + ([] if tokenizer else [f"{folder} has no tokenizer"])
+    summary = f"{out}: {config.model.family}, {len(source.stored)} tensors, {source.dtype}".replace("torch.", "")
+    return Report(summary, notes)
+
+
+def export_model(
+    path: Path, out: Path, *, step: int | None = None, dtype: str = "auto", shard_bytes: int, force: bool = False
+) -> Report:
+    """A run's folder or a checkpoint in it -> a model folder that transformers loads.
+
+    ``dtype``: auto (each tensor's own for an imported model, else what the run computed in), float32 or bfloat16.
+    Errors: ValueError where transformers has no class for the model, or the checkpoint is damaged; OSError.
+    """
+    check_target(out, force=force, ours=_is_exported, what="an exported model")
+    directory = checkpoint_at(path, step)
+    state = read_state(directory)
+    config = from_dict(state["config"], source=f"{directory}/state.json")
+    run = directory.resolve().parents[1]
+    imported = bool(state.get("weights_only")) and (run / HUB / RECORD).is_file()
+    record = read_json(run / HUB / RECORD) if imported else {}
+    asked = None if dtype == "auto" else {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    computed = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
+    target = asked or (None if imported else computed)
+    content = to_hub(config.model, config.router, max_length=config.data.sequence_length, dtype=asked or computed)
+    original = carried(read_json(run / HUB / CONFIG), config.model, config.router, dtype=asked) if imported else None
+    layout = lay_out(config.model, config.router)
+    notes: list[str] = []
+    with StoredTensors(directory) as stored, whole_folder(out) as temporary:
+        check_stored(stored, layout)
+        if imported:
+            copy_others(run / HUB, temporary, without=(RECORD, CONFIG))
+        tokens = _tokenizer(run, config, temporary, notes)
+        if original is None:
+            original = content | {key: value for key, value in tokens.items() if key in content}
+        _write_json(temporary / CONFIG, original)
+        if not (temporary / GENERATION).is_file():
+            _write_json(temporary / GENERATION, {"_from_model_config": True, **tokens})
+        written = write_tensors(
+            stored,
+            layout,
+            temporary,
+            dtype=partial(_dtype, target),
+            copies=record.get("copies", []),
+            shard_bytes=shard_bytes,
+        )
+    if record.get("dequantised"):
+        notes.append("the weights came in 8-bit blocks and are written in bfloat16")
+    kind = original["architectures"][0] if original.get("architectures") else original["model_type"]
+    summary = f"{out}: {kind}, {written.tensors} tensors, {written.values:,} values, {len(written.files)} files"
+    return Report(summary, notes)
+
+
+def _dtype(target: torch.dtype | None, name: str, stored: torch.dtype) -> torch.dtype:
+    return target or stored
+
+
+def _tokenizer(run: Path, config: RunConfig, out: Path, notes: list[str]) -> dict[str, Any]:
+    """Carries the tokenizer along: the run folder's own, else that of its data. Returns what config.json says of it."""
+    if copy_tokenizer(run, out):
+        return {}
+    for name in all_names(config.data):
+        stem = Path(sidecar_stem(name))
+        try:
+            recorded = recorded_tokenizer(stem)
+        except (FileNotFoundError, ValueError):
+            continue
+        path = stem.parent / recorded["file"]
+        if not path.is_file():
+            continue
+        target = "tokenizer.json" if path.suffix == ".json" else "tokenizer.model"
+        write_atomically(out / target, path.read_bytes())
+        if target == "tokenizer.json":
+            settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": recorded["eod_token"]}
+            _write_json(out / "tokenizer_config.json", settings)
+        else:
+            notes.append(f"the tokenizer {path.name} is copied as it is; transformers may not load it by itself")
+        return {"eos_token_id": recorded["eod_id"]}
+    notes.append("no tokenizer was found, neither in the run's folder nor beside its data: copy it to the export")
+    return {}
+
+
+def _is_imported(folder: Path) -> bool:
+    return (folder / HUB / RECORD).is_file() and not (folder / run_folder.METRICS).exists()
+
+
+def _is_exported(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and any(folder.glob("model*.safetensors"))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomically(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
