@@ -29,7 +29,7 @@ def bfloat16_loop(case: Case, pieces: int) -> tuple[list[float], list[dict[str, 
         rows = [slice(i * size, (i + 1) * size) for i in range(pieces)]
         shares = [everything.rows(r) for r in rows]
         batches = [Batch(t.ids_BS, t.labels_BS, t.target_BS, t.padding_BS, t.sample_B) for t in shares]
-        names = ("target", "token", "sequence", "micro_batch")
+        names = ("target", "token", "sequence", "micro_batch", "multi_token")
         totals = {name: value.float() for name, value in zip(names, counts(batches), strict=True)}
         gradients = {name: torch.zeros_like(w) for name, w in masters.items()}
         loss = 0.0
