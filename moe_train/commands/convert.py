@@ -50,6 +50,13 @@ def register(parser: argparse.ArgumentParser) -> None:
     exports.add_argument(
         "--max-shard-size", type=size, default=size("5GB"), metavar="SIZE", help="of one file, such as 500MB (5GB)"
     )
+    exports.add_argument(
+        "--form",
+        choices=("auto", "stock", "custom"),
+        default="auto",
+        help="stock: a class of transformers; custom: a modelling file of its own, which loads with "
+        "trust_remote_code=True; auto: stock where such a class computes the same",
+    )
     exports.add_argument("--force", action="store_true", help="replace HF_DIR where it is an exported model")
 
 
@@ -67,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
                     args.out,
                     step=args.step,
                     dtype=args.dtype,
+                    form=args.form,
                     shard_bytes=args.max_shard_size,
                     force=args.force,
                 )

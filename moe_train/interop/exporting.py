@@ -28,9 +28,12 @@ class Written:
     files: list[str]
 
 
-def check_stored(stored: StoredTensors, layout: Layout) -> None:
-    """Errors: ValueError that names what the checkpoint has more, less or otherwise than the configuration."""
+def check_stored(stored: StoredTensors, layout: Layout, left_out: str | None = None) -> None:
+    """Errors: ValueError that names what the checkpoint has more, less or otherwise than the configuration, but for
+    names that begin with ``left_out``."""
     have = {key: shape for key, shape in stored.shapes.items() if key.startswith("model.")}
+    if left_out is not None:
+        have = {key: shape for key, shape in have.items() if not key.startswith(f"model.{left_out}")}
     want = {f"model.{name}": shape for name, shape in layout.shapes.items()}
     problems = [f"missing: {key}" for key in sorted(want.keys() - have.keys())]
     problems += [f"has no place: {key}" for key in sorted(have.keys() - want.keys())]

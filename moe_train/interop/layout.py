@@ -44,10 +44,11 @@ class Layout:
     """Names of ours whose rows from there on are padding: zero, and unknown to the hub."""
 
 
-def lay_out(model: ModelOptions, router: RouterOptions) -> Layout:
-    """ValueError that names what of ours has no place in the family's table."""
+def lay_out(model: ModelOptions, router: RouterOptions, table: list[Row] | None = None) -> Layout:
+    """By the family's table where none is given. ValueError that names what of ours has no place in it."""
     shapes = weight_shapes(model, router)
-    tensors = [tensor for row in TABLES[model.family] for tensor in _tensors(row, shapes, model)]
+    rows = TABLES[model.family] if table is None else table
+    tensors = [tensor for row in rows for tensor in _tensors(row, shapes, model)]
     padding = [
         (name, model.vocab_size)
         for name in ("embedding.word_embeddings.weight", "output_layer.weight")

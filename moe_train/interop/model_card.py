@@ -9,7 +9,7 @@ from moe_train.model.families import family_of
 from moe_train.model.options import ModelOptions
 from moe_train.routing.options import RouterOptions
 
-_BALANCE = ("gini", "min_max", "cv", "entropy", "max_violation", "dead_experts", "mean_k")
+_BALANCE = ("gini", "gini_floor", "min_max", "cv", "entropy", "max_violation", "dead_experts", "mean_k")
 
 
 def model_card(
@@ -54,8 +54,8 @@ def _lines(
     else:
         yield "No class that transformers ships computes this model:"
         yield from ("", *(f"- {reason}" for reason in custom), "")
-        yield f"`{hub_class}` in `modeling_moe_train.py` beside the weights does; it needs torch and transformers alone,"
-        yield "and `routing_moe_train.py` holds the gate. Read both before you trust them."
+        yield f"`{hub_class}` in `modeling_moe_train.py` beside the weights does; it needs torch and transformers"
+        yield "alone, and `routing_moe_train.py` holds the gate. Read both before you trust them."
     yield from ("", "## Measured", "")
     if evaluation is None:
         yield "The run's folder has no evaluation of this step."
@@ -64,7 +64,6 @@ def _lines(
     yield from ("", "| | |", "|---|---|")
     yield f"| loss, nats per token | {evaluation['loss']:.4f} |"
     yield f"| perplexity | {evaluation['perplexity']:.2f} |"
-    balance = evaluation.get("balance") or {}
     for key in _BALANCE:
-        if isinstance(balance.get(key), int | float):
-            yield f"| {key.replace('_', ' ')} of experts, mean over layers | {balance[key]:.4g} |"
+        if key in evaluation["mean"]:
+            yield f"| {key.replace('_', ' ')}, mean over layers | {evaluation['mean'][key]:.4g} |"

@@ -16,11 +16,13 @@ from moe_train.data.dataset import sidecar_stem
 from moe_train.data.files import write_atomically
 from moe_train.data.manifest import recorded_tokenizer
 from moe_train.data.options import DataOptions, all_names
-from moe_train.interop.config_export import carried, to_hub
+from moe_train.evaluation.result import read_evaluation
+from moe_train.interop.config_export import carried
 from moe_train.interop.exporting import check_stored, write_tensors
+from moe_train.interop.forms import Form, hub_form
 from moe_train.interop.hub_folder import CONFIG, read_json
 from moe_train.interop.importing import RECORD, open_source, write_checkpoint, write_record
-from moe_train.interop.layout import lay_out
+from moe_train.interop.model_card import model_card
 from moe_train.interop.small_files import copy_others, copy_tokenizer
 from moe_train.interop.whole_folder import check_target, whole_folder
 from moe_train.training import run_folder
@@ -74,12 +76,20 @@ def import_model(folder: Path, out: Path, *, force: bool = False, drop_multi_tok
 
 
 def export_model(
-    path: Path, out: Path, *, step: int | None = None, dtype: str = "auto", shard_bytes: int, force: bool = False
+    path: Path,
+    out: Path,
+    *,
+    step: int | None = None,
+    dtype: str = "auto",
+    form: Form = "auto",
+    shard_bytes: int,
+    force: bool = False,
 ) -> Report:
     """A run's folder or a checkpoint in it -> a model folder that transformers loads.
 
     ``dtype``: auto (each tensor's own for an imported model, else what the run computed in), float32 or bfloat16.
-    Errors: ValueError where transformers has no class for the model, or the checkpoint is damaged; OSError.
+    ``form``: a class of transformers, a modelling file of its own, or (auto) that only where there is no such class.
+    Errors: ValueError where the form cannot hold the model, or the checkpoint is damaged; OSError.
     """
     check_target(out, force=force, ours=_is_exported, what="an exported model")
     directory = checkpoint_at(path, step)
@@ -91,33 +101,57 @@ def export_model(
     asked = None if dtype == "auto" else {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     computed = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
     target = asked or (None if imported else computed)
-    content = to_hub(config.model, config.router, max_length=config.data.sequence_length, dtype=asked or computed)
-    original = carried(read_json(run / HUB / CONFIG), config.model, config.router, dtype=asked) if imported else None
-    layout = lay_out(config.model, config.router)
+    length = config.data.sequence_length
+    hub = hub_form(config.model, config.router, form, max_length=length, dtype=asked or computed)
+    content, original = hub.content, None
+    if imported and hub.custom is None:
+        original = carried(read_json(run / HUB / CONFIG), config.model, config.router, dtype=asked)
     notes: list[str] = []
     with StoredTensors(directory) as stored, whole_folder(out) as temporary:
-        check_stored(stored, layout)
+        check_stored(stored, hub.layout, hub.left_out)
         if imported:
             copy_others(run / HUB, temporary, without=(RECORD, CONFIG))
         tokens = _tokenizer(run, config, temporary, notes)
         if original is None:
             original = content | {key: value for key, value in tokens.items() if key in content}
         _write_json(temporary / CONFIG, original)
+        hub.write_code(temporary)
         if not (temporary / GENERATION).is_file():
             _write_json(temporary / GENERATION, {"_from_model_config": True, **tokens})
         written = write_tensors(
             stored,
-            layout,
+            hub.layout,
             temporary,
             dtype=partial(_dtype, target),
             copies=record.get("copies", []),
             shard_bytes=shard_bytes,
         )
+        card = model_card(
+            config.name,
+            config.model,
+            config.router,
+            hub_class=original["architectures"][0],
+            custom=hub.custom,
+            step=state["step"],
+            evaluation=_evaluation(run, state["step"]),
+        )
+        write_atomically(temporary / "README.md", card.encode())
+    if hub.custom is not None:
+        notes.append(f"it has a modelling file of its own (trust_remote_code=True): {'; '.join(hub.custom)}")
+    if hub.left_out is not None:
+        notes.append("the layer of multi-token prediction is left out, as transformers leaves it out")
     if record.get("dequantised"):
         notes.append("the weights came in 8-bit blocks and are written in bfloat16")
     kind = original["architectures"][0] if original.get("architectures") else original["model_type"]
     summary = f"{out}: {kind}, {written.tensors} tensors, {written.values:,} values, {len(written.files)} files"
     return Report(summary, notes)
+
+
+def _evaluation(run: Path, step: int) -> dict[str, Any] | None:
+    """The newest result of this step."""
+    paths = sorted((run / "evaluation").glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    results = (read_evaluation(path) for path in paths)
+    return next((result for result in results if result["step"] == step and "mean" in result), None)
 
 
 def _dtype(target: torch.dtype | None, name: str, stored: torch.dtype) -> torch.dtype:
