@@ -23,7 +23,7 @@ from moe_train.checkpoint.planners import SliceLoadPlanner, SliceSavePlanner, ch
 from moe_train.checkpoint.slices import OwnedSlice
 from moe_train.data.files import write_atomically
 
-FORMAT = 1
+FORMAT = 2
 STATE = "state.json"
 _TEMPORARY = ".saving"
 _REPLACED = ".replaced"

@@ -28,7 +28,7 @@ def taken(run_dir: Path, history: list[Stretch], steps: int) -> None:
 def checkpoint(run_dir: Path, history: list[Stretch], step: int) -> None:
     folder = run_dir / "checkpoints" / f"step_{step:08d}"
     folder.mkdir(parents=True)
-    (folder / "state.json").write_text(json.dumps({"format": 1, "step": step, "history": to_plain(history)}))
+    (folder / "state.json").write_text(json.dumps({"format": 2, "step": step, "history": to_plain(history)}))
     (folder.parent / "latest").write_text(folder.name)
 
 
