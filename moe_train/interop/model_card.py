@@ -55,7 +55,7 @@ def _lines(
         yield "No class that transformers ships computes this model:"
         yield from ("", *(f"- {reason}" for reason in custom), "")
         yield f"`{hub_class}` in `modeling_moe_train.py` beside the weights does; it needs torch and transformers"
-        yield "alone, and `routing_moe_train.py` holds the gate. Read both before you trust them."
+        yield "alone, and the file `routing_…` holds the gate. Read both before you trust them."
     yield from ("", "## Measured", "")
     if evaluation is None:
         yield "The run's folder has no evaluation of this step."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -13,10 +14,6 @@ from moe_train.model.options import ModelOptions
 from moe_train.routing.options import RouterOptions
 
 CLASS = "MoeTrainForCausalLM"
-_IMPORTS = {
-    "from moe_train.interop.remote.configuration_moe_train import": "from .configuration_moe_train import",
-    "from moe_train.routing import": "from .routing_moe_train import",
-}
 
 
 def remote_config(model: ModelOptions, router: RouterOptions, *, max_length: int, dtype: str) -> dict[str, Any]:
@@ -42,12 +39,20 @@ def remote_config(model: ModelOptions, router: RouterOptions, *, max_length: int
 
 def write_code(gate: str, folder: Path) -> None:
     """The modelling file, the class of its configuration, and the gate. Errors: ValueError of ``bundle``, OSError."""
-    home = files("moe_train.interop.remote")
+    home, code = files("moe_train.interop.remote"), bundle(gate).encode()
+    # transformers keeps modules by their content and classes of models by that of their configuration: with another
+    # gate none of the files may be the same.
+    routing = f"routing_{gate}_{hashlib.sha256(code).hexdigest()[:8]}"
     modeling = (home / "modeling_moe_train.py").read_text(encoding="utf-8")
-    for ours, theirs in _IMPORTS.items():
+    imports = {
+        "from moe_train.interop.remote.configuration_moe_train import": "from .configuration_moe_train import",
+        "from moe_train.routing import": f"from .{routing} import",
+    }
+    for ours, theirs in imports.items():
         assert modeling.count(ours) == 1, ours
         modeling = modeling.replace(ours, theirs)
     configuration = (home / "configuration_moe_train.py").read_text(encoding="utf-8")
-    write_atomically(folder / "modeling_moe_train.py", modeling.encode())
-    write_atomically(folder / "configuration_moe_train.py", configuration.encode())
-    write_atomically(folder / "routing_moe_train.py", bundle(gate).encode())
+    for name, source in (("modeling", modeling), ("configuration", configuration)):
+        text = f"# Goes with {routing}.py. Written by `moe-train convert export`.\n{source}"
+        write_atomically(folder / f"{name}_moe_train.py", text.encode())
+    write_atomically(folder / f"{routing}.py", code)
