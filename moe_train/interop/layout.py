@@ -48,7 +48,7 @@ def lay_out(model: ModelOptions, router: RouterOptions) -> Layout:
     """ValueError that names what of ours has no place in the family's table."""
     shapes = weight_shapes(model, router)
     tensors = [tensor for row in TABLES[model.family] for tensor in _tensors(row, shapes, model)]
-    padding = [
+    padding: list[tuple[str, int]] = [
         (name, model.vocab_size)
         for name in ("embedding.word_embeddings.weight", "output_layer.weight")
         if name in shapes and shapes[name][0] > model.vocab_size
@@ -59,7 +59,9 @@ def lay_out(model: ModelOptions, router: RouterOptions) -> Layout:
             covered[piece.key] = covered.get(piece.key, 0) + math.prod(piece.sizes)
     left = [name for name, shape in shapes.items() if covered.get(name, 0) != math.prod(shape)]
     if left:
-        raise ValueError(f"{model.family} has no place for {left[0]}" + (f" and {len(left) - 1} more" if left[1:] else ""))
+        raise ValueError(
+            f"{model.family} has no place for {left[0]}" + (f" and {len(left) - 1} more" if left[1:] else "")
+        )
     return Layout(shapes, tensors, _copies(model), padding)
 
 
@@ -81,7 +83,9 @@ def _tensors(row: Row, shapes: Shapes, model: ModelOptions) -> Iterator[HubTenso
                 yield HubTensor(row.hub.format(layer=number), (model.moe.num_experts,), ())
             continue
         for expert in experts:
-            yield _tensor(row.hub.format(layer=number, next=number, expert=expert), ours, row.part, shapes[ours], expert, model)
+            yield _tensor(
+                row.hub.format(layer=number, next=number, expert=expert), ours, row.part, shapes[ours], expert, model
+            )
 
 
 def _tensor(name: str, key: str, part: Part, whole: Shape, expert: int | None, model: ModelOptions) -> HubTensor:
