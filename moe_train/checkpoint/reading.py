@@ -20,7 +20,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
-_READ_AT_ONCE = 2**30
+from moe_train.checkpoint.ranges import memory_of, read_range
 
 
 @dataclass
@@ -98,10 +98,11 @@ class StoredTensors:
         run = max(run, 0)
         length = math.prod(shape[run:]) * dtype.itemsize
         strides = [math.prod(sizes[d + 1 :]) for d in range(len(sizes))]
-        memory = memoryview(values.view(-1).view(torch.uint8).numpy())
+        memory = memory_of(values)
         begin = self._data(piece, dtype)
         for number, index in enumerate(itertools.product(*(range(n) for n in shape[:run]))):
-            where = sum((s + i) * stride for s, i, stride in zip(start, (*index, *[0] * len(sizes)), strides))
+            first = (*index, *[0] * (len(sizes) - len(index)))
+            where = sum((s + i) * stride for s, i, stride in zip(start, first, strides, strict=True))
             self._fill(piece.file, begin + where * dtype.itemsize, memory[number * length : (number + 1) * length])
         if not direct:
             target.copy_(values)
@@ -115,7 +116,10 @@ class StoredTensors:
                 record = next(i for i in zipfile.ZipFile(window).infolist() if i.filename.endswith("/data/0"))
             except (zipfile.BadZipFile, StopIteration, OSError) as error:
                 raise ValueError(f"{where} ({error or 'no values'})") from error
-            if record.compress_type != zipfile.ZIP_STORED or record.file_size != math.prod(piece.sizes) * dtype.itemsize:
+            if (
+                record.compress_type != zipfile.ZIP_STORED
+                or record.file_size != math.prod(piece.sizes) * dtype.itemsize
+            ):
                 raise ValueError(f"{where} (the record of values has another size)")
             window.seek(record.header_offset + 26)
             name, extra = (int.from_bytes(window.read(2), "little") for _ in range(2))
@@ -123,12 +127,10 @@ class StoredTensors:
         return piece.data
 
     def _fill(self, file: str, position: int, memory: memoryview) -> None:
-        descriptor, done = self._descriptor(file), 0
-        while done < len(memory):
-            count = os.preadv(descriptor, [memory[done : done + _READ_AT_ONCE]], position + done)
-            if not count:
-                raise ValueError(f"checkpoint {self.directory}: {file} ends too early")
-            done += count
+        try:
+            read_range(self._descriptor(file), position, memory)
+        except EOFError:
+            raise ValueError(f"checkpoint {self.directory}: {file} ends too early") from None
 
     def _descriptor(self, file: str) -> int:
         if file not in self._files:

@@ -123,7 +123,10 @@ def latest(root: Path) -> Path | None:
 
 
 def checkpoint_at(path: Path, step: int | None = None) -> Path:
-    """The checkpoint that a path names: itself, or of a run folder the latest or that of ``step``. ValueError if none."""
+    """The checkpoint that a path names: itself, or of a run folder the latest or that of ``step``.
+
+    Errors: ValueError where there is none.
+    """
     if (path / STATE).is_file():
         if step is not None:
             raise ValueError(f"{path} is one checkpoint; a step is chosen in the folder of a run")
@@ -133,7 +136,9 @@ def checkpoint_at(path: Path, step: int | None = None) -> Path:
     if found is None or not (found / STATE).is_file():
         there = ", ".join(sorted(p.name for p in root.glob("step_????????"))) or "none"
         which = "" if step is None else f" of step {step}"
-        raise ValueError(f"{path} holds no checkpoint{which} (there: {there}): name a run's folder or a checkpoint in it")
+        raise ValueError(
+            f"{path} holds no checkpoint{which} (there: {there}): name a run's folder or a checkpoint in it"
+        )
     return found
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -97,6 +98,10 @@ class _Writer(dcp.FileSystemWriter):
         self.folder = path
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        with _without_checksums():
+            return self._write_files(plan, planner)
+
+    def _write_files(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         results: list[WriteResult] = []
         waiting = list(reversed(plan.items))
         number = 0
@@ -113,6 +118,17 @@ class _Writer(dcp.FileSystemWriter):
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
         return future
+
+
+@contextmanager
+def _without_checksums() -> Iterator[None]:
+    """torch.save computes CRC-32 of all values, which nothing reads and which takes as long as writing them."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 class _Stream:

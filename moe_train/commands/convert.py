@@ -28,7 +28,9 @@ def register(parser: argparse.ArgumentParser) -> None:
     imports.add_argument("source", type=Path, metavar="HF_DIR", help="folder with config.json and *.safetensors")
     imports.add_argument("out", type=Path, metavar="OUT", help="folder to write; appears when it is complete")
     imports.add_argument(
-        "--drop-mtp", action="store_true", help="leave out DeepSeek's layer of multi-token prediction (default: keep it)"
+        "--drop-mtp",
+        action="store_true",
+        help="leave out DeepSeek's layer of multi-token prediction (default: keep it)",
     )
     imports.add_argument("--force", action="store_true", help="replace OUT where it is an imported model")
 

@@ -77,7 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
         check_launch(config, options, accelerators)
         print(describe(config, options, run_dir, "cuda" if accelerators else "cpu"))
         return 0
-    return launch_run(config, run_dir, arguments.resume, options, accelerators=accelerators, init_from=arguments.init_from)
+    return launch_run(
+        config, run_dir, arguments.resume, options, accelerators=accelerators, init_from=arguments.init_from
+    )
 
 
 def describe(config: RunConfig, options: LaunchOptions, run_dir: Path, device: str) -> str:

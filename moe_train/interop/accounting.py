@@ -1,4 +1,4 @@
-"""What a model folder holds against what its config.json promises: nothing is unexpected, missing or of another shape."""
+"""What a model folder holds against what its config.json promises: nothing unexpected, missing or of another shape."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def account(stored: Stored, layout: Layout, folder: Path, *, quantized: bool, dr
     problems = [f"missing: {name}" for name in sorted((expected | found.scales) - stored.keys())]
     unexpected = sorted(extra - set(found.left_out))
     problems += [f"unexpected: {name}{_layout_of(name)}" for name in unexpected]
-    problems += [problem for name in sorted(found.weights.keys() & stored.keys()) for problem in _wrong(name, found, stored)]
+    problems += [
+        problem for name in sorted(found.weights.keys() & stored.keys()) for problem in _wrong(name, found, stored)
+    ]
     problems += _mixed_types(found, stored)
     if not problems:
         problems = [f"{c.hub} should repeat {c.of}, but differs" for c in found.copies if not _equal(stored, c)]
@@ -57,7 +59,9 @@ def account(stored: Stored, layout: Layout, folder: Path, *, quantized: bool, dr
 
 def _layout_of(name: str) -> str:
     kinds = [meaning for part, meaning in OTHER_LAYOUTS.items() if part in f"{name}."]
-    return f" ({kinds[0]}; read are files as the hub has them, written by transformers' save_pretrained)" if kinds else ""
+    return (
+        f" ({kinds[0]}; read are files as the hub has them, written by transformers' save_pretrained)" if kinds else ""
+    )
 
 
 def _wrong(name: str, found: Account, stored: Stored) -> list[str]:

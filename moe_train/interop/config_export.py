@@ -97,7 +97,7 @@ def _latent_attention(model: ModelOptions) -> dict[str, Any]:
 
 def _experts(model: ModelOptions, router: RouterOptions) -> dict[str, Any]:
     moe = model.moe
-    options = parse_options(gate_options(router.gate), router.options, f"gate {router.gate!r}")
+    options: Any = parse_options(gate_options(router.gate), router.options, f"gate {router.gate!r}")
     content: dict[str, Any] = {"num_experts_per_tok": options.top_k}
     if model.family == "mixtral":
         return content | {

@@ -87,7 +87,9 @@ def from_hub(content: dict[str, Any], *, multi_token: bool = True) -> HubModel:
         _check_latent_heads(config, latent, heads)
     predicted = (config.get("num_nextn_predict_layers") or 0) if family == "deepseek_v3" else 0
     if predicted > 1:
-        raise ValueError(f"config.json: num_nextn_predict_layers is {predicted}; our models predict one more token only")
+        raise ValueError(
+            f"config.json: num_nextn_predict_layers is {predicted}; our models predict one more token only"
+        )
     layers = config.whole("num_hidden_layers")
     dense = _dense_layers(config, layers)
     experts = family not in ("qwen3", "llama3")

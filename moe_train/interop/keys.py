@@ -73,6 +73,6 @@ WITHOUT_EFFECT = frozenset(
     tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version
     typical_p unsloth_fixed unsloth_version use_bfloat16 use_cache""".split()
 )
-"""Keys that do not change the logits of a text, or (max_position_embeddings, quantization_config) are read elsewhere."""
+"""Keys that change no logits of a text, or (max_position_embeddings, quantization_config) are read elsewhere."""
 DTYPE_KEYS = ("dtype", "torch_dtype")
 """Names of the type of the weights, the newer one first."""

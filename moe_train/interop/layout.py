@@ -49,7 +49,7 @@ def lay_out(model: ModelOptions, router: RouterOptions, table: list[Row] | None 
     shapes = weight_shapes(model, router)
     rows = TABLES[model.family] if table is None else table
     tensors = [tensor for row in rows for tensor in _tensors(row, shapes, model)]
-    padding = [
+    padding: list[tuple[str, int]] = [
         (name, model.vocab_size)
         for name in ("embedding.word_embeddings.weight", "output_layer.weight")
         if name in shapes and shapes[name][0] > model.vocab_size
@@ -60,7 +60,9 @@ def lay_out(model: ModelOptions, router: RouterOptions, table: list[Row] | None 
             covered[piece.key] = covered.get(piece.key, 0) + math.prod(piece.sizes)
     left = [name for name, shape in shapes.items() if covered.get(name, 0) != math.prod(shape)]
     if left:
-        raise ValueError(f"{model.family} has no place for {left[0]}" + (f" and {len(left) - 1} more" if left[1:] else ""))
+        raise ValueError(
+            f"{model.family} has no place for {left[0]}" + (f" and {len(left) - 1} more" if left[1:] else "")
+        )
     return Layout(shapes, tensors, _copies(model), padding)
 
 
@@ -82,7 +84,9 @@ def _tensors(row: Row, shapes: Shapes, model: ModelOptions) -> Iterator[HubTenso
                 yield HubTensor(row.hub.format(layer=number), (model.moe.num_experts,), ())
             continue
         for expert in experts:
-            yield _tensor(row.hub.format(layer=number, next=number, expert=expert), ours, row.part, shapes[ours], expert, model)
+            yield _tensor(
+                row.hub.format(layer=number, next=number, expert=expert), ours, row.part, shapes[ours], expert, model
+            )
 
 
 def _tensor(name: str, key: str, part: Part, whole: Shape, expert: int | None, model: ModelOptions) -> HubTensor:

@@ -12,10 +12,12 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from moe_train.checkpoint.ranges import memory_of, read_range
 from moe_train.data.files import sync
 
 DTYPES = {
@@ -35,7 +37,6 @@ DTYPES = {
 """Those that a torch tensor has."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LARGEST_HEADER = 100 * 2**20
-_READ_AT_ONCE = 2**30
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -66,14 +67,11 @@ class StoredTensor:
 
     def _read(self, shape: tuple[int, ...], position: int) -> Tensor:
         tensor = torch.empty(shape, dtype=self.dtype)
-        memory = memoryview(tensor.view(-1).view(torch.uint8).numpy())
-        descriptor, done = os.open(self.path, os.O_RDONLY), 0
+        descriptor = os.open(self.path, os.O_RDONLY)
         try:
-            while done < len(memory):
-                count = os.preadv(descriptor, [memory[done : done + _READ_AT_ONCE]], position + done)
-                if not count:
-                    raise ValueError(f"{self.path} ends too early: it was cut off while it was read")
-                done += count
+            read_range(descriptor, position, memory_of(tensor))
+        except EOFError:
+            raise ValueError(f"{self.path} ends too early: it was cut off while it was read") from None
         finally:
             os.close(descriptor)
         return tensor
@@ -110,7 +108,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def write_file(path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], get: Callable[[str], Tensor]) -> None:
+def write_file(
+    path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], get: Callable[[str], Tensor]
+) -> None:
     """Writes a file whose values ``get`` hands over one after the other; it is on the disk when this returns.
 
     Wider types stand first, so that all values are aligned. Errors: OSError.
@@ -130,9 +130,9 @@ def write_file(path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, .
         for name in order:
             tensor = get(name)
             assert (tensor.dtype, tuple(tensor.shape)) == tensors[name], name
-            stream.write(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
+            stream.write(memory_of(tensor.contiguous()))
     sync(path)
 
 
-def _tensors(header: dict[str, dict[str, object]]) -> Iterable[tuple[str, dict[str, object]]]:
+def _tensors(header: dict[str, dict[str, Any]]) -> Iterable[tuple[str, dict[str, Any]]]:
     return ((name, entry) for name, entry in header.items() if name != "__metadata__")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from moe_train.model.families import family_of
 from moe_train.model.options import ModelOptions
 from moe_train.routing.options import RouterOptions
@@ -19,7 +21,7 @@ def stock_class_problems(model: ModelOptions, router: RouterOptions) -> list[str
     if router.gate != gate:
         problems.append(f"router.gate is {router.gate}, while {name} routes by {gate}")
     elif gate == "softmax_topk":
-        options = parse_options(gate_options(gate), router.options, f"gate {gate!r}")
+        options: Any = parse_options(gate_options(gate), router.options, f"gate {gate!r}")
         if name == "mixtral" and not options.sums_to_one:
             problems.append("router.options.renormalize is false, while mixtral's weights sum to one")
     if router.forced_balance:
@@ -34,7 +36,9 @@ def stock_class_problems(model: ModelOptions, router: RouterOptions) -> list[str
         if name != "deepseek_v3":
             problems.append(f"model.moe.shared_expert_hidden_size is {shared}, while {name} has no shared expert")
         elif shared % width:
-            problems.append(f"model.moe.shared_expert_hidden_size {shared} is no multiple of expert_hidden_size {width}")
+            problems.append(
+                f"model.moe.shared_expert_hidden_size {shared} is no multiple of expert_hidden_size {width}"
+            )
     dense = sorted(model.dense_layers)
     if dense and name in ("mixtral", "olmoe"):
         problems.append(f"model.dense_layers is {dense}, while all layers of {name} have experts")

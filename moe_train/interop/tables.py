@@ -40,7 +40,9 @@ class Copy:
     """Whether it may be missing; that it was there is remembered."""
 
 
-def _feed_forward(hub: str, ours: str, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj") -> list[Row]:
+def _feed_forward(
+    hub: str, ours: str, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"
+) -> list[Row]:
     return [
         Row(f"{hub}.{gate}.weight", f"{ours}.weight1", Part.GATE),
         Row(f"{hub}.{up}.weight", f"{ours}.weight1", Part.UP),
@@ -84,7 +86,9 @@ TABLES: dict[str, list[Row]] = {
         *_NORMS,
         *_ATTENTION,
         Row("model.layers.{layer}.block_sparse_moe.gate.weight", "{layer}.mlp.router.gate.weight"),
-        *_feed_forward("model.layers.{layer}.block_sparse_moe.experts.{expert}", "{layer}.mlp.experts", "w1", "w3", "w2"),
+        *_feed_forward(
+            "model.layers.{layer}.block_sparse_moe.experts.{expert}", "{layer}.mlp.experts", "w1", "w3", "w2"
+        ),
         *_END,
     ],
     "deepseek_v3": [

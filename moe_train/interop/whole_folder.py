@@ -12,8 +12,8 @@ from moe_train.data.files import PARTIAL_SUFFIX, is_abandoned, process_name, syn
 
 
 def check_target(target: Path, *, force: bool, ours: Callable[[Path], bool], what: str) -> None:
-    """Errors: ValueError where ``target`` is there already and may not be replaced: without ``force``, or where ``ours``
-    says that it is something else than ``what``."""
+    """Errors: ValueError where ``target`` is there already and may not be replaced: without ``force``, or where
+    ``ours`` says that it is something else than ``what``."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not target.is_dir():

@@ -27,8 +27,9 @@ def prepare(run_dir: Path, config: RunConfig, resume: str | None, init_from: Pat
     """Makes the folder and writes the resolved configuration; for when everything that can be refused was checked.
 
     ``resume``: None for a new run, "auto" to go on where the folder's run stopped (or to start it), or the path of a
-    checkpoint; ``init_from``: where the weights of a new run come from. A run that is there already is refused unless it is the one to go on with; the configuration that it was
-    started with is kept beside the new one where they differ.
+    checkpoint; ``init_from``: where the weights of a new run come from. A run that is there already is refused unless
+    it is the one to go on with; the configuration that it was started with is kept beside the new one where they
+    differ.
     """
     check_free(run_dir, resume)
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -118,7 +118,7 @@ class Trainer:
         )
 
     def restore(self, resume: str | None, init_from: Path | None = None) -> None:
-        """Goes on from a checkpoint; "auto" without one starts from the beginning, with the weights of ``init_from``."""
+        """Goes on from a checkpoint; "auto" without one begins anew. What begins has the weights of ``init_from``."""
         before: list[Stretch] = []
         directory = None if resume is None else Path(resume)
         if resume == "auto":

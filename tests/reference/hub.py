@@ -26,7 +26,12 @@ _DENSE = {
     "max_position_embeddings": 64,
 }
 _MOE = {**_DENSE, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
-_MIXTRAL = {**_DENSE, "num_local_experts": 8, "num_experts_per_tok": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 5e3}}
+_MIXTRAL = {
+    **_DENSE,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 5e3},
+}
 _OLMOE = {**_DENSE, "num_experts": 8, "num_experts_per_tok": 3}
 _LATENT = {
     **_DENSE,
@@ -76,14 +81,16 @@ MODELS = {
     "qwen3_moe": Hub("Qwen3Moe", {**_MOE, "head_dim": 16, "norm_topk_prob": True}),
     "qwen3_moe_tied_mixed_yarn": Hub(
         "Qwen3Moe",
-        {**_MOE, "tie_word_embeddings": True, "mlp_only_layers": [2], "decoder_sparse_step": 1, "rope_parameters": _YARN},
+        {**_MOE, "tie_word_embeddings": True, "mlp_only_layers": [2], "rope_parameters": _YARN},
     ),
     "qwen3_moe_sparse_step_bf16_shards": Hub(
         "Qwen3Moe", {**_MOE, "decoder_sparse_step": 2, "norm_topk_prob": True, "head_dim": 8}, torch.bfloat16, "50KB"
     ),
     "olmoe": Hub("Olmoe", {**_OLMOE, "clip_qkv": 0.4}),
     "olmoe_tied_bf16": Hub(
-        "Olmoe", {**_OLMOE, "num_key_value_heads": 6, "norm_topk_prob": True, "tie_word_embeddings": True}, torch.bfloat16
+        "Olmoe",
+        {**_OLMOE, "num_key_value_heads": 6, "norm_topk_prob": True, "tie_word_embeddings": True},
+        torch.bfloat16,
     ),
     "deepseek_v3": Hub("DeepseekV3", _LATENT),
     "deepseek_v3_yarn_bf16": Hub(
@@ -119,7 +126,11 @@ def make(folder: Path, hub: Hub, seed: int) -> None:
         for name, value in [*model.named_parameters(), *_biases(model)]:
             value.copy_(_random(name, value.shape, generator))
     if hub.dtype != torch.float32:
+        exact = _biases(model)
         model = model.to(hub.dtype)
+        for name, bias in exact:  # stays float32 in what is published
+            owner, _, last = name.rpartition(".")
+            setattr(model.get_submodule(owner), last, torch.nn.Buffer(bias))
         model.config.dtype = hub.dtype
     model.save_pretrained(folder, max_shard_size=hub.max_shard_size)
 

@@ -49,14 +49,19 @@ def logits(run: str, ids_BS: Tensor, expert: int) -> Tensor:
 def names_and_shapes(run: str) -> dict[str, tuple[int, ...]]:
     """Everything that the real model keeps."""
     groups_for(1)
-    return {name: tuple(value.shape) for name, value in _model(load(Path(run)), seed=0).state_dict().items()}
+    model = _model(load(Path(run)), seed=0)
+    kept = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in model.state_dict())]
+    return {name: tuple(value.shape) for name, value in kept}
 
 
 def begin_and_save(run: str, root: str, expert: int, zero: int, precision: str) -> None:
     """An engine that begins with the weights of a run's folder, saved as if it had trained."""
     config, groups = load(Path(run)), groups_for(expert)
     train = TrainOptions(
-        global_batch_size=8, micro_batch_size=1, zero_stage=zero, precision=precision  # type: ignore[arg-type]
+        global_batch_size=8,
+        micro_batch_size=1,
+        zero_stage=zero,
+        precision=precision,  # type: ignore[arg-type]
     )
     persistence = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if zero == 3 else {}
     engine = Engine(_model(config, seed=7), groups, train, OptimizerOptions(), persistence)

@@ -1,0 +1,45 @@
+"""Which configurations a class of transformers can hold. Pitfall 13: FlagScale PR412, ms-swift#6793 (a clear error
+where the class has no place for the bias)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from moe_train.interop.config_export import to_hub
+from moe_train.interop.stock import stock_class_problems
+from moe_train.model.options import ModelOptions, MoEOptions
+from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions
+
+BIAS = BalancingOptions(bias=BiasOptions(0.001))
+MODEL = ModelOptions()
+
+
+@pytest.mark.parametrize(
+    ("model", "router", "problem"),
+    [
+        (MODEL, RouterOptions(), None),
+        (MODEL, RouterOptions(options={"softmax": "after"}), None),
+        (replace(MODEL, family="mixtral"), RouterOptions(), None),
+        (replace(MODEL, family="mixtral"), RouterOptions(options={"renormalize": False}), "renormalize"),
+        (replace(MODEL, family="qwen3"), RouterOptions("lpr"), None),
+        (MODEL, RouterOptions("lpr"), "router.gate is lpr"),
+        (MODEL, RouterOptions("sigmoid_topk"), "router.gate is sigmoid_topk"),
+        (MODEL, RouterOptions(balancing=BIAS), "e_score_correction_bias"),
+        (MODEL, RouterOptions(forced_balance=True), "forced_balance"),
+        (replace(MODEL, moe=MoEOptions(shared_expert_hidden_size=64)), RouterOptions(), "no shared expert"),
+        (replace(MODEL, family="olmoe", dense_layers=[0]), RouterOptions(), "dense_layers"),
+        (replace(MODEL, family="deepseek_v3", dense_layers=[1]), RouterOptions("sigmoid_topk"), "the first ones"),
+        (replace(MODEL, family="deepseek_v3", dense_layers=[0]), RouterOptions("sigmoid_topk", balancing=BIAS), None),
+    ],
+)
+def test_problems_are_told_by_key(model: ModelOptions, router: RouterOptions, problem: str | None) -> None:
+    found = stock_class_problems(model, router)
+    if problem is None:
+        assert found == []
+        return
+    assert len(found) == 1 and problem in found[0]
+    with pytest.raises(ValueError, match="modelling file of its own"):
+        to_hub(model, router, max_length=64, dtype=torch.float32)
