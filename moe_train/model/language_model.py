@@ -48,8 +48,8 @@ class LanguageModel(GPTModel):
     def forward(  # type: ignore[override]
         self, ids_BS: Tensor, labels_BS: Tensor | None = None, target_BS: Tensor | None = None
     ) -> Any:
-        """Sum of negative log-likelihoods and each token's own [B, S]; without labels the logits [B, S, V], or [B, 1, V]
-        where the micro-batch names one position of each sequence.
+        """Sum of negative log-likelihoods and each token's own [B, S]; without labels the logits [B, S, V], or
+        [B, 1, V] where the micro-batch names one position of each sequence.
 
         Must be called inside ``with use(micro_batch)``.
         """
