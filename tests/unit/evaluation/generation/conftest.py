@@ -57,7 +57,7 @@ MODELS = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def groups() -> Iterator[Groups]:
     """Of a single process, which other tests of this process must not find."""
     torch.set_num_threads(1)
