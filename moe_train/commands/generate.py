@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import warnings
@@ -62,7 +63,7 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from moe_train.commands.stopping import can_be_stopped
+    from moe_train.commands.stopping import Terminated, can_be_stopped
 
     prompts = read_prompts(arguments.prompt, arguments.prompts)
     options = generation_options(arguments)
@@ -72,12 +73,12 @@ def run(arguments: argparse.Namespace) -> int:
             code, completions = 0, _in_process(arguments, prompts, options, stream)
         else:
             code, completions = _in_workers(arguments, prompts, options, stream)
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        raise KeyboardInterrupt if code == 128 + signal.SIGINT else Terminated
     if code:
         print("the generation did not finish; see above", file=sys.stderr)
         return code
-    if stream:
-        print()
-    else:
+    if not stream:
         show(prompts, completions, as_json=arguments.json)
     return 0
 
@@ -130,9 +131,11 @@ def _in_process(
     model = load(arguments.checkpoint, tokenizer=arguments.tokenizer)
     if not stream:
         return [completion.to_json() for completion in model.generate(prompts, **options)]
-    for text in model.stream(prompts[0], **options):
-        sys.stdout.write(text)
-        sys.stdout.flush()
+    try:
+        for text in model.stream(prompts[0], **options):
+            print(text, end="", flush=True)
+    finally:
+        print(flush=True)
     return []
 
 

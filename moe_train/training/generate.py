@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,8 +48,7 @@ def generate_run(arguments: argparse.Namespace) -> bool:
     generator = TextGenerator(weights.model, groups, vocabulary, config.data.sequence_length)
 
     def show(step: Step) -> None:
-        sys.stdout.write(step.text)
-        sys.stdout.flush()
+        print(step.text, end="" if step.finish is None else "\n", flush=True)
 
     prompts = encode_prompts(tokenizer, arguments.run_dir, request["prompts"])
     completions = complete(generator, prompts, options, show if request["stream"] else None)

@@ -169,6 +169,7 @@ def test_bad_paths(run_dir: Path, tmp_path: Path) -> None:
         load(tmp_path / "alone" / "step_00000003")
 
 
+@pytest.mark.slow
 def test_the_api_is_cheap_to_import_and_needs_no_launcher(run_dir: Path) -> None:
     """In a process of its own, whatever a launcher has left in the environment: two models, and sound groups."""
     code = f"""
