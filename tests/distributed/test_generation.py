@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from moe_train.evaluation.generation.options import GenerationOptions
 from moe_train.routing.options import RouterOptions
+from moe_train.training.run_config import RunConfig, to_yaml
 from tests.distributed.harness import generating
 from tests.distributed.harness.expected import Processes
 from tests.distributed.harness.training import MODEL, Case
@@ -64,3 +66,14 @@ def test_a_rank_that_fails_ends_all_and_nobody_waits(processes: Processes, rank:
         generating.generate, timeout=60, case=Case(expert=2), prompts=PROMPTS, options=options, fail_on=rank
     )
     assert got == [want] * 2
+
+
+def test_the_python_api_is_for_a_process_alone(processes: Processes, tmp_path: Path) -> None:
+    """Refused before anything collective, and the groups that are there stay sound."""
+    checkpoint = tmp_path / "checkpoints" / "step_00000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint.parent / "latest").write_text(checkpoint.name)
+    (tmp_path / "config.yaml").write_text(to_yaml(RunConfig(model=MODEL)), encoding="utf-8")
+    said = processes(2).run(generating.load_here, path=str(tmp_path))
+    assert all("one of 2 that work together" in text for text in said)
+    assert len(processes(2).run(generating.generate, case=Case(expert=2), prompts=PROMPTS, options=OPTIONS)[0]) == 6
