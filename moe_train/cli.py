@@ -21,6 +21,7 @@ class Command:
 COMMANDS = {
     "train": Command("train a model", "moe-train train demo train.steps=200 --processes 2"),
     "evaluate": Command("loss, perplexity and balance of a run on held-out text", "moe-train evaluate runs/demo"),
+    "generate": Command("continue prompts with a trained model", "moe-train generate runs/demo --prompt 'def main('"),
     "report": Command("write a run's report as one HTML file", "moe-train report runs/demo"),
     "prepare": Command(
         "text to indexed tokens", "moe-train prepare books.parquet --output data/books --tokenizer m.model"

@@ -110,9 +110,38 @@ def make_groups(options: ParallelOptions, device: torch.device) -> Groups:
         create_gloo_process_groups=False,
         distributed_timeout_minutes=max(1, math.ceil(options.timeout_seconds / 60)),
     )
+    return _present_groups(device)
+
+
+def single_process(device: torch.device) -> Groups:
+    """The groups of a process that works alone, whatever the environment says about launchers. Those that are there
+    already stay as they are, so that it may be called any number of times.
+
+    Raises ValueError in a process that shares a layout with others.
+    """
+    import_megatron()
+    from megatron.core import parallel_state
+
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        # Nothing is ever sent, so the groups are the same on every device.
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    if dist.get_world_size() > 1:
+        raise ValueError(
+            f"this process is one of {dist.get_world_size()} that work together; load the model in one that works alone"
+        )
+    if not parallel_state.model_parallel_is_initialized():
+        return make_groups(ParallelOptions(), device)
+    return _present_groups(device)
+
+
+def _present_groups(device: torch.device) -> Groups:
+    from megatron.core import parallel_state
+
     return Groups(
         rank=dist.get_rank(),
-        world_size=world_size,
+        world_size=dist.get_world_size(),
         data=parallel_state.get_data_parallel_group(),
         expert=parallel_state.get_expert_model_parallel_group(),
         expert_data=parallel_state.get_expert_data_parallel_group(),

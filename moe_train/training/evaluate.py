@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from moe_train.training.loading import find_checkpoint, load_model, with_layout_for
 from moe_train.training.worker import exit_now, run_to_end
 from moe_train.training.worker_status import StatusFile
-
-if TYPE_CHECKING:
-    from moe_train.training.run_config import RunConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,25 +36,17 @@ def evaluate_run(arguments: argparse.Namespace) -> bool:
     from moe_train.data.options import label_of
     from moe_train.data.unigram import unigram_entropy
     from moe_train.evaluation.result import write_evaluation
-    from moe_train.model.language_model import build_language_model
     from moe_train.parallel.groups import initialize
     from moe_train.training.document_validation import DocumentProtocol, validate_documents
     from moe_train.training.run_folder import index_folder, load
-    from moe_train.training.state import load_weights
     from moe_train.training.validation import ValidationSet
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    config = _with_layout_for(load(arguments.run_dir), world_size)
+    config = with_layout_for(load(arguments.run_dir), world_size)
     directory = find_checkpoint(arguments.run_dir, arguments.checkpoint)
     groups = initialize(config.parallel)
-    model = build_language_model(
-        config.model, config.router, sequence_length=config.data.sequence_length, seed=config.seed
-    )
-    state = load_weights(model, groups, directory)
-    model.to(groups.device)
-    if config.train.precision == "bfloat16":
-        model.bfloat16()
-    model.eval()
+    weights = load_model(config, groups, directory)
+    model, state = weights.model, weights.state
     data = arguments.data or config.data.validation
     more: dict[str, Any] = {}
     if arguments.documents:
@@ -78,30 +66,6 @@ def evaluate_run(arguments: argparse.Namespace) -> bool:
             arguments.output, result.to_json(step=state["step"], data=label_of(data), unigram_entropy=entropy) | more
         )
     return True
-
-
-def _with_layout_for(config: RunConfig, world_size: int) -> RunConfig:
-    """Weights load under any layout: with fewer processes than the training had, more experts lie on each."""
-    expert = math.gcd(config.parallel.expert, world_size)
-    return dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, expert=expert))
-
-
-def find_checkpoint(run_dir: Path, name: str) -> Path:
-    """``latest``, a step, or the path of a checkpoint. ValueError when there is none."""
-    from moe_train.checkpoint.store import latest
-    from moe_train.training.run_folder import CHECKPOINTS
-
-    root = run_dir / CHECKPOINTS
-    if name == "latest":
-        directory = latest(root)
-        if directory is None:
-            raise ValueError(f"{run_dir} has no checkpoint yet")
-        return directory
-    directory = root / f"step_{int(name):08d}" if name.isdigit() else Path(name)
-    if not directory.is_dir():
-        there = ", ".join(sorted(path.name for path in root.glob("step_????????"))) or "none"
-        raise ValueError(f"there is no checkpoint {directory}; {run_dir} has: {there}")
-    return directory
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "moe_train"
 ROOMS = (
     "cli",
     "commands",
+    "api",
     "lab",
     "launch",
     "training",
@@ -91,7 +92,7 @@ def test_routing_needs_torch_alone() -> None:
     assert not foreign, "\n".join(foreign)
 
 
-@pytest.mark.parametrize("room", ["cli", "commands"])
+@pytest.mark.parametrize("room", ["cli", "commands", "api"])
 def test_commands_are_cheap_to_import(room: str) -> None:
     found = [
         f"{path.relative_to(PACKAGE)}:{line} imports {name}"

@@ -5,6 +5,7 @@ The engine is the `tokenizers` package, which also defines what is right for the
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -55,6 +56,11 @@ class HuggingFaceTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[IdArray]:
         encoded = self._engine.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(one.ids, dtype=np.int32) for one in encoded]
+
+    def start_ids(self) -> list[int]:
+        """Special tokens that the file's own template puts in front of a text, often none."""
+        encoded = self._engine.encode("a")
+        return list(itertools.takewhile(set(self.special_tokens.values()).__contains__, encoded.ids))
 
     def _vocabulary(self) -> list[bytes]:
         """[V] bytes of text per id; an id without a token stands for none."""

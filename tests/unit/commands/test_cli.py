@@ -15,7 +15,7 @@ from moe_train.commands.stopping import Terminated
 
 def test_help_has_every_command_with_an_example() -> None:
     text = cli.help_text()
-    for name in ("train", "evaluate", "report", "prepare", "tokenizer", "inspect", "doctor"):
+    for name in ("train", "evaluate", "generate", "report", "prepare", "tokenizer", "inspect", "doctor"):
         assert f"moe-train {name}" in text
 
 
