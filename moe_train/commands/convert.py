@@ -1,15 +1,20 @@
-"""Models of Hugging Face's hub to run folders of ours, and back."""
+"""Models of Hugging Face's hub to run folders of ours, and back; dense models to models with experts."""
 
 from __future__ import annotations
 
 import argparse
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moe_train.training.convert import Report
 
 _EXAMPLE = """examples:
   moe-train convert import Qwen3-30B-A3B models/qwen3
   moe-train train my.yaml --init-from models/qwen3
-  moe-train convert export runs/demo exported/demo --dtype bfloat16"""
+  moe-train convert export runs/demo exported/demo --dtype bfloat16
+  moe-train convert upcycle models/qwen3-dense models/qwen3-moe --experts 8 --router softmax_top2"""
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -61,6 +66,35 @@ def register(parser: argparse.ArgumentParser) -> None:
     )
     exports.add_argument("--force", action="store_true", help="replace HF_DIR where it is an exported model")
 
+    upcycle = actions.add_parser(
+        "upcycle",
+        help="a run with a dense model to a run folder with experts",
+        description="Writes OUT, a run folder whose model computes what the dense one computes, with experts that are\n"
+        "copies or slices of its feed-forward layers. Train it with: moe-train train CONFIG --init-from OUT",
+        formatter_class=how,
+    )
+    upcycle.add_argument(
+        "checkpoint", type=Path, metavar="DENSE", help="run folder of a qwen3 or llama3, or a checkpoint"
+    )
+    upcycle.add_argument("out", type=Path, metavar="OUT", help="folder to write; appears when it is complete")
+    upcycle.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="options of the router: router.options.top_k=4"
+    )
+    upcycle.add_argument("--experts", type=int, required=True, metavar="E", help="experts per layer")
+    upcycle.add_argument("--router", default="softmax_topk", metavar="NAME", help="router part (default softmax_topk)")
+    upcycle.add_argument(
+        "--granularity", type=int, default=1, metavar="G", help="slices that each copy is cut into (default 1: whole)"
+    )
+    upcycle.add_argument("--shared-expert", type=int, metavar="WIDTH", help="inner units that go to a shared expert")
+    upcycle.add_argument("--layers", type=numbers, metavar="0,2,…", help="layers that get experts (default all)")
+    upcycle.add_argument("--noise", type=float, default=0.0, metavar="S", help="on experts, relative to their weights")
+    upcycle.add_argument(
+        "--gate-std", type=float, default=0.02, metavar="S", help="of the gate's weights (default 0.02)"
+    )
+    upcycle.add_argument("--seed", type=int, default=0, metavar="N", help="of gate and noise (default 0)")
+    upcycle.add_argument("--step", type=int, metavar="N", help="of a run folder: this checkpoint (default: the latest)")
+    upcycle.add_argument("--force", action="store_true", help="replace OUT where it is an upcycled model")
+
 
 def run(args: argparse.Namespace) -> int:
     from moe_train.commands.stopping import can_be_stopped
@@ -70,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
         with can_be_stopped(f"; {args.out} is as it was"):
             if args.action == "import":
                 report = import_model(args.source, args.out, force=args.force, drop_multi_token=args.drop_mtp)
+            elif args.action == "upcycle":
+                report = _upcycle(args)
             else:
                 report = export_model(
                     args.checkpoint,
@@ -86,6 +122,32 @@ def run(args: argparse.Namespace) -> int:
         print(f"note: {note}")
     print(report.summary)
     return 0
+
+
+def _upcycle(args: argparse.Namespace) -> Report:
+    from moe_train.interop.upcycle import UpcycleOptions
+    from moe_train.training.run_config import load_router
+    from moe_train.training.upcycle import upcycle_model
+
+    options = UpcycleOptions(
+        num_experts=args.experts,
+        granularity=args.granularity,
+        shared_expert_hidden_size=args.shared_expert,
+        layers=args.layers,
+        noise=args.noise,
+        gate_std=args.gate_std,
+        seed=args.seed,
+    )
+    router = load_router(args.router, args.overrides)
+    return upcycle_model(args.checkpoint, args.out, router, options, step=args.step, force=args.force)
+
+
+def numbers(text: str) -> list[int]:
+    """Of layers, such as 0,2,4."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of layers; write for example 0,2,4") from None
 
 
 def size(text: str) -> int:

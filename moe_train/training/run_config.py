@@ -84,6 +84,19 @@ def from_dict(data: dict[str, Any], source: str = "configuration") -> RunConfig:
     return config
 
 
+def load_router(part: str, overrides: Sequence[str] = ()) -> RouterOptions:
+    """A shipped router part, or the path of one, with ``router.key=value`` overrides.
+
+    Raises ConfigError where it does not exist, or an override is none of the router's.
+    """
+    foreign = [text for text in overrides if not text.startswith("router.")]
+    if foreign:
+        raise ConfigError([Problem(foreign[0], "only options of the router can be given here: router.…=…")], part)
+    found = compose("tiny", [f"parts.router={part}", *overrides])
+    router: RouterOptions = build(RouterOptions, found["router"], path="router", source=part)
+    return _with_gate_options(router, part)
+
+
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Nested dictionaries and lists that ``from_dict`` reads back to an equal configuration."""
     return _plain(dataclasses.asdict(config))
