@@ -77,11 +77,15 @@ def register(parser: argparse.ArgumentParser) -> None:
         "checkpoint", type=Path, metavar="DENSE", help="run folder of a qwen3 or llama3, or a checkpoint"
     )
     upcycle.add_argument("out", type=Path, metavar="OUT", help="folder to write; appears when it is complete")
-    upcycle.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="options of the router: router.options.top_k=4"
-    )
     upcycle.add_argument("--experts", type=int, required=True, metavar="E", help="experts per layer")
     upcycle.add_argument("--router", default="softmax_topk", metavar="NAME", help="router part (default softmax_topk)")
+    upcycle.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="router.KEY=VALUE",
+        help="changes to that part, such as router.options.top_k=2; may be given several times",
+    )
     upcycle.add_argument(
         "--granularity", type=int, default=1, metavar="G", help="slices that each copy is cut into (default 1: whole)"
     )
@@ -138,7 +142,7 @@ def _upcycle(args: argparse.Namespace) -> Report:
         gate_std=args.gate_std,
         seed=args.seed,
     )
-    router = load_router(args.router, args.overrides)
+    router = load_router(args.router, args.set)
     return upcycle_model(args.checkpoint, args.out, router, options, step=args.step, force=args.force)
 
 
