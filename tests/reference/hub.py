@@ -168,11 +168,14 @@ def same_bytes(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     )  # fmt: skip
 
 
-def logits(folder: Path, ids_BS: Tensor) -> Tensor:
-    """What transformers computes in float32, without a warning about a tensor that is missing or left over."""
+def logits(folder: Path, ids_BS: Tensor, custom: bool = False) -> Tensor:
+    """What transformers computes in float32, without a warning about a tensor that is missing or left over; with
+    ``custom`` by the modelling file in the folder."""
     from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=custom
+    )
     assert not info["missing_keys"] and not info["unexpected_keys"], info
     with torch.no_grad():
         return model.eval()(ids_BS).logits  # type: ignore[no-any-return]

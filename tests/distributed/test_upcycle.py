@@ -1,0 +1,64 @@
+"""Upcycled checkpoints under every layout (pitfalls row 42), also from several files."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import pytest
+import torch
+
+from moe_train.interop.upcycle import UpcycleOptions
+from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions
+from moe_train.training.convert import export_model, import_model
+from moe_train.training.upcycle import upcycle_model
+from tests.distributed.harness import interop
+from tests.distributed.harness.expected import Processes
+from tests.reference import hub
+
+CASES = {
+    "copies": ("qwen3", UpcycleOptions(8), {"top_k": 2}),
+    "slices, shared, mixed": ("llama3_tied_heads_bf16", UpcycleOptions(8, 4, 8, [0, 2]), {"top_k": 4}),
+}
+
+
+def upcycled(folder: Path, case: str) -> tuple[Path, torch.Tensor, torch.Tensor]:
+    """The run's folder, ids, and the dense model's logits by transformers."""
+    name, options, gate = CASES[case]
+    seed = secrets.randbits(31)
+    print(f"seed {seed}")
+    hub.make(folder / "hub", hub.MODELS[name], seed)
+    import_model(folder / "hub", folder / "dense")
+    router = RouterOptions("softmax_topk", gate, BalancingOptions(bias=BiasOptions(rate=0.001)))
+    upcycle_model(folder / "dense", folder / "experts", router, options)
+    ids_BS = torch.randint(hub.VOCAB, (3, hub.LENGTH), generator=torch.Generator().manual_seed(seed))
+    return folder / "experts", ids_BS, hub.logits(folder / "hub", ids_BS)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_layout_begins_with_the_dense_output(processes: Processes, tmp_path: Path, case: str) -> None:
+    run, ids_BS, want = upcycled(tmp_path, case)
+    # Down projections of bfloat16 that are multiplied by a power of two stay exact.
+    for expert in (1, 2, 4):
+        for got in processes(expert).run(interop.logits, run=str(run), ids_BS=ids_BS, expert=expert):
+            torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+def test_what_was_upcycled_is_exported(processes: Processes, tmp_path: Path) -> None:
+    """By its own modelling file: the stock class has no place for the bias."""
+    run, ids_BS, want = upcycled(tmp_path, "copies")
+    report = export_model(run, tmp_path / "out", shard_bytes=50_000)
+    assert any("selection bias" in note for note in report.notes)
+    torch.testing.assert_close(hub.logits(tmp_path / "out", ids_BS, custom=True), want, rtol=0, atol=1e-5)
+
+
+def test_it_replaces_only_what_it_wrote(tmp_path: Path) -> None:
+    run, _, _ = upcycled(tmp_path, "copies")
+    router, options = RouterOptions("softmax_topk", {"top_k": 2}), UpcycleOptions(4)
+    with pytest.raises(ValueError, match="exists already"):
+        upcycle_model(tmp_path / "dense", run, router, options)
+    upcycle_model(tmp_path / "dense", run, router, options, force=True)
+    with pytest.raises(ValueError, match="is not an upcycled model"):
+        upcycle_model(tmp_path / "dense", tmp_path / "dense", router, options, force=True)
+    with pytest.raises(ValueError, match="only a dense model can be upcycled"):
+        upcycle_model(run, tmp_path / "again", router, options)

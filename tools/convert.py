@@ -1,0 +1,7 @@
+"""moe-train convert, as a script."""
+
+import sys
+
+from moe_train.cli import main
+
+raise SystemExit(main(["convert", *sys.argv[1:]]))
