@@ -124,7 +124,9 @@ def make(folder: Path, hub: Hub, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in [*model.named_parameters(), *_biases(model)]:
-            value.copy_(_random(name, value.shape, generator))
+            # Where the embedding is the head, logits shall be of a size around 1 as well.
+            large = "embed_tokens" in name and not config.tie_word_embeddings
+            value.copy_(_random(name, value.shape, generator, large))
     if hub.dtype != torch.float32:
         exact = _biases(model)
         model = model.to(hub.dtype)
@@ -139,14 +141,13 @@ def _biases(model: torch.nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, b) for name, b in model.named_buffers() if name.endswith("e_score_correction_bias")]
 
 
-def _random(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+def _random(name: str, shape: torch.Size, generator: torch.Generator, large: bool) -> Tensor:
     noise = torch.randn(shape, generator=generator)
     if name.endswith("e_score_correction_bias"):
         return noise * 0.2
     if len(shape) == 1:
         return 1 + 0.3 * noise
-    # All logits of a size around 1, also where the embedding is the head.
-    return noise * shape[-1] ** -0.5
+    return noise if large else noise * shape[-1] ** -0.5
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
