@@ -32,6 +32,8 @@ from moe_train.training.run_config import RunConfig, from_dict, to_dict, to_yaml
 HUB = "hf"
 """In the folder of an imported model: what it came with."""
 GENERATION = "generation_config.json"
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""Keys of config.json that a model's own file knows better than its options."""
 _LONGEST = 4096
 """Tokens per sequence that an imported model's configuration says at most; data.sequence_length changes it."""
 
@@ -112,8 +114,10 @@ def export_model(
         if imported:
             copy_others(run / HUB, temporary, without=(RECORD, CONFIG))
         tokens = _tokenizer(run, config, temporary, notes)
+        as_it_came = original is not None
         if original is None:
-            original = content | {key: value for key, value in tokens.items() if key in content}
+            known = (read_json(run / HUB / CONFIG) if imported else {}) | tokens
+            original = content | {key: known[key] for key in _TOKENS if key in known}
         _write_json(temporary / CONFIG, original)
         hub.write_code(temporary)
         if not (temporary / GENERATION).is_file():
@@ -126,16 +130,17 @@ def export_model(
             copies=record.get("copies", []),
             shard_bytes=shard_bytes,
         )
-        card = model_card(
-            config.name,
-            config.model,
-            config.router,
-            hub_class=original["architectures"][0],
-            custom=hub.custom,
-            step=state["step"],
-            evaluation=_evaluation(run, state["step"]),
-        )
-        write_atomically(temporary / "README.md", card.encode())
+        if not (as_it_came and (temporary / "README.md").is_file()):
+            card = model_card(
+                config.name,
+                config.model,
+                config.router,
+                hub_class=original["architectures"][0],
+                custom=hub.custom,
+                step=state["step"],
+                evaluation=_evaluation(run, state["step"]),
+            )
+            write_atomically(temporary / "README.md", card.encode())
     if hub.custom is not None:
         notes.append(f"it has a modelling file of its own (trust_remote_code=True): {'; '.join(hub.custom)}")
     if hub.left_out is not None:
