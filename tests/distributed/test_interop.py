@@ -8,6 +8,7 @@ ms-swift#6793 (the bias does not travel).
 from __future__ import annotations
 
 import secrets
+import shutil
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,22 @@ def test_a_run_that_began_with_it_exports_it_again(
     free |= {"num_mtp_layers", "num_nextn_predict_layers", "output_router_logits", "rope_parameters", "head_dim"}
     changed = {key for key in want if want[key] != got.get(key)} - free
     assert not {key for key in changed if key not in ("intermediate_size", "decoder_sparse_step", "mlp_only_layers")}
+
+
+@pytest.mark.parametrize("expert", [1, 2])
+def test_the_layer_of_multi_token_prediction_loads(
+    processes: Processes, imported, tmp_path: Path, seed: int, expert: int
+) -> None:
+    """Its names and shapes are the model's; the logits do not depend on it."""
+    folder, _ = imported("deepseek_v3")
+    shutil.copytree(folder, tmp_path / "hub")
+    content = hub.with_next_token_layer(hub.tensors(folder), seed)
+    hub.save(tmp_path / "hub", content)
+    import_model(tmp_path / "hub", tmp_path / "ours")
+    run = str(tmp_path / "ours")
+    for got in processes(expert).run(interop.logits, run=run, ids_BS=ids(seed), expert=expert):
+        torch.testing.assert_close(got, hub.logits(folder, ids(seed)), rtol=0, atol=1e-5)
+    root = tmp_path / "run" / "checkpoints"
+    processes(2).run(interop.begin_and_save, run=run, root=str(root), expert=expert, zero=1, precision="float32")
+    export_model(tmp_path / "run", tmp_path / "back", shard_bytes=SHARD)
+    assert hub.same_bytes(hub.tensors(tmp_path / "back"), content)

@@ -194,3 +194,25 @@ def edit_config(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
     content = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+
+
+def save(folder: Path, content: dict[str, Tensor]) -> None:
+    """As one file."""
+    from safetensors.torch import save_file
+
+    save_file({n: t.contiguous() for n, t in content.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def with_next_token_layer(content: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """DeepSeek's layout: a layer behind the last one, and copies of embedding and head."""
+    generator = torch.Generator().manual_seed(seed)
+    last, added = "model.layers.2.", "model.layers.3."
+    more = {n.replace(last, added): torch.randn(t.shape, generator=generator) for n, t in content.items() if last in n}
+    hidden = content["model.norm.weight"].shape[0]
+    more |= {
+        f"{added}{n}.weight": torch.randn(hidden, generator=generator) for n in ("enorm", "hnorm", "shared_head.norm")
+    }
+    more[f"{added}eh_proj.weight"] = torch.randn(hidden, 2 * hidden, generator=generator)
+    more[f"{added}embed_tokens.weight"] = content["model.embed_tokens.weight"].clone()
+    more[f"{added}shared_head.head.weight"] = content["lm_head.weight"].clone()
+    return content | more

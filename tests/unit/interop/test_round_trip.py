@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from moe_train.cli import main
@@ -25,31 +25,12 @@ def make(folder: Path, name: str) -> dict[str, Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def save(folder: Path, content: dict[str, Tensor]) -> None:
-    save_file({n: t.contiguous() for n, t in content.items()}, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def with_next_token_layer(content: dict[str, Tensor]) -> dict[str, Tensor]:
-    """DeepSeek's layout: a layer behind the last one, and copies of embedding and head."""
-    generator = torch.Generator().manual_seed(SEED)
-    last, added = "model.layers.2.", "model.layers.3."
-    more = {n.replace(last, added): torch.randn(t.shape, generator=generator) for n, t in content.items() if last in n}
-    hidden = content["model.norm.weight"].shape[0]
-    more |= {
-        f"{added}{n}.weight": torch.randn(hidden, generator=generator) for n in ("enorm", "hnorm", "shared_head.norm")
-    }
-    more[f"{added}eh_proj.weight"] = torch.randn(hidden, 2 * hidden, generator=generator)
-    more[f"{added}embed_tokens.weight"] = content["model.embed_tokens.weight"].clone()
-    more[f"{added}shared_head.head.weight"] = content["lm_head.weight"].clone()
-    return content | more
-
-
 def test_the_layer_of_multi_token_prediction_is_kept_or_dropped_as_asked(tmp_path: Path) -> None:
     content = make(tmp_path / "hub", "deepseek_v3")
     plain = import_model(tmp_path / "hub", tmp_path / "without")
     assert any("no file holds it" in note for note in plain.notes)
-    whole = with_next_token_layer(content)
-    save(tmp_path / "hub", whole)
+    whole = hub.with_next_token_layer(content, SEED)
+    hub.save(tmp_path / "hub", whole)
     assert any("is kept" in note for note in import_model(tmp_path / "hub", tmp_path / "kept").notes)
     export_model(tmp_path / "kept", tmp_path / "back", shard_bytes=SHARD)
     assert hub.same_bytes(hub.tensors(tmp_path / "back"), whole)
@@ -58,7 +39,7 @@ def test_the_layer_of_multi_token_prediction_is_kept_or_dropped_as_asked(tmp_pat
     export_model(tmp_path / "dropped", tmp_path / "back2", shard_bytes=SHARD)
     assert hub.same_bytes(hub.tensors(tmp_path / "back2"), content)
     whole["model.layers.3.embed_tokens.weight"][3, 4] += 1
-    save(tmp_path / "hub", whole)
+    hub.save(tmp_path / "hub", whole)
     with pytest.raises(ValueError, match="embed_tokens.weight should repeat model.embed_tokens.weight, but differs"):
         import_model(tmp_path / "hub", tmp_path / "ours")
 
@@ -67,7 +48,7 @@ def test_a_head_beside_a_tied_embedding_is_compared_and_written_again(tmp_path: 
     content = make(tmp_path / "hub", "qwen3_moe_tied_mixed_yarn")
     content["lm_head.weight"] = content["model.embed_tokens.weight"].clone()
     content["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
-    save(tmp_path / "hub", content)
+    hub.save(tmp_path / "hub", content)
     report = import_model(tmp_path / "hub", tmp_path / "ours")
     assert any("inv_freq" in note for note in report.notes)
     export_model(tmp_path / "ours", tmp_path / "back", shard_bytes=SHARD)
@@ -89,7 +70,7 @@ def test_8_bit_blocks_become_bfloat16(tmp_path: Path) -> None:
         content[name] = (whole / spread).clamp(-400, 400).to(torch.float8_e4m3fn)
         content[f"{name}_scale_inv"] = scale
         want[name] = (content[name].float() * spread).bfloat16()
-    save(tmp_path / "hub", content)
+    hub.save(tmp_path / "hub", content)
     with pytest.raises(ValueError, match="float8"):
         import_model(tmp_path / "hub", tmp_path / "ours")
     quantization = {
