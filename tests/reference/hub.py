@@ -182,6 +182,31 @@ def logits(folder: Path, ids_BS: Tensor, custom: bool = False) -> Tensor:
         return model.eval()(ids_BS).logits  # type: ignore[no-any-return]
 
 
+def greedy(folder: Path, prompts: list[list[int]], count: int) -> tuple[list[list[int]], list[int]]:
+    """What transformers' generate() puts behind each prompt, and how many tokens of it are certain: up to the first one
+    that leads by less than 1e-4."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    texts, certain = [], []
+    for prompt in prompts:
+        made = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+            max_new_tokens=count,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        best = torch.stack(made.logits, dim=1)[0].topk(2).values
+        close = (best[:, 0] - best[:, 1] < 1e-4).nonzero().flatten().tolist()
+        texts.append(made.sequences[0, len(prompt) :].tolist())
+        certain.append(close[0] if close else count)
+    return texts, certain
+
+
 def compared_config(folder: Path) -> dict[str, Any]:
     """config.json as transformers reads it."""
     from transformers import AutoConfig

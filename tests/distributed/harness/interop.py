@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 
 from moe_train.checkpoint.store import checkpoint_at
+from moe_train.evaluation.generation.completion import complete
+from moe_train.evaluation.generation.loop import TextGenerator
+from moe_train.evaluation.generation.options import GenerationOptions
+from moe_train.evaluation.generation.text import Vocabulary
 from moe_train.model.language_model import LanguageModel, build_language_model
 from moe_train.model.micro_batch import MicroBatch, use
 from moe_train.routing.interface import TokenBatch
@@ -44,6 +48,18 @@ def logits(run: str, ids_BS: Tensor, expert: int) -> Tensor:
     model = _model(config, seed=7)
     load_weights(model, groups, checkpoint_at(Path(run)))
     return forward(model, ids_BS)
+
+
+def greedy(run: str, prompts: list[list[int]], expert: int, count: int) -> list[list[int]]:
+    """The most likely continuations, by our own loop with its cache."""
+    config, groups = load(Path(run)), groups_for(expert)
+    model = _model(config, seed=7)
+    load_weights(model, groups, checkpoint_at(Path(run)))
+    nothing = Vocabulary([b""] * config.model.vocab_size, frozenset())
+    completions = complete(
+        TextGenerator(model.eval(), groups, nothing), prompts, GenerationOptions(max_new_tokens=count)
+    )
+    return [completion.ids for completion in completions]
 
 
 def names_and_shapes(run: str) -> dict[str, tuple[int, ...]]:
