@@ -57,6 +57,7 @@ def test_processes_do_not_matter(run: Path, tmp_path: Path) -> None:
     assert completions(run / "checkpoints" / "step_00000004", "--prompt", PROMPTS[1], *DRAWN) == [one[1]]
 
 
+@pytest.mark.slow
 def test_streamed_text_is_the_text(run: Path) -> None:
     [want] = completions(run, "--prompt", PROMPTS[0], *DRAWN)
     for processes in (1, 2):
@@ -71,13 +72,15 @@ def test_longer_than_the_training(run: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_ctrl_c(run: Path, processes: int) -> None:
     line = ["generate", run, "--prompt", "The", "--max-new-tokens", 1_000_000, "--processes", processes]
     # Drawn at a high temperature: no end of a document soon, and text from the first token on.
     line += ["--temperature", "1.0", "--top-p", "0.5"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command(*line), env=environment(), **pipes)  # type: ignore[call-overload]
+    # Begun in the background of a shell, it would inherit that Ctrl-C is not heard.
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = subprocess.Popen(command(*line), env=environment(), **pipes, **heard)  # type: ignore[call-overload]
     assert process.stdout.read(1)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
