@@ -8,8 +8,8 @@ Arms: `experts`; `active`, a dense model whose feed-forward layers are as wide a
 `total`, as wide as all experts together. Weights are random (speed does not depend on them, but the choice of experts
 does: they are spread evenly by chance). For each number of sequences: prefill of the prompt, then one token at a time
 with the key-value cache. Arms take turns within a round and ratios are taken within a round, so that a busy machine
-disturbs all alike. FLOPs are counted by torch's FlopCounterMode on the real forward pass, not computed from a formula.
-Peak memory is that of a process of its own. Needs: pip install 'moe-train[benchmark]'.
+disturbs all alike. FLOPs are counted by torch's FlopCounterMode on a forward pass with plain attention (the whole square
+of the scores), not computed from a formula; the prefill computes the head for the last token only. Peak memory is that of a process of its own. Needs: pip install 'moe-train[benchmark]'.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from geometry import PRESETS, Geometry
 from measure import memory_now, memory_peak, spread
 from rich.console import Console
 from rich.table import Table
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from moe_train.model.cache import KeyValueCache
@@ -158,9 +159,10 @@ def _sizes(arm: str, g: Geometry, options: Any, model: LanguageModel, device: to
     counted = _build(arm, g, options.router, device, counted=True)
     ids_BS = torch.randint(g.vocab, (1, options.prompt), device=device)
     run = _Run(counted, ids_BS, 1)
-    with FlopCounterMode(display=False) as prefill:
+    # The counter knows attention as plain multiplications only: it sees the whole square of the scores.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as prefill:
         next_B1 = run.read(ids_BS)
-    with FlopCounterMode(display=False) as token:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as token:
         run.read(next_B1)
     kept = sum(t.numel() * t.element_size() for layer in run.cache._kept.values() for t in layer)
     memory = subprocess.run(_memory_command(arm, options), capture_output=True, text=True, check=True)
