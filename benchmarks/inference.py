@@ -8,8 +8,9 @@ Arms: `experts`; `active`, a dense model whose feed-forward layers are as wide a
 `total`, as wide as all experts together. Weights are random (speed does not depend on them, but the choice of experts
 does: they are spread evenly by chance). For each number of sequences: prefill of the prompt, then one token at a time
 with the key-value cache. Arms take turns within a round and ratios are taken within a round, so that a busy machine
-disturbs all alike. FLOPs are counted by torch's FlopCounterMode on a forward pass with plain attention (the whole square
-of the scores), not computed from a formula; the prefill computes the head for the last token only. Peak memory is that of a process of its own. Needs: pip install 'moe-train[benchmark]'.
+disturbs all alike. FLOPs are counted by torch's FlopCounterMode on a forward pass with plain attention (the whole
+square of the scores), not computed from a formula; the prefill computes the head for the last token only. Peak memory
+is that of a process of its own. Needs: pip install 'moe-train[benchmark]'.
 """
 
 from __future__ import annotations
