@@ -94,7 +94,8 @@ def test_bad_input(run: Path, tmp_path: Path) -> None:
         ([run], "--prompt TEXT"),
         ([run, "--prompt", "x", "--tokenizer", tmp_path / "no.model"], "no.model does not exist"),
         ([run, "--prompt", "x", "--top-p", "0.5"], "temperature above 0"),
-        ([run, "--prompts", tmp_path / "no.txt"], "no.txt"),
+        ([run, "--prompts", tmp_path / "no.txt"], "no.txt does not exist"),
+        ([run, "--prompt", "\udcff"], "not valid Unicode"),
     ):
         result = moe_train("generate", *line)
         assert result.returncode == 2 and words in result.stderr and "Traceback" not in result.stderr, result
