@@ -7,9 +7,6 @@ import json
 import signal
 import sys
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +61,12 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from moe_train.commands.stopping import Terminated, can_be_stopped
+    from moe_train.evaluation.generation.length_warning import plain_warnings
 
     prompts = read_prompts(arguments.prompt, arguments.prompts)
     options = generation_options(arguments)
     stream = len(prompts) == 1 and not arguments.json
-    with can_be_stopped(""), _plain_warnings():
+    with can_be_stopped(""), plain_warnings():
         if arguments.processes == 1:
             code, completions = 0, _in_process(arguments, prompts, options, stream)
         else:
@@ -189,18 +187,3 @@ def show(prompts: list[str], completions: list[dict[str, Any]], as_json: bool) -
             print(json.dumps({"prompt": prompt, **completion}, ensure_ascii=False))
         else:
             print(f"--- {number}: {prompt}\n{completion['text']}")
-
-
-@contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Ours in one line of ours, those of others not at all."""
-    from moe_train.evaluation.generation.loop import BeyondTraining
-
-    def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"moe-train: warning: {message}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", BeyondTraining)
-        warnings.showwarning = show_warning
-        yield

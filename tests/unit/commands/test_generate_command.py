@@ -41,7 +41,7 @@ class Model:
         return [Completion(text=prompt.upper(), ids=[1, 2], finish="length", prompt_tokens=3) for prompt in prompts]
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
-        from moe_train.evaluation.generation.loop import BeyondTraining
+        from moe_train.evaluation.generation.length_warning import BeyondTraining
 
         self.options = options
         yield prompt.upper()
