@@ -47,8 +47,22 @@ PRESETS = {
         sequence=1024,
         batch=32,
     ),
+    "test": Geometry(
+        layers=2,
+        hidden=64,
+        heads=4,
+        kv_heads=2,
+        head_dim=16,
+        expert_ffn=32,
+        experts=8,
+        top_k=2,
+        vocab=128,
+        sequence=16,
+        batch=2,
+    ),
 }
-"""small: 17.5M parameters, for a CPU. 0.6b: the size that latent prototype routing was published at, for a GPU."""
+"""small: 17.5M parameters, for a CPU. 0.6b: the size that latent prototype routing was published at, for a GPU.
+test: takes no time and says nothing."""
 
 LEARNING_RATE = 1e-3
 

@@ -7,9 +7,6 @@ import json
 import signal
 import sys
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +33,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--prompts",
         type=Path,
         metavar="FILE",
-        help='more of them: one per line, or JSONL (.jsonl) with the key "prompt"',
+        help='more of them: one per line, or JSONL (.jsonl) with the key "prompt"; blank lines are left out',
     )
     how = parser.add_argument_group("sampling (temperature, then top-k, then top-p)")
     how.add_argument("--max-new-tokens", type=positive, default=128, metavar="N", help="per prompt (default: 128)")
@@ -64,11 +61,12 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from moe_train.commands.stopping import Terminated, can_be_stopped
+    from moe_train.evaluation.generation.length_warning import plain_warnings
 
     prompts = read_prompts(arguments.prompt, arguments.prompts)
     options = generation_options(arguments)
     stream = len(prompts) == 1 and not arguments.json
-    with can_be_stopped(""), _plain_warnings():
+    with can_be_stopped(""), plain_warnings():
         if arguments.processes == 1:
             code, completions = 0, _in_process(arguments, prompts, options, stream)
         else:
@@ -84,32 +82,54 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def read_prompts(given: list[str], file: Path | None) -> list[str]:
-    """Prompts of the command line, then those of the file. ValueError where there is none or a line cannot be read."""
+    """Prompts of the command line, then those of the file. ValueError where there is none, or one cannot be read or is
+    not valid Unicode; FileNotFoundError."""
     if given.count("-") > 1:
         raise ValueError("--prompt - reads standard input to its end: give it once")
-    prompts = [sys.stdin.read() if text == "-" else text for text in given]
-    if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8").split("\n")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file} is not UTF-8: {error}") from None
-        numbered = [(number, line.removesuffix("\r")) for number, line in enumerate(lines, start=1) if line.strip()]
-        if not numbered:
-            raise ValueError(f"{file} holds no prompt")
-        of_json = file.suffix == ".jsonl"
-        prompts += [_of_json(line, f"{file}, line {number}") if of_json else line for number, line in numbered]
+    prompts = [_given(text) for text in given] + ([] if file is None else _of_file(file))
     if not prompts:
         raise ValueError("give a text to continue: --prompt TEXT, --prompt - for standard input, or --prompts FILE")
     return prompts
 
 
+def _given(text: str) -> str:
+    from moe_train.training.run_tokenizer import check_unicode
+
+    where = "the text of standard input" if text == "-" else "the text of --prompt"
+    try:
+        text = sys.stdin.read() if text == "-" else text
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is not UTF-8: {error}") from None
+    check_unicode(text, where)
+    return text
+
+
+def _of_file(file: Path) -> list[str]:
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder, not a file of prompts")
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # some editors put a byte order mark in front
+    except FileNotFoundError:
+        raise FileNotFoundError(f"the file of prompts {file} does not exist") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8: {error}") from None
+    numbered = [(number, line.removesuffix("\r")) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
+        raise ValueError(f"{file} holds no prompt")
+    of_json = file.suffix == ".jsonl"
+    return [_of_json(line, f"{file}, line {number}") if of_json else line for number, line in numbered]
+
+
 def _of_json(line: str, where: str) -> str:
+    from moe_train.training.run_tokenizer import check_unicode
+
     try:
         value = json.loads(line)
     except ValueError as error:
         raise ValueError(f"{where} is not JSON: {error}") from None
     if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
         raise ValueError(f'{where} is no object with a text under "prompt"')
+    check_unicode(value["prompt"], where)
     return str(value["prompt"])
 
 
@@ -167,18 +187,3 @@ def show(prompts: list[str], completions: list[dict[str, Any]], as_json: bool) -
             print(json.dumps({"prompt": prompt, **completion}, ensure_ascii=False))
         else:
             print(f"--- {number}: {prompt}\n{completion['text']}")
-
-
-@contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Ours in one line of ours, those of others not at all."""
-    from moe_train.evaluation.generation.loop import BeyondTraining
-
-    def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"moe-train: warning: {message}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", BeyondTraining)
-        warnings.showwarning = show_warning
-        yield

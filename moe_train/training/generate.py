@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from moe_train.evaluation.generation.length_warning import plain_warnings
 from moe_train.training.worker import exit_now, run_to_end
 from moe_train.training.worker_status import StatusFile
 
@@ -22,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--status", default="", help="name of the launch, for the file that says how it ended")
     arguments = parser.parse_args(argv)
     status = StatusFile(arguments.run_dir, arguments.status, int(os.environ.get("RANK", "0")))
-    return run_to_end(lambda: generate_run(arguments), status)
+    with plain_warnings():
+        return run_to_end(lambda: generate_run(arguments), status)
 
 
 def generate_run(arguments: argparse.Namespace) -> bool:

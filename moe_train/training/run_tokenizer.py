@@ -62,12 +62,24 @@ def encode_prompts(tokenizer: Tokenizer, run_dir: Path, texts: Sequence[str]) ->
 
     In front of those for an imported model stands what its tokenizer puts there (Llama and Mixtral: one that begins
     texts); our own training has nothing there. An empty prompt is the id that ends documents, behind which a new one
-    begins.
+    begins. Errors: ValueError for text that is not valid Unicode.
     """
+    for number, text in enumerate(texts):
+        check_unicode(text, f"prompt {number}")
     start: list[int] = []
     if (run_dir / IMPORTED).is_dir() and isinstance(tokenizer, HuggingFaceTokenizer):
         start = tokenizer.start_ids()
     return [[*start, *ids.tolist()] or [tokenizer.eod_id] for ids in tokenizer.encode_batch(texts)]
+
+
+def check_unicode(text: str, where: str) -> None:
+    """ValueError where a text holds half of a surrogate pair: JSON can spell it, and bytes of a command line that are
+    no UTF-8 become such, but it is no character and no tokenizer takes it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        near = text[max(error.start - 20, 0) : error.start + 20]
+        raise ValueError(f"{where} is not valid Unicode at character {error.start}: {near!r}") from None
 
 
 def end_ids(tokenizer: Tokenizer, run_dir: Path) -> frozenset[int]:

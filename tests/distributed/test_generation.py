@@ -68,6 +68,18 @@ def test_a_rank_that_fails_ends_all_and_nobody_waits(processes: Processes, rank:
     assert got == [want] * 2
 
 
+@pytest.mark.parametrize("long", [0, 1])
+def test_one_rank_warns_of_a_long_text_of_any(processes: Processes, long: int) -> None:
+    """The prompts' ranks take turns: the long one is on one rank alone."""
+    prompts = [[5, 6], [7, 8]]
+    prompts[long] = [9] * 11
+    kwargs = {"case": Case(expert=2), "prompts": prompts, "options": GenerationOptions(max_new_tokens=2)}
+    [first, second] = processes(2).run(generating.warnings_of, trained_length=11, **kwargs)
+    assert first.startswith("moe-train: warning: a text is longer than the 11 tokens") and first.count("\n") == 1
+    assert not second
+    assert processes(2).run(generating.warnings_of, trained_length=13, **kwargs) == ["", ""]
+
+
 def test_the_python_api_is_for_a_process_alone(processes: Processes, tmp_path: Path) -> None:
     """Refused before anything collective, and the groups that are there stay sound."""
     checkpoint = tmp_path / "checkpoints" / "step_00000001"

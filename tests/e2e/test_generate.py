@@ -65,11 +65,15 @@ def test_streamed_text_is_the_text(run: Path) -> None:
         assert (result.returncode, result.stdout) == (0, f"{want['text']}\n"), result.stderr
 
 
-def test_longer_than_the_training(run: Path) -> None:
-    result = moe_train("generate", run, "--prompt", "The", "--max-new-tokens", 60)
-    assert result.returncode == 0
-    assert result.stderr.count("moe-train: warning: a text is longer than the 32 tokens") == 1
-    assert "Traceback" not in result.stderr
+@pytest.mark.parametrize("processes", [1, 2])
+def test_longer_than_the_training(run: Path, processes: int) -> None:
+    """One line of ours, whatever the number of processes."""
+    line = ["--prompt", "The", "--prompt", "Profit", "--max-new-tokens", 60, "--processes", processes]
+    result = moe_train("generate", run, *line)
+    assert result.returncode == 0, result.stderr
+    [warning] = [line for line in result.stderr.splitlines() if "longer than" in line]
+    assert warning.startswith("moe-train: warning: a text is longer than the 32 tokens")
+    assert "Traceback" not in result.stderr and "BeyondTraining" not in result.stderr
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -94,7 +98,8 @@ def test_bad_input(run: Path, tmp_path: Path) -> None:
         ([run], "--prompt TEXT"),
         ([run, "--prompt", "x", "--tokenizer", tmp_path / "no.model"], "no.model does not exist"),
         ([run, "--prompt", "x", "--top-p", "0.5"], "temperature above 0"),
-        ([run, "--prompts", tmp_path / "no.txt"], "no.txt"),
+        ([run, "--prompts", tmp_path / "no.txt"], "no.txt does not exist"),
+        ([run, "--prompt", "\udcff"], "not valid Unicode"),
     ):
         result = moe_train("generate", *line)
         assert result.returncode == 2 and words in result.stderr and "Traceback" not in result.stderr, result

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from moe_train.evaluation.generation.context import CachedContext, Context, WholeContext
+from moe_train.evaluation.generation.length_warning import BeyondTraining
 from moe_train.evaluation.generation.options import GenerationOptions
 from moe_train.evaluation.generation.random_numbers import RandomNumbers, numbers_of
 from moe_train.evaluation.generation.sampling import choose
@@ -27,10 +28,6 @@ Finish = Literal["end", "stop", "length"]
 
 
 Steps: TypeAlias = "Generator[Step, None, None]"
-
-
-class BeyondTraining(UserWarning):
-    """A text has become longer than those that the model was trained on."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,8 @@ class TextGenerator:
     """Continues prompts with a model in evaluation mode, on each rank those that fall to it.
 
     trained_length: tokens of the texts that the model was trained on; longer ones are allowed, as positions are rotary,
-    with a warning.   Errors: ValueError where the model cannot generate token by token.
+    with one warning on rank 0, whichever rank has such a text.
+    Errors: ValueError where the model cannot generate token by token.
     """
 
     def __init__(
@@ -112,7 +110,7 @@ class TextGenerator:
     def _batch(self, sequences: list[_Sequence], options: GenerationOptions) -> Steps:
         context = self._context(sequences, options)
         problem: BaseException | None = None
-        while go_on(self.groups, any(s.finish is None for s in sequences), problem):
+        while self._go_on(sequences, problem):
             logits_BV = context.logits()
             try:
                 tokens = self._next(logits_BV, sequences, options)
@@ -120,9 +118,20 @@ class TextGenerator:
                 for sequence, token in going:
                     yield sequence.take(token, self.vocabulary, options.max_new_tokens)
                 context.append([t if s.finish is None else None for s, t in zip(sequences, tokens, strict=True)])
-                self._watch_length(sequences)
             except BaseException as error:  # also a consumer that has gone: the other ranks wait for an answer
                 problem = error
+
+    def _go_on(self, sequences: list[_Sequence], problem: BaseException | None) -> bool:
+        """Whether any rank has a sequence that goes on; every rank hears of a problem, rank 0 warns of a long text."""
+        limit = self._warn_beyond
+        beyond = limit is not None and any(len(s.prompt) + s.count > limit for s in sequences)
+        active, beyond = go_on(self.groups, any(s.finish is None for s in sequences), beyond, problem)
+        if beyond:
+            self._warn_beyond = None
+            if self.groups.rank == 0:
+                message = f"a text is longer than the {limit} tokens that the model was trained on; it may become worse"
+                warnings.warn(message, BeyondTraining, stacklevel=2)
+        return active
 
     def _context(self, sequences: list[_Sequence], options: GenerationOptions) -> Context:
         prompts, numbers = [s.prompt for s in sequences], [s.number for s in sequences]
@@ -142,10 +151,3 @@ class TextGenerator:
             if sequence.finish is None and token < 0:
                 raise FloatingPointError(f"the logits behind prompt {sequence.number} are not finite")
         return [None if s.finish is not None else token for s, token in zip(sequences, tokens, strict=True)]
-
-    def _watch_length(self, sequences: list[_Sequence]) -> None:
-        limit = self._warn_beyond
-        if limit is not None and any(len(s.prompt) + s.count > limit for s in sequences):
-            self._warn_beyond = None
-            message = f"a text is longer than the {limit} tokens that the model was trained on; it may become worse"
-            warnings.warn(message, BeyondTraining, stacklevel=2)

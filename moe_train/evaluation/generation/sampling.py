@@ -30,10 +30,12 @@ def greedy(logits_BV: Tensor) -> Tensor:
 
 def candidates(logits_BV: Tensor, options: GenerationOptions) -> Tensor:
     """Probabilities that tokens are drawn with, float32 [B, V]; zero for those that are left out."""
-    scaled_BV = logits_BV.float() / options.temperature
-    if options.top_k is not None:
-        scaled_BV = scaled_BV.masked_fill(~_largest(scaled_BV, options.top_k), -torch.inf)
-    probs_BV = torch.softmax(scaled_BV, dim=-1)
+    logits_BV = logits_BV.float()
+    if options.top_k is not None:  # The temperature does not change which ones these are.
+        logits_BV = logits_BV.masked_fill(~_largest(logits_BV, options.top_k), -torch.inf)
+    # The largest becomes 0, which no temperature makes infinite unless 1 / temperature is; the others may go to -inf.
+    below_BV = logits_BV - logits_BV.max(dim=-1, keepdim=True).values
+    probs_BV = torch.softmax(below_BV / max(options.temperature, torch.finfo(torch.float32).tiny), dim=-1)
     if options.top_p is None or options.top_p == 1:
         return probs_BV
     probs_BV = probs_BV.masked_fill(~_nucleus(probs_BV, options.top_p), 0.0)

@@ -19,21 +19,22 @@ def batches_of_rank(prompts: int, batch_size: int, groups: Groups) -> list[list[
     return [list(range(start + groups.data_rank, min(start + together, prompts), groups.data_size)) for start in starts]
 
 
-def go_on(groups: Groups, active: bool, problem: BaseException | None) -> bool:
-    """Whether any rank still has a sequence that goes on. Every rank must call it before each pass.
+def go_on(groups: Groups, active: bool, beyond: bool, problem: BaseException | None) -> tuple[bool, bool]:
+    """Whether any rank is ``active`` (has a sequence that goes on), and whether any is ``beyond`` the trained length.
+    Every rank must call it before each pass.
 
     Raises ``problem`` on the rank that has one, and RuntimeError on all others.
     """
     if groups.data_size > 1:
-        active_failed = torch.tensor([active, problem is not None], dtype=torch.int64, device=groups.device)
-        actives, failures = groups.sum_over_data(active_failed).tolist()
+        flags = torch.tensor([active, beyond, problem is not None], dtype=torch.int64, device=groups.device)
+        active, beyond, failed = (count > 0 for count in groups.sum_over_data(flags).tolist())
     else:
-        actives, failures = int(active), 0
+        failed = False
     if problem is not None:
         raise problem
-    if failures:
+    if failed:
         raise RuntimeError("another rank has failed while generating; its own message says why")
-    return actives > 0
+    return active, beyond
 
 
 def gather(mine: dict[int, R], groups: Groups) -> list[R]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Sequence
 
 import torch.distributed as dist
 
 from moe_train.evaluation.generation.completion import Completion, complete
+from moe_train.evaluation.generation.length_warning import plain_warnings
 from moe_train.evaluation.generation.loop import Step, TextGenerator
 from moe_train.evaluation.generation.options import GenerationOptions
 from moe_train.evaluation.generation.text import Vocabulary
@@ -45,6 +48,16 @@ def generate(
         raise AssertionError("nothing was raised")
     dist.barrier()
     return complete(generator, prompts, options)
+
+
+def warnings_of(case: Case, prompts: Sequence[Sequence[int]], options: GenerationOptions, trained_length: int) -> str:
+    """What a rank's stderr says of two generations."""
+    generator = TextGenerator(build_model(case).eval(), groups_for(case.expert), LETTERS, trained_length)
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error), plain_warnings():
+        for _ in range(2):
+            complete(generator, prompts, options)
+    return error.getvalue()
 
 
 def load_here(path: str) -> str:

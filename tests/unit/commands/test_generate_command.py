@@ -41,7 +41,7 @@ class Model:
         return [Completion(text=prompt.upper(), ids=[1, 2], finish="length", prompt_tokens=3) for prompt in prompts]
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
-        from moe_train.evaluation.generation.loop import BeyondTraining
+        from moe_train.evaluation.generation.length_warning import BeyondTraining
 
         self.options = options
         yield prompt.upper()
@@ -111,6 +111,9 @@ def test_prompts_as_jsonl_and_from_standard_input(
         ([], "p.jsonl", '{"prompt": 3}\n', 'p.jsonl, line 1 is no object with a text under "prompt"'),
         ([], "p.jsonl", '["x"]\n', "p.jsonl, line 1 is no object"),
         ([], "p.txt", b"\xff\n", "p.txt is not UTF-8"),
+        # Bytes of a command line that are no UTF-8, and what JSON can spell.
+        (["a", "b\udcff"], None, "", r"--prompt is not valid Unicode at character 1: 'b\\udcff'"),
+        ([], "p.jsonl", '{"prompt": "x"}\n{"prompt": "\\ud800"}\n', "p.jsonl, line 2 is not valid Unicode"),
     ],
 )
 def test_prompts_that_cannot_be_read(
@@ -122,6 +125,28 @@ def test_prompts_that_cannot_be_read(
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message):
         generate.read_prompts(given, file)
+
+
+@pytest.mark.parametrize(("errors", "message"), [("strict", "UTF-8"), ("surrogateescape", "valid Unicode")])
+def test_standard_input_that_is_no_text(monkeypatch: pytest.MonkeyPatch, errors: str, message: str) -> None:
+    """Python replaces bad bytes in the C locale and refuses them elsewhere."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff\xfe"), "utf-8", errors))
+    with pytest.raises(ValueError, match=f"the text of standard input is not {message}"):
+        generate.read_prompts(["-"], None)
+
+
+def test_no_file_of_prompts(tmp_path: Path) -> None:
+    for name in (tmp_path / "gone", tmp_path / "gone" / "deeper"):
+        with pytest.raises(FileNotFoundError, match=f"^the file of prompts {name} does not exist$"):
+            generate.read_prompts([], name)
+    with pytest.raises(ValueError, match="is a folder, not a file of prompts"):
+        generate.read_prompts([], tmp_path)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    for name, line in (("p.jsonl", '{"prompt": "é"}\n'), ("p.txt", "é\n")):
+        (tmp_path / name).write_text(line, encoding="utf-8-sig")
+        assert generate.read_prompts([], tmp_path / name) == ["é"]
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,13 @@ def test_what_stands_in_front_of_a_prompt(folder: Path, request: pytest.FixtureR
     assert encode_prompts(tokenizer, folder, ["a<s>", ""]) == want
 
 
+def test_prompts_that_are_no_text(folder: Path) -> None:
+    tokenizer = run_tokenizer(folder, CONFIG)
+    for text in ("abc\ud800", "\udcff" + "x" * 100):
+        with pytest.raises(ValueError, match=r"prompt 1 is not valid Unicode at character [03]: .*\\ud"):
+            encode_prompts(tokenizer, folder, ["fine 🙂", text])
+
+
 def test_ends(folder: Path) -> None:
     tokenizer = run_tokenizer(folder, CONFIG)
     assert end_ids(tokenizer, folder) == {257}

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from moe_train.evaluation.generation.completion import Completion, complete
-from moe_train.evaluation.generation.loop import BeyondTraining, Step, TextGenerator
+from moe_train.evaluation.generation.length_warning import BeyondTraining
+from moe_train.evaluation.generation.loop import Step, TextGenerator
 from moe_train.evaluation.generation.options import GenerationOptions
 from moe_train.evaluation.generation.text import Vocabulary
 from moe_train.model.language_model import LanguageModel

@@ -72,7 +72,20 @@ def test_temperature_0_is_greedy_and_a_low_one_nearly() -> None:
     best = logits.argmax(-1)
     assert torch.equal(choose(logits, uniform, GenerationOptions()), best)
     assert torch.equal(choose(logits.bfloat16(), uniform, GenerationOptions()), greedy(logits.bfloat16().float()))
-    assert torch.equal(choose(logits, uniform, GenerationOptions(temperature=1e-4)), best)
+    # Divided by the lowest of these, or times what one divided by them is, float32 overflows.
+    for temperature in (1e-4, 1e-30, 1e-38, 1e-42, 1e-300, 5e-324):
+        for top_k, top_p in ((None, None), (5, None), (None, 0.9), (5, 0.9)):
+            options = GenerationOptions(temperature=temperature, top_k=top_k, top_p=top_p)
+            assert torch.equal(choose(logits, uniform, options), best), options
+            assert torch.equal(choose(logits - 100, uniform, options), (logits - 100).argmax(-1)), options
+            assert torch.equal(candidates(logits, options).sum(-1), torch.ones(20)), options
+
+
+def test_the_largest_are_those_before_the_division() -> None:
+    """Beside a large logit the differences of small ones vanish; they do not change places for it."""
+    logits = torch.tensor([[1e-9, 2e-9, 10.0]])
+    for temperature in (0.5, 1.0, 1e38):
+        assert candidates(logits, GenerationOptions(temperature=temperature, top_k=2))[0, 0] == 0
 
 
 def test_draws_follow_the_probabilities() -> None:
