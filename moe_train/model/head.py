@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from moe_train.model.cross_entropy import linear_cross_entropy
 
 _CHUNK_BYTES = {"cpu": 2**22, "cuda": 2**29}
 """Size of one chunk's float32 logits: what stays in a core's cache, or keeps a large multiplication busy."""
+_CHUNK_BYTES_ELSEWHERE = 2**26
+_SMALLEST_CHUNK = 32
+
+
+def default_chunk_tokens(vocab_size: int, device_type: str) -> int:
+    """Tokens whose logits exist at one time where model.loss_chunk_tokens is null."""
+    size = _CHUNK_BYTES.get(device_type, _CHUNK_BYTES_ELSEWHERE)
+    return max(_SMALLEST_CHUNK, size // (4 * vocab_size))
 
 
 class LanguageModelHead(nn.Module):
@@ -38,9 +45,6 @@ class LanguageModelHead(nn.Module):
             weight_VH,
             labels_BS.t().reshape(-1),
             target_BS.t().reshape(-1),
-            self.chunk_tokens or self._default_chunk(hidden_SBH.device),
+            self.chunk_tokens or default_chunk_tokens(self.vocab_size, hidden_SBH.device.type),
         )
         return nll_sum, nll_T.detach().view(sequence, batch).t()
-
-    def _default_chunk(self, device: torch.device) -> int:
-        return max(32, _CHUNK_BYTES.get(device.type, 2**26) // (4 * self.vocab_size))

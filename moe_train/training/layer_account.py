@@ -59,9 +59,16 @@ def attention_activations(model: ModelOptions) -> int:
     heads, width, latent = model.num_attention_heads, head_width(model), model.latent_attention
     if latent is None:
         query, key_value = heads * width, model.num_key_value_heads * width
-        # Query and key before and after norm and rotation, value, output.
-        return 3 * query + 3 * key_value + key_value + query
-    # Ranks before and after their norms, query before and after rotation, key and value as projected, key, output.
-    ranks = 2 * (latent.query_rank or 0) + 2 * latent.key_value_rank + latent.rope_head_dim
-    projected = heads * (latent.nope_head_dim + latent.value_head_dim)
-    return ranks + 3 * heads * width + projected + heads * latent.value_head_dim
+        # The projection, of which the value is a part; query and key rotated; output; what norms and clipping saw, and
+        # the clipped value.
+        normed = query + key_value if family_of(model).query_key_norm != "none" else 0
+        clipped = query + 2 * key_value if model.clip_qkv is not None else 0
+        return (query + 2 * key_value) + (query + key_value) + query + normed + clipped
+    # Ranks before and after their norms.
+    ranks = 2 * (latent.query_rank or 0) + 2 * latent.key_value_rank
+    value = latent.value_head_dim
+    if width == value:
+        # Query and key, the projection of which the value is a part, output.
+        return ranks + heads * (2 * width + (latent.nope_head_dim + value) + value)
+    # Query, key, value and output of one width, as the kernels want them, and the output of its own.
+    return ranks + heads * (4 * max(width, value) + value)

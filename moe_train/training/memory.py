@@ -10,8 +10,6 @@ from moe_train.training.layer_account import attention_activations, dense_layers
 from moe_train.training.run_config import RunConfig
 
 FLOAT32 = 4
-LOGITS_BYTES = {"cpu": 2**22, "cuda": 2**29}
-"""What the head holds of float32 logits at a time where model.loss_chunk_tokens is null."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,8 @@ class Memory:
     optimizer: int
     """Moments, and the float32 masters that the optimizer steps."""
     activations: int
-    """An estimate for one micro-batch with balanced experts."""
+    """An estimate for one micro-batch with balanced experts: what autograd keeps for the backward pass, and the logits
+    of one chunk."""
 
     @property
     def total(self) -> int:
@@ -50,12 +49,14 @@ def memory_per_rank(config: RunConfig, world_size: int, device: str = "cpu") -> 
 
 
 def _activations(config: RunConfig, item: int, device: str) -> int:
+    from moe_train.model.head import default_chunk_tokens
+
     model = config.model
     tokens = config.train.micro_batch_size * config.data.sequence_length
     hidden = model.hidden_size
-    # Residual and norm twice.
+    # What comes into the norm and out of it, twice.
     attention = item * (4 * hidden + attention_activations(model))
-    dense, experts = attention + item * 3 * (model.ffn_hidden_size or 0), attention + _experts(config, item)
+    dense, experts = attention + item * _feed_forward(model.ffn_hidden_size), attention + _experts(config, item)
     with_experts = expert_layers(model) + model.multi_token.layers
     if config.train.recompute:
         # Inputs of all layers, and the largest layer.
@@ -63,19 +64,26 @@ def _activations(config: RunConfig, item: int, device: str) -> int:
         layers = tokens * (largest + (dense_layers(model) + with_experts) * item * hidden)
     else:
         layers = tokens * (dense_layers(model) * dense + with_experts * experts)
-    chunk = model.loss_chunk_tokens
-    logits = LOGITS_BYTES.get(device, LOGITS_BYTES["cpu"]) if chunk is None else chunk * model.vocab_size * FLOAT32
-    # Each pass of the head keeps the gradients of its input and its weight from the forward pass. Multi-token
-    # prediction adds one, with two norms, both of them side by side and their projection before it.
+    chunk = min(tokens, model.loss_chunk_tokens or default_chunk_tokens(model.vocab_size, device))
+    # Each pass of the head keeps what its norm saw, and from the forward pass on the gradients of its input and its
+    # weight. Multi-token prediction adds one, with two norms and what they give side by side before it.
     passes = 1 + model.multi_token.layers
-    head = passes * (tokens * hidden * item + model.vocab_size * hidden * FLOAT32) + logits
-    return int(layers + head + model.multi_token.layers * tokens * item * 5 * hidden)
+    head = passes * (2 * tokens * hidden * item + model.vocab_size * hidden * FLOAT32)
+    logits = chunk * model.vocab_size * FLOAT32
+    return int(layers + head + logits + model.multi_token.layers * tokens * item * 4 * hidden)
+
+
+def _feed_forward(width: int | None) -> int:
+    """Elements per token of SwiGLU: gate and up projection, silu of the gate, and the product."""
+    return 4 * (width or 0)
 
 
 def _experts(config: RunConfig, item: int) -> int:
     """Bytes per token of one layer's gate and experts."""
     model, moe = config.model, config.model.moe
-    # Input and output of an expert, and its gate, up projection and their product; three float32 rows of the gate.
-    elements = gate_facts(config).experts_per_token * (2 * model.hidden_size + 3 * moe.expert_hidden_size)
-    elements += 3 * (moe.shared_expert_hidden_size or 0)
-    return item * elements + 3 * FLOAT32 * moe.num_experts
+    # The row of a routed expert and its SwiGLU, whose product exists before and after the combine weight.
+    row = model.hidden_size + _feed_forward(moe.expert_hidden_size) + moe.expert_hidden_size
+    elements = gate_facts(config).experts_per_token * row + _feed_forward(moe.shared_expert_hidden_size)
+    # Three float32 rows of the gate, which reads its input in float32.
+    copied = 0 if item == FLOAT32 else model.hidden_size
+    return item * elements + FLOAT32 * (3 * moe.num_experts + copied)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import typing
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from moe_train.config.errors import ConfigError
 from moe_train.model.families import FAMILIES
+from moe_train.model.options import ModelOptions
 from moe_train.training.run_config import RunConfig, check, from_dict
 
 LATENT = {"query_rank": 8, "key_value_rank": 8, "nope_head_dim": 8, "rope_head_dim": 4, "value_head_dim": 8}
@@ -77,6 +82,77 @@ def test_what_fits_passes(family: str) -> None:
 )
 def test_what_does_not_fit_is_named(family: str, model: dict[str, Any], key: str) -> None:
     assert list(found(family, **model)) == [f"model.{key}"]
+
+
+YARN = {"kind": "yarn", "factor": 4.0, "original_length": 64}
+
+
+@pytest.mark.parametrize(
+    ("model", "key"),
+    [
+        ({"rope_theta": 1.0, "rope_scaling": YARN}, "rope_theta"),
+        ({"rope_theta": 0.5, "rope_scaling": YARN}, "rope_theta"),
+        ({"rope_scaling": {**YARN, "beta_fast": 0.0}}, "rope_scaling.beta_fast"),
+        ({"rope_scaling": {**YARN, "beta_fast": 1.0}}, "rope_scaling.beta_fast"),
+        ({"rope_scaling": {**YARN, "beta_slow": -1.0}}, "rope_scaling.beta_slow"),
+        ({"rope_scaling": {**YARN, "beta_slow": 0.0}}, "rope_scaling.beta_slow"),
+        ({"rope_scaling": {**YARN, "attention_factor": 0.0}}, "rope_scaling.attention_factor"),
+        ({"rope_scaling": {**YARN, "attention_factor": -1.0}}, "rope_scaling.attention_factor"),
+        ({"rope_scaling": {**YARN, "mscale": -1.0}}, "rope_scaling.mscale"),
+        ({"rope_scaling": {**YARN, "mscale_all_dim": -1.0}}, "rope_scaling.mscale_all_dim"),
+        (
+            {"rope_scaling": {"kind": "llama3", "low_frequency_factor": 0.0}},
+            "rope_scaling.low_frequency_factor",
+        ),
+    ],
+)
+def test_rotary_options_that_cannot_be_computed_with(model: dict[str, Any], key: str) -> None:
+    assert list(found("llama3", **model)) == [f"model.{key}"]
+
+
+def test_rotary_options_of_another_kind_are_ignored() -> None:
+    load("llama3", rope_theta=1.0)
+    load("llama3", rope_theta=1.0, rope_scaling={**YARN, "kind": "linear", "beta_fast": 0.0})
+    load("llama3", rope_scaling={**YARN, "beta_fast": 2.0, "beta_slow": 1.5, "attention_factor": 0.9, "mscale": 0.0})
+
+
+NUMBERS = [
+    "norm_eps",
+    "rope_theta",
+    "clip_qkv",
+    "init.std",
+    "multi_token.coefficient",
+    *(
+        f"rope_scaling.{name}"
+        for name in ("factor", "low_frequency_factor", "high_frequency_factor", "beta_fast", "beta_slow")
+    ),
+    *(f"rope_scaling.{name}" for name in ("attention_factor", "mscale", "mscale_all_dim")),
+]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan], ids=str)
+@pytest.mark.parametrize("key", NUMBERS)
+def test_numbers_are_finite(key: str, value: float) -> None:
+    section, _, name = key.rpartition(".")
+    given: dict[str, Any] = {name: value}
+    if section:
+        given = {section: {**(YARN if section == "rope_scaling" else {}), **given}}
+    [(path, message)] = found("olmoe", **given).items()
+    assert path == f"model.{key}" and message == f"must be a finite number, got {value}"
+
+
+def test_every_number_of_the_model_is_tried() -> None:
+    """A new one belongs into NUMBERS."""
+
+    def floats(options: type, prefix: str = "") -> Iterator[str]:
+        for name, kind in typing.get_type_hints(options).items():
+            for part in typing.get_args(kind) or (kind,):
+                if dataclasses.is_dataclass(part):
+                    yield from floats(part, f"{prefix}{name}.")  # type: ignore[arg-type]
+                elif part is float:
+                    yield prefix + name
+
+    assert sorted(floats(ModelOptions)) == sorted(NUMBERS)
 
 
 def test_latent_attention_ignores_heads_of_keys_and_values() -> None:
