@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from moe_train.parallel.groups import Groups
     from moe_train.training.run_config import RunConfig
 
-Prompts = str | Sequence[str] | Sequence[Sequence[int]]
-"""One text, texts, or token ids of each sequence."""
+Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
+"""One text, texts, the token ids of one sequence or of each one; tensors and arrays of ids too."""
 
 
 def load(
@@ -94,25 +94,37 @@ class LoadedModel:
         return run_tokenizer(self.run_dir, self.config, self.tokenizer_path)
 
     def encode(self, prompts: Prompts) -> list[list[int]]:
-        """Ids of each prompt; ids stay as they are."""
+        """Ids of each prompt; ids stay as they are. ValueError for what is neither text nor ids."""
+        from moe_train.evaluation.token_ids import id_lists, plain
         from moe_train.training.run_tokenizer import encode_prompts
 
-        if isinstance(prompts, str):
-            prompts = [prompts]
-        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        given: Any = [prompts] if isinstance(prompts, str) else plain(prompts)
+        if not hasattr(given, "__iter__"):
+            raise ValueError(f"prompts are {given!r}; give a text, texts, or lists of token ids")
+        given = list(given)
+        texts = [prompt for prompt in given if isinstance(prompt, str)]
         if not texts:
-            return [[int(token) for token in prompt] for prompt in prompts]
-        if len(texts) < len(prompts):
+            return id_lists(given)
+        if len(texts) < len(given):
             raise ValueError("give all prompts as texts or all as token ids")
         return encode_prompts(self.tokenizer, self.run_dir, texts)
 
-    def logits(self, ids_BS: Sequence[Sequence[int]] | Tensor) -> Tensor:
-        """Of the token behind each one, [B, S, V] on the model's device; all sequences have S ids."""
+    def logits(self, ids_BS: Sequence[Sequence[int]] | Sequence[int] | Tensor) -> Tensor:
+        """Of the token behind each one, [B, S, V] on the model's device; all sequences have S ids. ValueError where
+        they do not, and for ids that the model does not know."""
         import torch
 
+        from moe_train.evaluation.token_ids import check_ids, id_lists
         from moe_train.evaluation.trace import read
 
-        return read(self.model, torch.as_tensor(ids_BS, dtype=torch.int64, device=self.device))[0]
+        sequences = id_lists(ids_BS, "sequence")
+        if not sequences:
+            raise ValueError("give at least one sequence of token ids")
+        check_ids(sequences, self.config.model.vocab_size, "sequence")
+        lengths = sorted(len(sequence) for sequence in sequences)
+        if lengths[0] < lengths[-1]:
+            raise ValueError(f"there are sequences of {lengths[0]} to {lengths[-1]} ids; all must have as many")
+        return read(self.model, torch.tensor(sequences, device=self.device))[0]
 
     def generate(self, prompts: Prompts, **options: Any) -> list[Completion]:
         """The completion of each prompt, in order. Options: those of `GenerationOptions` (max_new_tokens, temperature,
@@ -123,9 +135,15 @@ class LoadedModel:
 
     def stream(self, prompt: str | Sequence[int], **options: Any) -> Iterator[str]:
         """The completion of one prompt in pieces of text as they become certain; options as for ``generate``."""
-        single: Any = [prompt]
-        for step in self.generator.steps(self.encode(single), _options(options)):
-            yield step.text
+        from moe_train.evaluation.token_ids import plain
+
+        single: Any = plain(prompt)
+        ids = () if isinstance(single, str) else single
+        # A first element with elements of its own is a prompt by itself.
+        if not hasattr(ids, "__iter__") or any(hasattr(plain(token), "__iter__") for token in list(ids)[:1]):
+            raise ValueError("stream continues one prompt: give one text or one list of token ids")
+        steps = self.generator.steps(self.encode([single]), _options(options))
+        return (step.text for step in steps)
 
     def trace(self, prompts: Prompts) -> list[Trace]:
         """Routing of every token in every layer with experts: experts, combine weights, logits; one trace per text."""
@@ -151,5 +169,9 @@ class LoadedModel:
 def _options(options: dict[str, Any]) -> Any:
     from moe_train.evaluation.generation.options import GenerationOptions
 
-    stop = options.get("stop", ())
-    return GenerationOptions(**options | {"stop": (stop,) if isinstance(stop, str) else tuple(stop)})
+    stop = options.get("stop")
+    if stop is None:
+        stop = ()
+    elif isinstance(stop, str) or not hasattr(stop, "__iter__"):
+        stop = (stop,)
+    return GenerationOptions(**options | {"stop": tuple(stop)})

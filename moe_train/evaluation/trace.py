@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe_train.evaluation.token_ids import check_ids
 from moe_train.model.micro_batch import MicroBatch, use
 from moe_train.routing.interface import TokenBatch
 
@@ -62,7 +63,9 @@ def read(model: Any, ids_BS: Tensor, keep_routings: bool = False) -> tuple[Tenso
 
 
 def trace(model: Any, sequences: Sequence[Sequence[int]], device: torch.device) -> list[Trace]:
-    """One trace per sequence; each is read by itself."""
+    """One trace per sequence; each is read by itself. ValueError for one without ids, or with ids that the model does
+    not know."""
+    check_ids(sequences, model.output_layer.vocab_size)
     found = []
     for ids in sequences:
         _, micro_batch = read(model, torch.tensor([list(ids)], device=device), keep_routings=True)

@@ -9,7 +9,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -110,6 +112,67 @@ def test_trace(model: LoadedModel) -> None:
     assert one.ids_S.tolist() == model.encode("The lazy dog")[0]
     assert [len(layer.experts(0)) for layer in one.layers] == [2, 2, 2]
     assert len(model.trace([[1, 2], [3, 4, 5]])) == 2
+
+
+def test_ids_may_be_flat_and_of_any_kind(model: LoadedModel) -> None:
+    """One prompt, as in `stream`; and tensors, arrays and their rows."""
+    options = {"max_new_tokens": 3}
+    ids = [1, 2, 3]
+    want = model.generate([ids], **options)
+    for given in (ids, tuple(ids), torch.tensor(ids), torch.tensor([ids]), [torch.tensor(ids)], np.array(ids)):
+        assert model.encode(given) == [ids]  # type: ignore[arg-type]
+        assert model.generate(given, **options) == want  # type: ignore[arg-type]
+    assert "".join(model.stream(ids, **options)) == want[0].text
+    [flat], [nested] = model.trace(ids), model.trace([ids])
+    assert torch.equal(flat.layers[0].logits_SE, nested.layers[0].logits_SE)
+    assert torch.equal(model.logits(ids), model.logits([ids]))
+    assert model.generate([], **options) == [] == model.trace([])
+
+
+@pytest.mark.parametrize("use", ["generate", "trace", "stream", "logits"])
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([], "0 has no token.*at least one"),
+        ([320], r"0 holds an id outside of the model's vocabulary of 320 \(320; .* 0 to 319\)"),
+        ([2, -1], r"0 holds an id outside .* \(-1;"),
+        ([2, 1.0], "0 holds 1.0.*integers"),
+        ([2, "a"], "0 holds 'a'.*integers"),
+    ],
+    ids=str,
+)
+def test_bad_ids(model: LoadedModel, use: str, ids: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^(prompt|sequence) {message}"):
+        if use == "stream":
+            list(model.stream(ids))
+        else:
+            getattr(model, use)([ids])
+
+
+def test_what_is_no_prompt(model: LoadedModel) -> None:
+    for use in (model.generate, model.trace, model.encode):
+        with pytest.raises(ValueError, match="prompts are 5; give a text, texts, or lists of token ids"):
+            use(5)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="prompt 1 is 2; .* list of token ids"):
+            use([[1], 2])  # type: ignore[list-item]
+    for several in (["a", "b"], [[1, 2]], [[1], [2]]):
+        with pytest.raises(ValueError, match="stream continues one prompt: give one text or one list of token ids"):
+            model.stream(several)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="give at least one sequence"):
+        model.logits(torch.zeros(0, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match="sequences of 1 to 2 ids; .* as many"):
+        model.logits([[1], [1, 2]])
+    with pytest.raises(ValueError, match="give token ids"):
+        model.logits("text")  # type: ignore[arg-type]
+
+
+def test_stop_strings(model: LoadedModel) -> None:
+    plain = model.generate([[1, 2]], max_new_tokens=2)
+    assert model.generate([[1, 2]], max_new_tokens=2, stop=None) == plain
+    assert model.generate([[1, 2]], max_new_tokens=2, stop=[]) == plain
+    for stop in (5, [5], [None], ["a", b"b"]):
+        with pytest.raises(ValueError, match="stop.* must be text"):
+            model.generate([[1, 2]], stop=stop)
 
 
 def test_bfloat16(run_dir: Path, model: LoadedModel) -> None:

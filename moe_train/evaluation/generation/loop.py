@@ -21,6 +21,7 @@ from moe_train.evaluation.generation.sampling import choose
 from moe_train.evaluation.generation.spread import batches_of_rank, go_on
 from moe_train.evaluation.generation.support import check_generates
 from moe_train.evaluation.generation.text import TextStream, Vocabulary
+from moe_train.evaluation.token_ids import check_ids
 from moe_train.parallel.groups import Groups
 
 Finish = Literal["end", "stop", "length"]
@@ -100,12 +101,7 @@ class TextGenerator:
     def _check(self, prompts: Sequence[Sequence[int]], options: GenerationOptions) -> None:
         if options.stop and not self.vocabulary.bytes_V:
             raise ValueError("stop strings need a tokenizer")
-        known = self.model.output_layer.vocab_size
-        for number, prompt in enumerate(prompts):
-            if not len(prompt):
-                raise ValueError(f"prompt {number} has no token to begin with")
-            if not 0 <= min(prompt) <= max(prompt) < known:
-                raise ValueError(f"prompt {number} holds an id outside of the model's vocabulary of {known}")
+        check_ids(prompts, self.model.output_layer.vocab_size)
 
     def _batch(self, sequences: list[_Sequence], options: GenerationOptions) -> Steps:
         context = self._context(sequences, options)

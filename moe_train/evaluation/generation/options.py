@@ -25,6 +25,10 @@ class GenerationOptions:
     """Keep keys and values; without, every step reads the whole text again: slow, for comparison."""
 
     def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "top_k", "seed", "batch_size"):
+            value = getattr(self, name)
+            if not hasattr(value, "__index__") and not (name == "top_k" and value is None):
+                raise ValueError(f"{name} is {value!r}; it must be an integer")
         for name in ("max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -39,5 +43,8 @@ class GenerationOptions:
                 "top_k and top_p have no effect at temperature 0, which takes the most probable token: "
                 "give a temperature above 0 as well"
             )
-        if "" in self.stop:
-            raise ValueError("a stop string is empty")
+        for text in self.stop:
+            if not isinstance(text, str):
+                raise ValueError(f"a stop string is {text!r}; it must be text")
+            if not text:
+                raise ValueError("a stop string is empty")

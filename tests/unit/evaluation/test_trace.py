@@ -65,3 +65,14 @@ def test_a_bias_selects_and_is_in_no_score(groups: Groups, gate: str) -> None:
 def test_logits_without_a_trace(groups: Groups) -> None:
     logits_BSV, micro_batch = read(build(BASE), torch.tensor([[1, 2], [3, 4]]))
     assert logits_BSV.shape == (2, 2, 100) and not logits_BSV.requires_grad and not micro_batch.routings
+
+
+def test_bad_sequences(groups: Groups) -> None:
+    """The ids of padding rows (100 to 127) are none of the model's either."""
+    model = build(BASE)
+    with pytest.raises(ValueError, match="prompt 1 has no token"):
+        trace(model, [[1], []], CPU)
+    for token in (-1, 100, 128):
+        with pytest.raises(ValueError, match=rf"prompt 0 holds an id outside .* of 100 \({token};"):
+            trace(model, [[1, token]], CPU)
+    assert trace(model, [], CPU) == []

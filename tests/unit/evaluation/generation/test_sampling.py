@@ -116,6 +116,12 @@ def test_the_ends_of_the_random_numbers_draw_what_may_be_drawn(uniform: float) -
         ({"temperature": 1.0, "top_p": 1.1}, "top_p is 1.1"),
         ({"top_p": 0.5}, "no effect at temperature 0"),
         ({"stop": ("x", "")}, "stop string is empty"),
+        ({"stop": ("x", 5)}, "stop string is 5; it must be text"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5; it must be an integer"),
+        ({"max_new_tokens": None}, "max_new_tokens is None; it must be an integer"),
+        ({"temperature": 1.0, "top_k": 2.5}, "top_k is 2.5; it must be an integer"),
+        ({"seed": "1"}, "seed is '1'; it must be an integer"),
+        ({"batch_size": 2.0}, "batch_size is 2.0; it must be an integer"),
         ({"batch_size": 0}, "batch_size is 0"),
     ],
 )
