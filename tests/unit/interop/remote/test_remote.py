@@ -18,6 +18,7 @@ from torch import Tensor
 from moe_train.checkpoint.streaming import LazyBox, write_weights
 from moe_train.evaluation.result import write_evaluation
 from moe_train.interop.remote.bundle import bundle
+from moe_train.model.families import evaluated_moe_layers
 from moe_train.model.language_model import LanguageModel, build_language_model
 from moe_train.model.options import (
     InitOptions,
@@ -71,6 +72,10 @@ FAMILIES = {
     "deepseek_v3, direct queries": replace(
         MODEL, family="deepseek_v3", latent_attention=LatentAttentionOptions(None, 16, 6, 8, 20, False)
     ),
+}
+DENSE = {
+    "qwen3": replace(MODEL, family="qwen3", ffn_hidden_size=40),
+    "llama3": replace(MODEL, family="llama3", ffn_hidden_size=40, rope_scaling=RopeScaling("llama3", 8.0, 32)),
 }
 BIAS = BalancingOptions(bias=BiasOptions(rate=0.001))
 ROUTERS: dict[str, RouterOptions] = {
@@ -148,17 +153,20 @@ def greedy(model: LanguageModel, ids_BS: Tensor, count: int) -> tuple[Tensor, fl
     return ids_BS, lead
 
 
-@pytest.mark.parametrize("gate", available_gates())
-@pytest.mark.parametrize("family", FAMILIES)
+MODELS = [(name, gate) for name in FAMILIES for gate in available_gates()] + [(name, "softmax_topk") for name in DENSE]
+
+
+@pytest.mark.parametrize(("family", "gate"), MODELS)
 def test_logits_and_generation(exported: Exported, family: str, gate: str) -> None:
     """Every registered gate in every family, also from several files, tied, mixed, with padding on the left."""
-    built, folder, report = exported(FAMILIES[family], ROUTERS[gate])
+    model = (FAMILIES | DENSE)[family]
+    built, folder, report = exported(model, ROUTERS[gate])
     theirs = load(folder)
     ids_BS = torch.randint(1, VOCAB, (3, 20))
     want = forward(built, ids_BS)
     result = theirs(ids_BS, output_router_logits=True)
     assert (result.logits - want).abs().max() <= 1e-5 * max(1.0, float(want.abs().max()))
-    assert len(result.router_logits) == sum(layer not in FAMILIES[family].dense_layers for layer in range(3))
+    assert len(result.router_logits) == len(evaluated_moe_layers(model))
 
     continued, lead = greedy(built, ids_BS, 5)
     generated = theirs.generate(ids_BS, max_new_tokens=5, do_sample=False, pad_token_id=0)
@@ -168,7 +176,7 @@ def test_logits_and_generation(exported: Exported, family: str, gate: str) -> No
     padded = theirs(torch.cat([padding, ids_BS], dim=1), attention_mask=mask).logits[:, 4:]
     assert (padded - want).abs().max() <= 1e-4
     left_out = any("multi-token prediction is left out" in note for note in report.notes)
-    assert left_out == bool(FAMILIES[family].multi_token.layers)
+    assert left_out == bool(model.multi_token.layers)
 
 
 def test_it_needs_torch_and_transformers_alone(exported: Exported, tmp_path: Path) -> None:
