@@ -17,7 +17,7 @@ from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
 from moe_train.interop.remote.configuration_moe_train import MoeTrainConfig
-from moe_train.routing import TokenBatch, build_gate
+from moe_train.routing import TokenBatch, build_gate, keep_buffers_float32
 
 _LATENT_NORM_EPS = 1e-6
 
@@ -218,8 +218,7 @@ class RoutedLayer(nn.Module):
         """The output and the gate's scores [B, S, E]."""
         x_SBH = x_BSH.transpose(0, 1)
         x_TH = x_SBH.flatten(0, 1)
-        bias_E = None if self.bias_E is None else self.bias_E.float()
-        routing = self.gate(x_TH, batch, bias_E=bias_E)
+        routing = self.gate(x_TH, batch, bias_E=self.bias_E)
         shift_TH = routing.expert_input_shift_TH
         shifted_TH = x_TH if shift_TH is None else x_TH + shift_TH.to(x_TH.dtype)
         y_TH = self.experts(shifted_TH, routing.weights_TE, routing.kept_TE)
@@ -227,6 +226,9 @@ class RoutedLayer(nn.Module):
         if self.shared_experts is not None:
             y_BSH = y_BSH + self.shared_experts(x_BSH)
         return y_BSH, routing.logits_TE.view(*x_SBH.shape[:2], -1).transpose(0, 1)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
+        return keep_buffers_float32(self, lambda: super(RoutedLayer, self)._apply(fn, recurse))
 
 
 class DecoderLayer(nn.Module):
@@ -268,13 +270,14 @@ class MoeTrainForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
     base_model_prefix = "model"
     _no_split_modules = ["DecoderLayer"]
     _tied_weights_keys = _TIED if int(transformers.__version__.split(".")[0]) >= 5 else list(_TIED)
-    _keep_in_fp32_modules_strict = ["bias_E"]
     _supports_sdpa = True
 
     def __init__(self, config: MoeTrainConfig) -> None:
         super().__init__(config)
         self.model = Decoder(config)
         self.lm_head = linear(config.hidden_size, config.vocab_size)
+        # All buffers are states of gates, which move in steps too small for bfloat16.
+        self._keep_in_fp32_modules_strict = [name for name, _ in self.named_buffers()]
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

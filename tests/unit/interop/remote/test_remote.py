@@ -17,6 +17,7 @@ from torch import Tensor
 
 from moe_train.checkpoint.streaming import LazyBox, write_weights
 from moe_train.evaluation.result import write_evaluation
+from moe_train.interop.forms import hub_form
 from moe_train.interop.remote.bundle import bundle
 from moe_train.model.families import evaluated_moe_layers
 from moe_train.model.language_model import LanguageModel, build_language_model
@@ -30,12 +31,14 @@ from moe_train.model.options import (
 )
 from moe_train.parallel.groups import initialize
 from moe_train.parallel.options import ParallelOptions
-from moe_train.routing import Gate, available_gates, register_gate
+from moe_train.routing import Gate, SoftmaxTopKGate, SoftmaxTopKOptions, available_gates, register_gate
 from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions
 from moe_train.routing.registry import _GATES
 from moe_train.training.convert import Report, export_model
+from moe_train.training.options import TrainOptions
 from moe_train.training.run_config import RunConfig, to_dict
 from tests.distributed.harness.interop import forward
+from tests.reference import hub
 
 transformers = pytest.importorskip("transformers")
 
@@ -107,7 +110,9 @@ def random_model(model: ModelOptions, router: RouterOptions) -> LanguageModel:
     return built
 
 
-def saved(run: Path, built: LanguageModel, model: ModelOptions, router: RouterOptions) -> Path:
+def saved(
+    run: Path, built: LanguageModel, model: ModelOptions, router: RouterOptions, precision: Any = "float32"
+) -> Path:
     """A run's folder with the weights of a model."""
     state = {name: value.detach() for name, value in built.state_dict().items() if value is not None}
     boxes = [
@@ -115,7 +120,7 @@ def saved(run: Path, built: LanguageModel, model: ModelOptions, router: RouterOp
         for n, v in state.items()
         if not (model.tie_embeddings and n == "output_layer.weight")
     ]
-    config = RunConfig(name="a_run", model=model, router=router)
+    config = RunConfig(name="a_run", model=model, router=router, train=TrainOptions(precision=precision))
     write_weights(run / "checkpoints", 7, boxes, {"config": to_dict(config)})
     return run
 
@@ -177,6 +182,48 @@ def test_logits_and_generation(exported: Exported, family: str, gate: str) -> No
     assert (padded - want).abs().max() <= 1e-4
     left_out = any("multi-token prediction is left out" in note for note in report.notes)
     assert left_out == bool(model.multi_token.layers)
+
+
+@pytest.mark.parametrize("asked", ["auto", "bfloat16"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
+def test_the_selection_bias_is_float32_everywhere(tmp_path: Path, family: str, asked: str) -> None:
+    """Its steps are smaller than bfloat16 tells apart at its size (pitfalls row 12)."""
+    model, router = replace(FAMILIES[family], multi_token=MultiTokenOptions()), ROUTERS["sigmoid_topk"]
+    built = random_model(model, router)
+    want_E = 0.5 + 0.001 * torch.randperm(8)
+    biases = [value for name, value in built.named_buffers() if name.endswith("bias_E")]
+    for bias_E in biases:
+        bias_E.copy_(want_E)
+    run = saved(tmp_path / "run", built, model, router, "bfloat16")
+    export_model(run, tmp_path / "hub", form="custom", dtype=asked, shard_bytes=10**9)
+    stored = hub.tensors(tmp_path / "hub")
+    kept = {name: value for name, value in stored.items() if value.dtype == torch.float32}
+    assert {name for name in stored if name.endswith("bias_E")} == set(kept) and len(kept) == len(biases) > 0
+    assert all(torch.equal(value, want_E) for value in kept.values())
+    for options in ({"dtype": torch.bfloat16}, {"dtype": "auto"}, {"dtype": torch.float16}):
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hub", trust_remote_code=True, **options)
+        assert theirs.dtype == (torch.float16 if options["dtype"] == torch.float16 else torch.bfloat16)
+        for moved in (theirs, theirs.to(torch.bfloat16)):
+            loaded = [value for name, value in moved.named_buffers() if name.endswith("bias_E")]
+            assert len(loaded) == len(biases) and all(torch.equal(value, want_E) for value in loaded)
+
+
+def test_what_a_gate_moves_by_rule_is_no_weight() -> None:
+    """The names whose type no export changes: the selection bias, and a gate's own buffers."""
+
+    class Counting(SoftmaxTopKGate):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.register_buffer("seen_E", torch.zeros(self.num_experts))
+
+    register_gate("counting", SoftmaxTopKOptions)(Counting)
+    try:
+        router = RouterOptions("counting", balancing=BIAS)
+        layout = hub_form(FAMILIES["qwen3_moe"], router, "custom", max_length=8, dtype=torch.float32).layout
+    finally:
+        del _GATES["counting"]
+    names = {f"decoder.layers.{layer}.mlp.router.{name}" for layer in (0, 2) for name in ("bias_E", "gate.seen_E")}
+    assert layout.states == names
 
 
 def test_it_needs_torch_and_transformers_alone(exported: Exported, tmp_path: Path) -> None:
