@@ -17,9 +17,6 @@ from moe_train.interop.hub_folder import INDEX, SINGLE
 from moe_train.interop.layout import HubTensor, Layout
 from moe_train.interop.safetensors_file import write_file
 
-STAYS_FLOAT32 = "e_score_correction_bias"
-"""End of the name of what keeps its precision whatever the weights have: sums of small steps."""
-
 
 @dataclass(frozen=True)
 class Written:
@@ -57,15 +54,15 @@ def write_tensors(
 ) -> Written:
     """Writes all tensors, in files of at most ``shard_bytes`` where a tensor is not larger itself, and their index.
 
-    ``dtype``: of a tensor of that name which is stored in that type. ``copies``: names of those that may be left out
+    ``dtype``: of a weight of that name which is stored in that type. ``copies``: names of those that may be left out
     and shall not be. Errors: OSError, ValueError for a damaged checkpoint.
     """
     tensors = {tensor.name: tensor for tensor in layout.tensors}
     tensors |= {c.hub: tensors[c.of] for c in layout.copies if not c.optional or c.hub in copies}
     plan = {}
     for name, tensor in tensors.items():
-        kept = stored.dtypes[f"model.{tensor.pieces[0].key}"] if tensor.pieces else torch.float32
-        plan[name] = (kept if name.endswith(STAYS_FLOAT32) else dtype(name, kept), tensor.shape)
+        kept = _state_dtype(stored, layout, tensor)
+        plan[name] = (kept or dtype(name, stored.dtypes[f"model.{tensor.pieces[0].key}"]), tensor.shape)
     sizes = {name: math.prod(shape) * kind.itemsize for name, (kind, shape) in plan.items()}
     shards = _shards(sizes, shard_bytes)
     files = [SINGLE]
@@ -81,6 +78,14 @@ def write_tensors(
         }
         write_atomically(folder / INDEX, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
     return Written(len(plan), values, files)
+
+
+def _state_dtype(stored: StoredTensors, layout: Layout, tensor: HubTensor) -> torch.dtype | None:
+    """Of what is no weight and keeps its type; None for weights."""
+    if not tensor.pieces:
+        return torch.float32  # a selection bias that was never switched on
+    key = tensor.pieces[0].key
+    return stored.dtypes[f"model.{key}"] if key in layout.states else None
 
 
 def _shards(sizes: dict[str, int], largest: int) -> list[list[str]]:

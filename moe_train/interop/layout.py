@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from moe_train.interop.shapes import Shapes, layers, weight_shapes
+from moe_train.interop.shapes import Shapes, layers, state_names, weight_shapes
 from moe_train.interop.tables import NEXT_TOKEN, TABLES, TIED, Copy, Part, Row
 from moe_train.model.families import head_width, moe_layer_numbers
 from moe_train.model.options import ModelOptions
@@ -42,6 +42,8 @@ class Layout:
     copies: list[Copy]
     padding: list[tuple[str, int]]
     """Names of ours whose rows from there on are padding: zero, and unknown to the hub."""
+    states: frozenset[str]
+    """Names of ours that keep their type whatever the weights have."""
 
 
 def lay_out(model: ModelOptions, router: RouterOptions, table: list[Row] | None = None) -> Layout:
@@ -63,7 +65,7 @@ def lay_out(model: ModelOptions, router: RouterOptions, table: list[Row] | None 
         raise ValueError(
             f"{model.family} has no place for {left[0]}" + (f" and {len(left) - 1} more" if left[1:] else "")
         )
-    return Layout(shapes, tensors, _copies(model), padding)
+    return Layout(shapes, tensors, _copies(model), padding, state_names(model, router))
 
 
 def _copies(model: ModelOptions) -> list[Copy]:

@@ -34,6 +34,15 @@ def weight_shapes(model: ModelOptions, router: RouterOptions) -> Shapes:
     return shapes
 
 
+def state_names(model: ModelOptions, router: RouterOptions) -> frozenset[str]:
+    """Names in ``weight_shapes`` of what moves by a rule, in steps too small for bfloat16: a gate's buffers."""
+    with torch.device("meta"):
+        gate = build_gate(router.gate, router.options, model.hidden_size, model.moe.num_experts)
+    own = {"bias_E"} | {f"gate.{name}" for name, _ in gate.named_buffers()}
+    ours = {f"{prefix}.mlp.router.{name}" for _, prefix in layers(model) for name in own}
+    return frozenset(ours & weight_shapes(model, router).keys())
+
+
 def layers(model: ModelOptions) -> Iterator[tuple[int, str]]:
     """Number and prefix of each layer; that of multi-token prediction comes behind the last one."""
     yield from ((number, f"decoder.layers.{number}") for number in range(model.num_layers))

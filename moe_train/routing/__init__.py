@@ -6,7 +6,7 @@ from moe_train.routing.gates.dynamic_k import DynamicKGate, DynamicKOptions
 from moe_train.routing.gates.lpr import LatentPrototypeGate, LatentPrototypeOptions
 from moe_train.routing.gates.sigmoid_topk import SigmoidTopKGate, SigmoidTopKOptions
 from moe_train.routing.gates.softmax_topk import SoftmaxTopKGate, SoftmaxTopKOptions
-from moe_train.routing.interface import Gate, LossTerm, Routing, TokenBatch
+from moe_train.routing.interface import Gate, LossTerm, Routing, TokenBatch, keep_buffers_float32
 from moe_train.routing.registry import (
     available_gates,
     build_gate,
@@ -38,5 +38,6 @@ __all__ = [
     "gate_class",
     "gate_options",
     "gini_floor",
+    "keep_buffers_float32",
     "register_gate",
 ]

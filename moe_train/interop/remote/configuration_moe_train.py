@@ -14,10 +14,15 @@ class MoeTrainConfig(PretrainedConfig):  # type: ignore[misc]
     keys_to_ignore_at_inference = ["past_key_values"]
 
     def __init__(
-        self, geometry: dict[str, Any] | None = None, router: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        geometry: dict[str, Any] | None = None,
+        router: dict[str, Any] | None = None,
+        use_cache: bool = True,
+        **kwargs: Any,
     ) -> None:
         self.geometry = geometry or {}
         self.router = router or {}
+        self.use_cache = use_cache
         # What caches and tools of transformers look for.
         self.vocab_size = self.geometry.get("vocab_size", 0)
         self.hidden_size = self.geometry.get("hidden_size", 0)

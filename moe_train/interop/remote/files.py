@@ -10,6 +10,7 @@ from typing import Any
 
 from moe_train.data.files import write_atomically
 from moe_train.interop.remote.bundle import bundle
+from moe_train.model.families import family_of
 from moe_train.model.options import ModelOptions
 from moe_train.routing.options import RouterOptions
 
@@ -18,6 +19,10 @@ CLASS = "MoeTrainForCausalLM"
 
 def remote_config(model: ModelOptions, router: RouterOptions, *, max_length: int, dtype: str) -> dict[str, Any]:
     """The content of config.json."""
+    geometry = asdict(model)
+    if not family_of(model).experts:
+        # Our options leave the list empty in a dense family; the modelling file knows no families.
+        geometry["dense_layers"] = list(range(model.num_layers))
     return {
         "architectures": [CLASS],
         "auto_map": {
@@ -25,7 +30,7 @@ def remote_config(model: ModelOptions, router: RouterOptions, *, max_length: int
             "AutoModelForCausalLM": f"modeling_moe_train.{CLASS}",
         },
         "model_type": "moe_train",
-        "geometry": asdict(model),
+        "geometry": geometry,
         "router": asdict(router),
         "max_position_embeddings": max_length,
         "tie_word_embeddings": model.tie_embeddings,

@@ -17,7 +17,7 @@ from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
 from moe_train.interop.remote.configuration_moe_train import MoeTrainConfig
-from moe_train.routing import TokenBatch, build_gate
+from moe_train.routing import Gate, TokenBatch, build_gate, keep_buffers_float32
 
 _LATENT_NORM_EPS = 1e-6
 
@@ -96,7 +96,10 @@ def rotate(x: Tensor, cos_sin: tuple[Tensor, Tensor], interleaved: bool = False)
 def attend(q_BNSD: Tensor, k_BGLD: Tensor, v_BGLV: Tensor, visible: Tensor | None, scale: float) -> Tensor:
     """[B, S, N * V]; without ``visible`` [B, 1, S, L] everything up to the own position is seen."""
     times = q_BNSD.shape[1] // k_BGLD.shape[1]
-    k, v = (x.repeat_interleave(times, dim=1) if times > 1 else x for x in (k_BGLD, v_BGLV))
+    # A static cache hands out all of its room.
+    read = q_BNSD.shape[2] if visible is None else visible.shape[3]
+    k, v = (x[:, :, :read] for x in (k_BGLD, v_BGLV))
+    k, v = (x.repeat_interleave(times, dim=1) if times > 1 else x for x in (k, v))
     causal = visible is None
     out = F.scaled_dot_product_attention(q_BNSD, k, v, attn_mask=visible, is_causal=causal, scale=scale)
     return out.transpose(1, 2).flatten(2)
@@ -218,8 +221,7 @@ class RoutedLayer(nn.Module):
         """The output and the gate's scores [B, S, E]."""
         x_SBH = x_BSH.transpose(0, 1)
         x_TH = x_SBH.flatten(0, 1)
-        bias_E = None if self.bias_E is None else self.bias_E.float()
-        routing = self.gate(x_TH, batch, bias_E=bias_E)
+        routing = self.gate(x_TH, batch, bias_E=self.bias_E)
         shift_TH = routing.expert_input_shift_TH
         shifted_TH = x_TH if shift_TH is None else x_TH + shift_TH.to(x_TH.dtype)
         y_TH = self.experts(shifted_TH, routing.weights_TE, routing.kept_TE)
@@ -227,6 +229,9 @@ class RoutedLayer(nn.Module):
         if self.shared_experts is not None:
             y_BSH = y_BSH + self.shared_experts(x_BSH)
         return y_BSH, routing.logits_TE.view(*x_SBH.shape[:2], -1).transpose(0, 1)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
+        return keep_buffers_float32(self, lambda: super(RoutedLayer, self)._apply(fn, recurse))
 
 
 class DecoderLayer(nn.Module):
@@ -250,6 +255,14 @@ class DecoderLayer(nn.Module):
         return x_BSH + y_BSH, logits
 
 
+class MissingIds(Tensor):
+    """In place of token ids where embeddings were given."""
+
+    @classmethod
+    def __torch_function__(cls, *_: Any, **__: Any) -> Any:
+        raise ValueError("this model's gate reads token ids: input_ids are needed, inputs_embeds are not enough")
+
+
 class Decoder(nn.Module):
     def __init__(self, config: MoeTrainConfig) -> None:
         super().__init__()
@@ -268,14 +281,38 @@ class MoeTrainForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
     base_model_prefix = "model"
     _no_split_modules = ["DecoderLayer"]
     _tied_weights_keys = _TIED if int(transformers.__version__.split(".")[0]) >= 5 else list(_TIED)
-    _keep_in_fp32_modules_strict = ["bias_E"]
     _supports_sdpa = True
 
     def __init__(self, config: MoeTrainConfig) -> None:
         super().__init__(config)
         self.model = Decoder(config)
         self.lm_head = linear(config.hidden_size, config.vocab_size)
+        # All buffers are states of gates, which move in steps too small for bfloat16.
+        self._keep_in_fp32_modules_strict = [name for name, _ in self.named_buffers()]
+        gates = [module for module in self.modules() if isinstance(module, Gate)]
+        self._in_gate = {part: (gate, name) for gate in gates for name, part in gate.named_modules()}
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Of ``from_config`` and of what a file lacks: as at the start of training, without the scaled residual."""
+        std = self.config.geometry.get("init", {}).get("std", 0.02)
+        gate, prefix = self._in_gate.get(module, (None, ""))
+        for name, parameter in module.named_parameters(recurse=False):
+            if getattr(parameter, "_is_hf_initialized", False):
+                continue
+            own = None
+            if gate is not None:
+                generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), device="cpu")))
+                own = gate.initial(f"{prefix}.{name}".lstrip("."), tuple(parameter.shape), generator)
+            if own is not None:
+                with torch.no_grad():
+                    parameter.copy_(own)
+            elif parameter.dim() >= 2:
+                nn.init.normal_(parameter, std=std)
+            else:
+                nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
+        if isinstance(module, RoutedLayer) and module.bias_E is not None:
+            nn.init.zeros_(module.bias_E)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens
@@ -286,25 +323,49 @@ class MoeTrainForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
+    @staticmethod
+    def create_masks_for_generate(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> Tensor | None:
+        """``generate`` asks for a square mask with a static cache; gates need to know which tokens are padding."""
+        return attention_mask
+
+    def _valid_auto_compile_criteria(self, *_: Any, **__: Any) -> bool:
+        """Which experts have tokens, and how full the cache is, are read on the host: nothing for one graph."""
+        return False
+
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         output_router_logits: bool = False,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         **_: Any,
-    ) -> MoeCausalLMOutputWithPast:
+    ) -> MoeCausalLMOutputWithPast | tuple[Any, ...]:
         """``attention_mask`` [B, L] is 0 for padding, on any side. ``router_logits``: scores [B, S, E] of each layer
-        with experts. The loss is the mean over labels that are not -100, shifted by one."""
+        with experts. ``hidden_states`` [B, S, H]: what each layer reads, and what the head reads. The loss is the mean
+        over labels that are not -100, shifted by one. Embeddings in place of ids do where the gate reads no ids."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if attention_mask is not None and attention_mask.dim() != 2:
+            raise ValueError(f"attention_mask has {attention_mask.dim()} dimensions; it must be [batch, tokens]")
+        defaults = self.config
+        use_cache = defaults.use_cache if use_cache is None else use_cache
+        return_dict = defaults.return_dict if return_dict is None else return_dict
+        hidden_wanted = defaults.output_hidden_states if output_hidden_states is None else output_hidden_states
+        x_BSH = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        ids_T = torch.empty(0).as_subclass(MissingIds) if input_ids is None else input_ids.t().flatten()
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
-        before = past_key_values.get_seq_length() if past_key_values is not None else 0
-        batch_size, count = input_ids.shape
-        valid_BL = torch.ones(batch_size, before + count, dtype=torch.bool, device=input_ids.device)
+        # A static cache counts in place.
+        before = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
+        (batch_size, count), device = x_BSH.shape[:2], x_BSH.device
+        valid_BL = torch.ones(batch_size, before + count, dtype=torch.bool, device=device)
         if attention_mask is not None:
             valid_BL = attention_mask[:, : before + count].bool()
         if position_ids is None:
@@ -313,13 +374,13 @@ class MoeTrainForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
         visible = None
         if before or not bool(valid_BL.all()):
             # A padding token sees itself alone, so that no row is empty.
-            order_L = torch.arange(before + count, device=input_ids.device)
+            order_L = torch.arange(before + count, device=device)
             up_to_SL = order_L <= order_L[before:, None]
             visible = (up_to_SL & valid_BL[:, None]) | (order_L == order_L[before:, None])
             visible = visible[:, None]
-        sample_B = torch.arange(batch_size, device=input_ids.device)
+        sample_B = torch.arange(batch_size, device=device)
         tokens = TokenBatch(
-            ids_T=input_ids.t().flatten(),
+            ids_T=ids_T,
             sample_T=sample_B.expand(count, batch_size).flatten(),
             position_T=position_BS.t().flatten(),
             padding_T=~valid_BL[:, before:].t().flatten(),
@@ -327,19 +388,23 @@ class MoeTrainForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
             batch_size=batch_size,
         )
         cos_sin = rotary(self.config.geometry, position_BS)
-        x_BSH, router_logits = self.model.embed_tokens(input_ids), []
+        router_logits, hidden_states = [], []
         for layer in self.model.layers:
+            hidden_states.append(x_BSH)
             x_BSH, scores = layer(x_BSH, tokens, cos_sin, visible, past_key_values)
             router_logits += [] if scores is None else [scores]
         x_BSH = self.model.norm(x_BSH)
+        hidden_states.append(x_BSH)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(x_BSH[:, keep])
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
-        return MoeCausalLMOutputWithPast(
+        output = MoeCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
             past_key_values=past_key_values if use_cache else None,
+            hidden_states=tuple(hidden_states) if hidden_wanted else None,
             router_logits=tuple(router_logits) if output_router_logits else None,
         )
+        return output if return_dict else output.to_tuple()  # type: ignore[no-any-return]

@@ -5,136 +5,33 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from moe_train.checkpoint.streaming import LazyBox, write_weights
 from moe_train.evaluation.result import write_evaluation
 from moe_train.interop.remote.bundle import bundle
-from moe_train.model.language_model import LanguageModel, build_language_model
-from moe_train.model.options import (
-    InitOptions,
-    LatentAttentionOptions,
-    ModelOptions,
-    MoEOptions,
-    MultiTokenOptions,
-    RopeScaling,
-)
-from moe_train.parallel.groups import initialize
-from moe_train.parallel.options import ParallelOptions
+from moe_train.model.families import evaluated_moe_layers
+from moe_train.model.language_model import LanguageModel
 from moe_train.routing import Gate, available_gates, register_gate
-from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions
+from moe_train.routing.options import RouterOptions
 from moe_train.routing.registry import _GATES
-from moe_train.training.convert import Report, export_model
-from moe_train.training.run_config import RunConfig, to_dict
 from tests.distributed.harness.interop import forward
+from tests.unit.interop.remote.models import (
+    DENSE,
+    FAMILIES,
+    MODEL,
+    ROUTERS,
+    VOCAB,
+    Exported,
+    load,
+)
 
 transformers = pytest.importorskip("transformers")
-
-VOCAB = 101
-MODEL = ModelOptions(
-    num_layers=3,
-    hidden_size=48,
-    num_attention_heads=6,
-    num_key_value_heads=2,
-    head_dim=10,
-    vocab_size=VOCAB,
-    init=InitOptions(std=0.2, scaled_residual=False),
-    moe=MoEOptions(num_experts=8, expert_hidden_size=24),
-)
-LATENT = LatentAttentionOptions(20, 16, 12, 6, 10)
-FAMILIES = {
-    "qwen3_moe": replace(MODEL, dense_layers=[1], ffn_hidden_size=40),
-    "mixtral": replace(MODEL, family="mixtral", tie_embeddings=True, rope_scaling=RopeScaling("llama3", 8.0, 32)),
-    "olmoe": replace(
-        MODEL,
-        family="olmoe",
-        clip_qkv=0.7,
-        head_dim=None,
-        moe=replace(MODEL.moe, shared_expert_hidden_size=12),
-        rope_scaling=RopeScaling("linear", 4.0),
-    ),
-    "deepseek_v3": replace(
-        MODEL,
-        family="deepseek_v3",
-        latent_attention=LATENT,
-        rope_scaling=RopeScaling("yarn", 8.0, 64, mscale=0.7, mscale_all_dim=0.6),
-        multi_token=MultiTokenOptions(layers=1),
-    ),
-    "deepseek_v3, direct queries": replace(
-        MODEL, family="deepseek_v3", latent_attention=LatentAttentionOptions(None, 16, 6, 8, 20, False)
-    ),
-}
-BIAS = BalancingOptions(bias=BiasOptions(rate=0.001))
-ROUTERS: dict[str, RouterOptions] = {
-    "softmax_topk": RouterOptions("softmax_topk", {"top_k": 2}, BIAS),
-    "lpr": RouterOptions("lpr", {"top_k": 2, "latent_dim": 4}, BIAS),
-    "dynamic_k": RouterOptions("dynamic_k", {"threshold": 0.6}),
-    "sigmoid_topk": RouterOptions("sigmoid_topk", {"top_k": 2, "num_groups": 4, "groups_per_token": 2}, BIAS),
-}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_process() -> Iterator[None]:
-    initialize(ParallelOptions())
-    yield
-    from megatron.core import parallel_state
-
-    parallel_state.destroy_model_parallel()
-    dist.destroy_process_group()
-
-
-def random_model(model: ModelOptions, router: RouterOptions) -> LanguageModel:
-    built = build_language_model(model, router, sequence_length=32, seed=int(torch.randint(1000, ()))).eval()
-    with torch.no_grad():
-        for name, value in (*built.named_parameters(), *built.named_buffers()):
-            if name.endswith("bias_E"):
-                value.normal_(std=0.3)
-            elif value.dim() == 1:
-                value.copy_(1 + 0.3 * torch.randn_like(value))
-    return built
-
-
-def saved(run: Path, built: LanguageModel, model: ModelOptions, router: RouterOptions) -> Path:
-    """A run's folder with the weights of a model."""
-    state = {name: value.detach() for name, value in built.state_dict().items() if value is not None}
-    boxes = [
-        LazyBox(f"model.{n}", tuple(v.shape), (0,) * v.dim(), tuple(v.shape), v.dtype, lambda v=v: v.contiguous())
-        for n, v in state.items()
-        if not (model.tie_embeddings and n == "output_layer.weight")
-    ]
-    config = RunConfig(name="a_run", model=model, router=router)
-    write_weights(run / "checkpoints", 7, boxes, {"config": to_dict(config)})
-    return run
-
-
-Exported = Callable[..., tuple[LanguageModel, Path, Report]]
-
-
-@pytest.fixture
-def exported(tmp_path: Path) -> Exported:
-    def export(model: ModelOptions, router: RouterOptions, form: Any = "custom") -> tuple[LanguageModel, Path, Report]:
-        built = random_model(model, router)
-        run = saved(tmp_path / "run", built, model, router)
-        report = export_model(run, tmp_path / "hub", form=form, shard_bytes=100_000)
-        return built, tmp_path / "hub", report
-
-    return export
-
-
-def load(folder: Path) -> Any:
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, trust_remote_code=True, output_loading_info=True, dtype=torch.float32
-    )
-    assert not any(info.values()), info
-    return model.eval()
 
 
 def greedy(model: LanguageModel, ids_BS: Tensor, count: int) -> tuple[Tensor, float]:
@@ -148,17 +45,20 @@ def greedy(model: LanguageModel, ids_BS: Tensor, count: int) -> tuple[Tensor, fl
     return ids_BS, lead
 
 
-@pytest.mark.parametrize("gate", available_gates())
-@pytest.mark.parametrize("family", FAMILIES)
+MODELS = [(name, gate) for name in FAMILIES for gate in available_gates()] + [(name, "softmax_topk") for name in DENSE]
+
+
+@pytest.mark.parametrize(("family", "gate"), MODELS)
 def test_logits_and_generation(exported: Exported, family: str, gate: str) -> None:
     """Every registered gate in every family, also from several files, tied, mixed, with padding on the left."""
-    built, folder, report = exported(FAMILIES[family], ROUTERS[gate])
+    model = (FAMILIES | DENSE)[family]
+    built, folder, report = exported(model, ROUTERS[gate])
     theirs = load(folder)
     ids_BS = torch.randint(1, VOCAB, (3, 20))
     want = forward(built, ids_BS)
     result = theirs(ids_BS, output_router_logits=True)
     assert (result.logits - want).abs().max() <= 1e-5 * max(1.0, float(want.abs().max()))
-    assert len(result.router_logits) == sum(layer not in FAMILIES[family].dense_layers for layer in range(3))
+    assert len(result.router_logits) == len(evaluated_moe_layers(model))
 
     continued, lead = greedy(built, ids_BS, 5)
     generated = theirs.generate(ids_BS, max_new_tokens=5, do_sample=False, pad_token_id=0)
@@ -168,7 +68,7 @@ def test_logits_and_generation(exported: Exported, family: str, gate: str) -> No
     padded = theirs(torch.cat([padding, ids_BS], dim=1), attention_mask=mask).logits[:, 4:]
     assert (padded - want).abs().max() <= 1e-4
     left_out = any("multi-token prediction is left out" in note for note in report.notes)
-    assert left_out == bool(FAMILIES[family].multi_token.layers)
+    assert left_out == bool(model.multi_token.layers)
 
 
 def test_it_needs_torch_and_transformers_alone(exported: Exported, tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""What moves in small steps keeps its precision in exports with a modelling file of their own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moe_train.interop.forms import hub_form
+from moe_train.model.options import (
+    MultiTokenOptions,
+)
+from moe_train.routing import SoftmaxTopKGate, SoftmaxTopKOptions, register_gate
+from moe_train.routing.options import RouterOptions
+from moe_train.routing.registry import _GATES
+from moe_train.training.convert import export_model
+from tests.reference import hub
+from tests.unit.interop.remote.models import (
+    BIAS,
+    FAMILIES,
+    ROUTERS,
+    random_model,
+    saved,
+)
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.mark.parametrize("asked", ["auto", "bfloat16"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
+def test_the_selection_bias_is_float32_everywhere(tmp_path: Path, family: str, asked: str) -> None:
+    """Its steps are smaller than bfloat16 tells apart at its size (pitfalls row 12)."""
+    model, router = replace(FAMILIES[family], multi_token=MultiTokenOptions()), ROUTERS["sigmoid_topk"]
+    built = random_model(model, router)
+    want_E = 0.5 + 0.001 * torch.randperm(8)
+    biases = [value for name, value in built.named_buffers() if name.endswith("bias_E")]
+    for bias_E in biases:
+        bias_E.copy_(want_E)
+    run = saved(tmp_path / "run", built, model, router, "bfloat16")
+    export_model(run, tmp_path / "hub", form="custom", dtype=asked, shard_bytes=10**9)
+    stored = hub.tensors(tmp_path / "hub")
+    kept = {name: value for name, value in stored.items() if value.dtype == torch.float32}
+    assert {name for name in stored if name.endswith("bias_E")} == set(kept) and len(kept) == len(biases) > 0
+    assert all(torch.equal(value, want_E) for value in kept.values())
+    for options in ({"dtype": torch.bfloat16}, {"dtype": "auto"}, {"dtype": torch.float16}):
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hub", trust_remote_code=True, **options)
+        assert theirs.dtype == (torch.float16 if options["dtype"] == torch.float16 else torch.bfloat16)
+        for moved in (theirs, theirs.to(torch.bfloat16)):
+            loaded = [value for name, value in moved.named_buffers() if name.endswith("bias_E")]
+            assert len(loaded) == len(biases) and all(torch.equal(value, want_E) for value in loaded)
+
+
+def test_what_a_gate_moves_by_rule_is_no_weight() -> None:
+    """The names whose type no export changes: the selection bias, and a gate's own buffers."""
+
+    class Counting(SoftmaxTopKGate):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.register_buffer("seen_E", torch.zeros(self.num_experts))
+
+    register_gate("counting", SoftmaxTopKOptions)(Counting)
+    try:
+        router = RouterOptions("counting", balancing=BIAS)
+        layout = hub_form(FAMILIES["qwen3_moe"], router, "custom", max_length=8, dtype=torch.float32).layout
+    finally:
+        del _GATES["counting"]
+    names = {f"decoder.layers.{layer}.mlp.router.{name}" for layer in (0, 2) for name in ("bias_E", "gate.seen_E")}
+    assert layout.states == names
