@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from moe_train.interop.safetensors_file import StoredTensor
+from moe_train.interop.typed import mapping
 
 SCALE = "_scale_inv"
 """Behind the name of the weight that it belongs to."""
@@ -19,7 +20,7 @@ BLOCK = 128
 
 def check_quantization(config: dict[str, Any]) -> bool:
     """Whether the weights come in 8-bit blocks. ValueError for any other quantisation."""
-    stored = config.get("quantization_config")
+    stored = mapping("quantization_config", config.get("quantization_config"))
     if not stored:
         return False
     known = {"quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK], "fmt": "e4m3"}

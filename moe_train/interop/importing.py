@@ -16,7 +16,7 @@ from moe_train.data.files import write_atomically
 from moe_train.interop.accounting import Account, Stored, account
 from moe_train.interop.config_import import HubModel, from_hub
 from moe_train.interop.fp8 import SCALE, dequantized_rows
-from moe_train.interop.hub_folder import read_config, tensors_of
+from moe_train.interop.hub_folder import CONFIG, read_config, tensors_of
 from moe_train.interop.layout import Layout, Piece, lay_out
 
 RECORD = "import.json"
@@ -72,9 +72,17 @@ def open_source(folder: Path, *, drop_multi_token: bool = False) -> Source:
     next_layer = f"model.layers.{hub.model.num_layers}."
     if drop_multi_token or not any(name.startswith(next_layer) for name in stored):
         hub = from_hub(config, multi_token=False)
-    layout = lay_out(hub.model, hub.router)
+    layout = layout_of(hub, f"{folder / CONFIG}, as our options")
     drop = next_layer if drop_multi_token else None
     return Source(folder, hub, layout, stored, account(stored, layout, folder, quantized=hub.quantized, drop=drop))
+
+
+def layout_of(hub: HubModel, source: str) -> Layout:
+    """Errors: ValueError that begins with ``source`` where the values do not fit each other."""
+    try:
+        return lay_out(hub.model, hub.router)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def write_checkpoint(source: Source, root: Path, config: dict[str, Any]) -> Path:

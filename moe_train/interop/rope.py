@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from moe_train.interop.typed import mapping, number, whole
 from moe_train.model.options import RopeScaling
 
 _KEYS = {
@@ -32,19 +33,23 @@ ROPE_KEYS = ("rope_parameters", "rope_theta", "rope_scaling")
 
 def read_rope(config: dict[str, Any], default_theta: float, max_length: int) -> tuple[float, RopeScaling | None]:
     """Base and scaling of a config.json. ValueError for what our models cannot do, by key and value."""
-    where = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"  # transformers' order
-    given = dict(config.get(where) or {})
-    kinds = {given.pop(key) for key in ("rope_type", "type") if given.get(key) is not None} or {"default"}
-    kind = kinds.pop()
-    if kinds:
-        raise ValueError(f"config.json: {where} has rope_type and type with different values")
-    theta = given.pop("rope_theta", None) or config.get("rope_theta") or default_theta
-    if given.pop("partial_rotary_factor", None) not in (None, 1):
-        raise ValueError(f"config.json: {where}.partial_rotary_factor: our models rotate whole heads only")
+    parts = {key: dict(mapping(key, config.get(key))) for key in ("rope_scaling", "rope_parameters")}
+    where = "rope_scaling" if parts["rope_scaling"] else "rope_parameters"  # transformers' order
+    given = parts[where]
+    kinds = [given.pop(key) for key in ("rope_type", "type") if given.get(key) is not None] or ["default"]
+    kind = kinds[0]
+    if kind != kinds[-1]:
+        raise ValueError(f"config.json: {where} has rope_type {kind!r} and type {kinds[-1]!r}, different values")
+    inside = given.pop("rope_theta", None)
+    theta = number(f"{where}.rope_theta", inside) if inside is not None else None
+    theta = theta or number("rope_theta", config.get("rope_theta") or default_theta)
+    part = given.pop("partial_rotary_factor", None)
+    if part not in (None, 1):
+        raise ValueError(f"config.json: {where}.partial_rotary_factor is {part!r}; our models rotate whole heads only")
     if kind == "default":
         _refuse_others(where, kind, given, {})
-        return float(theta), None
-    if kind not in _KEYS:
+        return theta, None
+    if not isinstance(kind, str) or kind not in _KEYS:
         raise ValueError(
             f"config.json: {where}.rope_type is {kind!r}; our models know default, linear, llama3 and yarn"
         )
@@ -54,10 +59,13 @@ def read_rope(config: dict[str, Any], default_theta: float, max_length: int) -> 
         raise ValueError(f"config.json: {where} lacks {missing[0]}, which {kind} needs")
     if kind != "linear" and given.get("original_max_position_embeddings") is None:
         given["original_max_position_embeddings"] = max_length
+    for key in _KEYS[kind]:
+        if given.get(key) is not None:
+            given[key] = _checked(where, key, given[key])
     if kind == "yarn" and given.get("factor") is None:
         given["factor"] = max_length / given["original_max_position_embeddings"]
     values = {ours: given[key] for key, ours in _KEYS[kind].items() if given.get(key) is not None}
-    return float(theta), RopeScaling(kind=kind, **_numbers(values))  # type: ignore[arg-type]
+    return theta, RopeScaling(kind=kind, **values)  # type: ignore[arg-type]
 
 
 def write_rope(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
@@ -75,6 +83,10 @@ def _refuse_others(where: str, kind: str, given: dict[str, Any], known: dict[str
             raise ValueError(f"config.json: {where}.{key} is {value!r}, which rope_type {kind} does not have")
 
 
-def _numbers(values: dict[str, Any]) -> dict[str, Any]:
-    whole = ("original_length", "truncate")
-    return {key: value if key in whole else float(value) for key, value in values.items()}
+def _checked(where: str, key: str, value: Any) -> float | bool:
+    if key == "truncate" and not isinstance(value, bool):
+        raise ValueError(f"config.json: {where}.{key} is {value!r}; true or false is needed")
+    if key == "truncate":
+        return bool(value)
+    check = whole if key == "original_max_position_embeddings" else number
+    return check(f"{where}.{key}", value)

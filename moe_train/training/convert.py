@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from moe_train import __version__
 from moe_train.checkpoint.reading import StoredTensors
 from moe_train.checkpoint.store import checkpoint_at, read_state
 from moe_train.data.dataset import sidecar_stem
@@ -31,6 +32,12 @@ from moe_train.training.run_config import RunConfig, from_dict, to_dict, to_yaml
 
 HUB = "hf"
 """In the folder of an imported model: what it came with."""
+RUN_FOLDERS = (HUB, run_folder.CHECKPOINTS)
+"""The folders of an imported or upcycled model that nobody has used yet."""
+UPCYCLED = "upcycled"
+"""File in the folder of an upcycled model that says what it was made of."""
+_EXPORTED = ".moe_train_export"
+"""File in an exported model, by which --force knows it from what was downloaded."""
 GENERATION = "generation_config.json"
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Keys of config.json that a model's own file knows better than its options."""
@@ -51,7 +58,7 @@ def import_model(folder: Path, out: Path, *, force: bool = False, drop_multi_tok
 
     Errors: ValueError that says what is wrong with the folder, or what our models cannot do; OSError.
     """
-    check_target(out, force=force, ours=_is_imported, what="an imported model")
+    check_target(out, force=force, ours=_is_imported, what="an imported model", folders=RUN_FOLDERS)
     source = open_source(folder, drop_multi_token=drop_multi_token)
     config = from_dict(
         to_dict(
@@ -93,7 +100,7 @@ def export_model(
     ``form``: a class of transformers, a modelling file of its own, or (auto) that only where there is no such class.
     Errors: ValueError where the form cannot hold the model, or the checkpoint is damaged; OSError.
     """
-    check_target(out, force=force, ours=_is_exported, what="an exported model")
+    check_target(out, force=force, ours=_is_exported, what=f"an exported model (with {_EXPORTED})")
     directory = checkpoint_at(path, step)
     state = read_state(directory)
     config = from_dict(state["config"], source=f"{directory}/state.json")
@@ -111,6 +118,7 @@ def export_model(
     notes: list[str] = []
     with StoredTensors(directory) as stored, whole_folder(out) as temporary:
         check_stored(stored, hub.layout, hub.left_out)
+        write_atomically(temporary / _EXPORTED, f"moe_train {__version__}\n".encode())
         if imported:
             copy_others(run / HUB, temporary, without=(RECORD, CONFIG))
         tokens = _tokenizer(run, config, temporary, notes)
@@ -189,11 +197,11 @@ def _tokenizer(run: Path, config: RunConfig, out: Path, notes: list[str]) -> dic
 
 
 def _is_imported(folder: Path) -> bool:
-    return (folder / HUB / RECORD).is_file() and not (folder / run_folder.METRICS).exists()
+    return (folder / HUB / RECORD).is_file() and not any((folder / n).exists() for n in (run_folder.METRICS, UPCYCLED))
 
 
 def _is_exported(folder: Path) -> bool:
-    return (folder / CONFIG).is_file() and any(folder.glob("model*.safetensors"))
+    return (folder / _EXPORTED).is_file()
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

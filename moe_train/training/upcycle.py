@@ -21,11 +21,8 @@ from moe_train.interop.whole_folder import check_target, whole_folder
 from moe_train.routing.options import RouterOptions
 from moe_train.training import run_folder
 from moe_train.training.account import active_parameters, parameters
-from moe_train.training.convert import HUB, Report
+from moe_train.training.convert import HUB, RUN_FOLDERS, UPCYCLED, Report
 from moe_train.training.run_config import check, from_dict, to_dict, to_yaml
-
-_NOTE = "upcycled"
-"""File in the new folder that says what it was made of."""
 
 
 def upcycle_model(
@@ -41,7 +38,7 @@ def upcycle_model(
 
     Errors: ValueError where the plan cannot keep its output, or ``path`` holds no dense model; OSError.
     """
-    check_target(out, force=force, ours=lambda folder: (folder / _NOTE).is_file(), what="an upcycled model")
+    check_target(out, force=force, ours=_is_upcycled, what="an upcycled model", folders=RUN_FOLDERS)
     directory = checkpoint_at(path, step)
     state = read_state(directory)
     dense = from_dict(state["config"], source=f"{directory}/state.json")
@@ -51,7 +48,7 @@ def upcycle_model(
     run = directory.resolve().parents[1]
     with StoredTensors(directory) as stored, whole_folder(out) as temporary:
         write_atomically(temporary / run_folder.CONFIG, to_yaml(config).encode())
-        write_atomically(temporary / _NOTE, f"{run}, step {state['step']}\n".encode())
+        write_atomically(temporary / UPCYCLED, f"{run}, step {state['step']}\n".encode())
         copy_tokenizer(run, temporary)
         if (run / HUB).is_dir():
             shutil.copytree(run / HUB, temporary / HUB)
@@ -70,6 +67,10 @@ def upcycle_model(
     summary = f"{out}: {found.model.family}, {total:,} parameters, {active:,} of them active; "
     notes = [] if options.noise else ["its output is that of the dense model until it is trained"]
     return Report(summary + f"from {parameters(dense).total:,}", notes)
+
+
+def _is_upcycled(folder: Path) -> bool:
+    return (folder / UPCYCLED).is_file() and not (folder / run_folder.METRICS).exists()
 
 
 def _boxes(stored: StoredTensors, found: Upcycling, shapes: Shapes) -> Iterator[LazyBox]:

@@ -18,7 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from moe_train.cli import main
+from moe_train.interop.upcycle import UpcycleOptions
+from moe_train.routing.options import RouterOptions
 from moe_train.training.convert import export_model, import_model
+from moe_train.training.upcycle import upcycle_model
 from tests.reference import hub
 
 SEED = secrets.randbits(31)
@@ -191,6 +194,38 @@ def test_an_existing_folder_is_replaced_by_force_and_only_if_it_is_ours(folder: 
         import_model(path, out, force=True)
     with pytest.raises(ValueError, match="not an exported model"):
         export_model(out, path.parent / "ours", shard_bytes=10**9, force=True)
+
+
+def test_force_knows_an_export_from_what_was_downloaded(folder: Callable[..., Path]) -> None:
+    path = folder()
+    ours, exported = path.parent / "ours", path.parent / "exported"
+    import_model(path, ours)
+    with pytest.raises(ValueError, match="not an exported model"):
+        export_model(ours, path, shard_bytes=10**9, force=True)
+    export_model(ours, exported, shard_bytes=10**9)
+    export_model(ours, exported, shard_bytes=10**9, force=True)
+    (exported / ".git").mkdir()
+    with pytest.raises(ValueError, match="has a folder .git"):
+        export_model(ours, exported, shard_bytes=10**9, force=True)
+    (ours / "evaluation").mkdir()
+    with pytest.raises(ValueError, match="has a folder evaluation"):
+        import_model(path, ours, force=True)
+
+
+def test_an_imported_model_and_an_upcycled_one_do_not_replace_each_other(folder: Callable[..., Path]) -> None:
+    path = folder("qwen3")
+    ours, upcycled = path.parent / "ours", path.parent / "upcycled"
+    import_model(path, ours)
+    router, options = RouterOptions("softmax_topk", {"top_k": 2}), UpcycleOptions(4)
+    upcycle_model(ours, upcycled, router, options)
+    with pytest.raises(ValueError, match="not an imported model"):
+        import_model(path, upcycled, force=True)
+    with pytest.raises(ValueError, match="not an upcycled model"):
+        upcycle_model(upcycled, ours, router, options, force=True)
+    upcycle_model(ours, upcycled, router, options, force=True)
+    (upcycled / "metrics.jsonl").touch()  # a run has trained in it
+    with pytest.raises(ValueError, match="not an upcycled model"):
+        upcycle_model(ours, upcycled, router, options, force=True)
 
 
 def test_a_full_disk_leaves_nothing_and_is_said(

@@ -95,7 +95,7 @@ def test_other_files_travel(tmp_path: Path) -> None:
     assert (tmp_path / "ours" / "tokenizer.json").is_file()
     export_model(tmp_path / "ours", tmp_path / "back", shard_bytes=SHARD)
     names = {path.name for path in (tmp_path / "hub").iterdir()}
-    assert {path.name for path in (tmp_path / "back").iterdir()} == names
+    assert {path.name for path in (tmp_path / "back").iterdir()} == names | {".moe_train_export"}
     for name in names - {"model.safetensors", "config.json"}:
         assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "hub" / name).read_bytes()
 
