@@ -89,7 +89,8 @@ def export_model(
 ) -> Report:
     """A run's folder or a checkpoint in it -> a model folder that transformers loads.
 
-    ``dtype``: auto (each tensor's own for an imported model, else what the run computed in), float32 or bfloat16.
+    ``dtype``: auto (each tensor's own for an imported or upcycled model, else what the run
+    computed in), float32 or bfloat16.
     ``form``: a class of transformers, a modelling file of its own, or (auto) that only where there is no such class.
     Errors: ValueError where the form cannot hold the model, or the checkpoint is damaged; OSError.
     """
@@ -102,7 +103,7 @@ def export_model(
     record = read_json(run / HUB / RECORD) if imported else {}
     asked = None if dtype == "auto" else {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     computed = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
-    target = asked or (None if imported else computed)
+    target = asked or (None if state.get("weights_only") else computed)
     length = config.data.sequence_length
     hub = hub_form(config.model, config.router, form, max_length=length, dtype=asked or computed)
     content, original = hub.content, None

@@ -78,16 +78,12 @@ def _boxes(stored: StoredTensors, found: Upcycling, shapes: Shapes) -> Iterator[
     for name, shape in shapes.items():
         key, start = f"model.{name}", (0,) * len(shape)
         if name in made:
-            dtype = torch.float32 if name.endswith("bias_E") else _dense_dtype(stored)
+            dtype = found.dtype(name, stored.dtypes[f"model.{name.partition('.mlp.')[0]}.mlp.weight2"])
             yield LazyBox(key, shape, start, shape, dtype, _Made(stored, made[name], dtype))
         elif stored.shapes.get(key) != shape:
             raise ValueError(f"checkpoint {stored.directory} holds {key} as {stored.shapes.get(key)}, not as {shape}")
         else:
             yield LazyBox(key, shape, start, shape, stored.dtypes[key], _Kept(stored, key))
-
-
-def _dense_dtype(stored: StoredTensors) -> torch.dtype:
-    return stored.dtypes["model.embedding.word_embeddings.weight"]
 
 
 @dataclasses.dataclass(frozen=True)
