@@ -25,6 +25,7 @@ from moe_train.training.callbacks.profiling import profile_hook
 from moe_train.training.engine import Engine
 from moe_train.training.environment import environment, write_environment
 from moe_train.training.history import Stretch, continued, from_plain, to_plain, write_history
+from moe_train.training.initial import check_initial_options
 from moe_train.training.interval import Interval
 from moe_train.training.peak import peak_flops
 from moe_train.training.record import DeviceFacts, build_eval_record
@@ -132,7 +133,12 @@ class Trainer:
             self.step, self.tokens = state["step"], state["tokens"]
             before = from_plain(state.get("history", []))
         elif init_from is not None:
-            load_initial_weights(self.engine, store.checkpoint_at(init_from))
+            directory = store.checkpoint_at(init_from)
+            recorded = store.read_state(directory).get("config") or {}
+            other = check_initial_options(recorded, self.config, str(directory))
+            if other and self.groups.rank == 0:
+                print(other, flush=True)
+            load_initial_weights(self.engine, directory)
         begun = Stretch(
             after=self.step,
             run=str(self.run_dir.resolve()),
