@@ -81,9 +81,7 @@ class Upcycling:
     def dtype(self, name: str, dense: torch.dtype) -> torch.dtype:
         """In which a tensor that is made is stored: as the dense layers (``dense``), or float32 where the product with
         ``factor`` would be rounded to a shorter type. A power of two changes the exponent only."""
-        rounded = (
-            name.endswith(".experts.weight2") and math.frexp(self.factor)[0] != 0.5
-        )
+        rounded = name.endswith(".experts.weight2") and math.frexp(self.factor)[0] != 0.5
         return torch.float32 if name.endswith("bias_E") or (rounded and dense.itemsize < 4) else dense
 
     def replaced(self) -> set[str]:

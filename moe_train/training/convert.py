@@ -27,13 +27,11 @@ from moe_train.interop.small_files import copy_others, copy_tokenizer
 from moe_train.interop.whole_folder import check_target, whole_folder
 from moe_train.training import run_folder
 from moe_train.training.options import TrainOptions
+from moe_train.training.origin import GENERATION, ORIGIN, TOKENS
 from moe_train.training.run_config import RunConfig, from_dict, to_dict, to_yaml
 
 HUB = "hf"
 """In the folder of an imported model: what it came with."""
-GENERATION = "generation_config.json"
-_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-"""Keys of config.json that a model's own file knows better than its options."""
 _LONGEST = 4096
 """Tokens per sequence that an imported model's configuration says at most; data.sequence_length changes it."""
 
@@ -104,25 +102,27 @@ def export_model(
     asked = None if dtype == "auto" else {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     computed = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
     target = asked or (None if state.get("weights_only") else computed)
-    length = config.data.sequence_length
+    came = read_json(run / HUB / CONFIG) if (run / HUB / CONFIG).is_file() else {}
+    length = max(config.data.sequence_length, came.get("max_position_embeddings") or 0)
     hub = hub_form(config.model, config.router, form, max_length=length, dtype=asked or computed)
     content, original = hub.content, None
     if imported and hub.custom is None:
-        original = carried(read_json(run / HUB / CONFIG), config.model, config.router, dtype=asked)
+        original = carried(came, config.model, config.router, dtype=asked)
     notes: list[str] = []
     with StoredTensors(directory) as stored, whole_folder(out) as temporary:
         check_stored(stored, hub.layout, hub.left_out)
-        if imported:
-            copy_others(run / HUB, temporary, without=(RECORD, CONFIG))
+        if came:
+            copy_others(run / HUB, temporary, without=(RECORD, CONFIG, ORIGIN))
         tokens = _tokenizer(run, config, temporary, notes)
         as_it_came = original is not None
         if original is None:
-            known = (read_json(run / HUB / CONFIG) if imported else {}) | tokens
-            original = content | {key: known[key] for key in _TOKENS if key in known}
+            known = came | tokens
+            original = content | {key: known[key] for key in TOKENS if key in known}
         _write_json(temporary / CONFIG, original)
         hub.write_code(temporary)
         if not (temporary / GENERATION).is_file():
-            _write_json(temporary / GENERATION, {"_from_model_config": True, **tokens})
+            ids = {key: original[key] for key in TOKENS if original.get(key) is not None}
+            _write_json(temporary / GENERATION, {"_from_model_config": True, **ids})
         written = write_tensors(
             stored,
             hub.layout,

@@ -27,6 +27,7 @@ from moe_train.training.environment import environment, write_environment
 from moe_train.training.history import Stretch, continued, from_plain, to_plain, write_history
 from moe_train.training.initial import check_initial_options
 from moe_train.training.interval import Interval
+from moe_train.training.origin import carry_origin, forget_origin
 from moe_train.training.peak import peak_flops
 from moe_train.training.record import DeviceFacts, build_eval_record
 from moe_train.training.resume import check_samples
@@ -57,6 +58,10 @@ def train(
     if groups.rank == 0:
         # Not earlier: what cannot start must not leave its configuration in the folder of a run that could.
         prepare(run_dir, config, resume, init_from)
+        if resume is None:
+            forget_origin(run_dir)
+        if trainer.began_with is not None and (note := carry_origin(run_dir, trainer.began_with, config.data)):
+            print(note, flush=True)
         write_history(run_dir, trainer.history)
     status: Status = "failed"
     try:
@@ -76,6 +81,8 @@ class Trainer:
         self.groups = groups
         self.step = 0
         self.tokens = 0
+        self.began_with: Path | None = None
+        """The checkpoint with the weights of a run that has saved none of its own."""
         self.names = all_names(config.data)
         cache = index_folder(config, run_dir)
         check_vocabulary([*self.names, *names_of(config.data.validation)], config.model.vocab_size)
@@ -139,6 +146,7 @@ class Trainer:
             if other and self.groups.rank == 0:
                 print(other, flush=True)
             load_initial_weights(self.engine, directory)
+            self.began_with = directory
         begun = Stretch(
             after=self.step,
             run=str(self.run_dir.resolve()),

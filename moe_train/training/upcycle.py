@@ -14,6 +14,7 @@ from moe_train.checkpoint.reading import StoredTensors
 from moe_train.checkpoint.store import checkpoint_at, read_state
 from moe_train.checkpoint.streaming import LazyBox, write_weights
 from moe_train.data.files import write_atomically
+from moe_train.interop.importing import RECORD
 from moe_train.interop.shapes import Shapes, weight_shapes
 from moe_train.interop.small_files import copy_tokenizer
 from moe_train.interop.upcycle import UpcycleOptions, Upcycling, plan
@@ -22,6 +23,7 @@ from moe_train.routing.options import RouterOptions
 from moe_train.training import run_folder
 from moe_train.training.account import active_parameters, parameters
 from moe_train.training.convert import HUB, Report
+from moe_train.training.origin import ORIGIN
 from moe_train.training.run_config import check, from_dict, to_dict, to_yaml
 
 _NOTE = "upcycled"
@@ -54,7 +56,7 @@ def upcycle_model(
         write_atomically(temporary / _NOTE, f"{run}, step {state['step']}\n".encode())
         copy_tokenizer(run, temporary)
         if (run / HUB).is_dir():
-            shutil.copytree(run / HUB, temporary / HUB)
+            shutil.copytree(run / HUB, temporary / HUB, ignore=shutil.ignore_patterns(RECORD, ORIGIN))
         plain = {
             "consumed_samples": 0,
             "tokens": 0,

@@ -53,6 +53,22 @@ def test_what_was_upcycled_is_exported(tmp_path: Path, case: str) -> None:
     report = export_model(run, tmp_path / "out", shard_bytes=50_000)
     assert any("selection bias" in note for note in report.notes)
     torch.testing.assert_close(hub.logits(tmp_path / "out", ids_BS, custom=True), want, rtol=0, atol=1e-5)
+    assert not (run / "hf" / "import.json").exists(), "which says how the dense tensors came"
+    assert hub.tensors(tmp_path / "out")["model.embed_tokens.weight"].dtype == hub.MODELS[CASES[case][0]].dtype
+
+
+def test_what_the_dense_model_came_with_is_exported(tmp_path: Path) -> None:
+    shape = hub.MODELS["qwen3"].config | {"max_position_embeddings": 32768, "eos_token_id": [2, 3], "bos_token_id": 1}
+    hub.make(tmp_path / "hub", hub.Hub("Qwen3", shape), seed=1)
+    (tmp_path / "hub" / "LICENSE").write_text("free")
+    import_model(tmp_path / "hub", tmp_path / "dense")
+    upcycle_model(tmp_path / "dense", tmp_path / "experts", RouterOptions(options={"top_k": 2}), UpcycleOptions(4))
+    export_model(tmp_path / "experts", tmp_path / "out", shard_bytes=10**9)
+    content = hub.compared_config(tmp_path / "out")
+    assert content["max_position_embeddings"] == 32768
+    assert content["eos_token_id"] == [2, 3] and content["bos_token_id"] == 1
+    for name in ("LICENSE", "generation_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "hub" / name).read_bytes()
 
 
 def test_it_replaces_only_what_it_wrote(tmp_path: Path) -> None:
