@@ -52,7 +52,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="of the weights; auto: as they came for an imported model, else what the run computed in",
+        help="of the weights; auto: as stored for an imported or upcycled model, else what the run computed in",
     )
     exports.add_argument(
         "--max-shard-size", type=size, default=size("5GB"), metavar="SIZE", help="of one file, such as 500MB (5GB)"

@@ -17,6 +17,7 @@ Suffixes: F inner width, H hidden, E experts.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -77,6 +78,12 @@ class Upcycling:
             if self.router.balancing.bias.rate > 0:
                 yield f"{prefix}router.bias_E", lambda _: torch.zeros(self.options.num_experts)
 
+    def dtype(self, name: str, dense: torch.dtype) -> torch.dtype:
+        """In which a tensor that is made is stored: as the dense layers (``dense``), or float32 where the product with
+        ``factor`` would be rounded to a shorter type. A power of two changes the exponent only."""
+        rounded = name.endswith(".experts.weight2") and math.frexp(self.factor)[0] != 0.5
+        return torch.float32 if name.endswith("bias_E") or (rounded and dense.itemsize < 4) else dense
+
     def replaced(self) -> set[str]:
         """Names of the dense model that are not in the new one."""
         layers = moe_layer_numbers(self.model)
@@ -123,6 +130,9 @@ def plan(dense: ModelOptions, router: RouterOptions, options: UpcycleOptions) ->
     """What the model will be. Errors: ValueError where it cannot keep the dense model's output at the start."""
     if family_of(dense).experts or dense.ffn_hidden_size is None:
         raise ValueError(f"only a dense model can be upcycled ({', '.join(FAMILY_WITH_EXPERTS)}), not {dense.family}")
+    for name, value in (("noise", options.noise), ("gate_std", options.gate_std)):
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} is a standard deviation: a finite number of at least 0, not {value}")
     layers = list(range(dense.num_layers)) if options.layers is None else sorted(options.layers)
     unknown = [layer for layer in layers if not 0 <= layer < dense.num_layers]
     if unknown or not layers:
@@ -182,6 +192,7 @@ class _Experts:
     def __call__(self, read: Read) -> Tensor:
         options = self.plan.options
         dense = read(self.prefix + self.which)
+        dense = dense.to(self.plan.dtype(f"{self.prefix}experts.{self.which}", dense.dtype))
         if self.which == "weight1":
             slices = [torch.cat(pair) for pair in zip(*self._parts(dense), strict=True)]
         else:

@@ -28,6 +28,7 @@ from moe_train.interop.small_files import copy_others, copy_tokenizer
 from moe_train.interop.whole_folder import check_target, whole_folder
 from moe_train.training import run_folder
 from moe_train.training.options import TrainOptions
+from moe_train.training.origin import GENERATION, ORIGIN, TOKENS
 from moe_train.training.run_config import RunConfig, from_dict, to_dict, to_yaml
 
 HUB = "hf"
@@ -38,9 +39,6 @@ UPCYCLED = "upcycled"
 """File in the folder of an upcycled model that says what it was made of."""
 _EXPORTED = ".moe_train_export"
 """File in an exported model, by which --force knows it from what was downloaded."""
-GENERATION = "generation_config.json"
-_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-"""Keys of config.json that a model's own file knows better than its options."""
 _LONGEST = 4096
 """Tokens per sequence that an imported model's configuration says at most; data.sequence_length changes it."""
 
@@ -96,7 +94,8 @@ def export_model(
 ) -> Report:
     """A run's folder or a checkpoint in it -> a model folder that transformers loads.
 
-    ``dtype``: auto (each tensor's own for an imported model, else what the run computed in), float32 or bfloat16.
+    ``dtype``: auto (each tensor's own for an imported or upcycled model, else what the run
+    computed in), float32 or bfloat16.
     ``form``: a class of transformers, a modelling file of its own, or (auto) that only where there is no such class.
     Errors: ValueError where the form cannot hold the model, or the checkpoint is damaged; OSError.
     """
@@ -109,27 +108,29 @@ def export_model(
     record = read_json(run / HUB / RECORD) if imported else {}
     asked = None if dtype == "auto" else {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     computed = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
-    target = asked or (None if imported else computed)
-    length = config.data.sequence_length
+    target = asked or (None if state.get("weights_only") else computed)
+    came = read_json(run / HUB / CONFIG) if (run / HUB / CONFIG).is_file() else {}
+    length = max(config.data.sequence_length, came.get("max_position_embeddings") or 0)
     hub = hub_form(config.model, config.router, form, max_length=length, dtype=asked or computed)
     content, original = hub.content, None
     if imported and hub.custom is None:
-        original = carried(read_json(run / HUB / CONFIG), config.model, config.router, dtype=asked)
+        original = carried(came, config.model, config.router, dtype=asked)
     notes: list[str] = []
     with StoredTensors(directory) as stored, whole_folder(out) as temporary:
         check_stored(stored, hub.layout, hub.left_out)
         write_atomically(temporary / _EXPORTED, f"moe_train {__version__}\n".encode())
-        if imported:
-            copy_others(run / HUB, temporary, without=(RECORD, CONFIG))
+        if came:
+            copy_others(run / HUB, temporary, without=(RECORD, CONFIG, ORIGIN))
         tokens = _tokenizer(run, config, temporary, notes)
         as_it_came = original is not None
         if original is None:
-            known = (read_json(run / HUB / CONFIG) if imported else {}) | tokens
-            original = content | {key: known[key] for key in _TOKENS if key in known}
+            known = came | tokens
+            original = content | {key: known[key] for key in TOKENS if key in known}
         _write_json(temporary / CONFIG, original)
         hub.write_code(temporary)
         if not (temporary / GENERATION).is_file():
-            _write_json(temporary / GENERATION, {"_from_model_config": True, **tokens})
+            ids = {key: original[key] for key in TOKENS if original.get(key) is not None}
+            _write_json(temporary / GENERATION, {"_from_model_config": True, **ids})
         written = write_tensors(
             stored,
             hub.layout,

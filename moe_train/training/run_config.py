@@ -84,15 +84,23 @@ def from_dict(data: dict[str, Any], source: str = "configuration") -> RunConfig:
     return config
 
 
-def load_router(part: str, overrides: Sequence[str] = ()) -> RouterOptions:
+def load_router(part: str, overrides: Sequence[str] = (), source: str = "--router") -> RouterOptions:
     """A shipped router part, or the path of one, with ``router.key=value`` overrides.
 
-    Raises ConfigError where it does not exist, or an override is none of the router's.
+    ``source``: what named the part, for messages. Raises ConfigError where it does not exist, or an override is none of
+    the router's.
     """
     foreign = [text for text in overrides if not text.startswith("router.")]
     if foreign:
         raise ConfigError([Problem(foreign[0], "only options of the router can be given here: router.…=…")], part)
-    found = compose("tiny", [f"parts.router={part}", *overrides])
+    try:
+        found = compose("tiny", [f"parts.router={part}", *overrides])
+    except ConfigError as error:
+        unknown = [problem for problem in error.problems if problem.path == "parts.router"]
+        if not unknown:
+            raise
+        # The user named no experiment: the one that the part is put into must not be blamed.
+        raise ConfigError([Problem("", problem.message) for problem in unknown], f"{source} {part}") from None
     router: RouterOptions = build(RouterOptions, found["router"], path="router", source=part)
     return _with_gate_options(router, part)
 

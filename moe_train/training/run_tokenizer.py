@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_train.data.dataset import sidecar_stem
-from moe_train.data.manifest import manifest_path, tokenizer_of
+from moe_train.data.files import sha256_of
+from moe_train.data.manifest import manifest_path, recorded_tokenizer, tokenizer_of
 from moe_train.data.options import names_of
 from moe_train.data.tokenizers import Tokenizer, load_tokenizer
 from moe_train.data.tokenizers.hugging_face import FILE, HuggingFaceTokenizer
+from moe_train.training.run_folder import METRICS
 
 if TYPE_CHECKING:
     from moe_train.training.run_config import RunConfig
@@ -22,8 +24,8 @@ class NoTokenizer(ValueError):
 
 
 IMPORTED = "hf"
-"""Folder of an imported model with the files that came with it."""
-_IN_FOLDER = (FILE, "tokenizer.model")
+"""Folder with the files that an imported model came with; also in runs that began with its weights."""
+IN_FOLDER = (FILE, "tokenizer.model")
 
 
 def run_tokenizer(run_dir: Path, config: RunConfig, path: Path | None = None) -> Tokenizer:
@@ -43,31 +45,41 @@ def run_tokenizer(run_dir: Path, config: RunConfig, path: Path | None = None) ->
 
 
 def _found(run_dir: Path, config: RunConfig) -> Tokenizer:
-    if any((run_dir / name).is_file() for name in _IN_FOLDER):
-        return load_tokenizer(run_dir)
     blends = [config.data.train, config.data.validation, *(stage.train for stage in config.data.stages)]
     stems = [sidecar_stem(name) for blend in blends for name in names_of(blend)]
+    if any((run_dir / name).is_file() for name in IN_FOLDER):
+        return load_tokenizer(run_dir, _recorded_end(run_dir, stems))
     for stem in stems:
         if manifest_path(stem).is_file():
             return tokenizer_of(stem)
     places = ", ".join(str(place) for place in [run_dir, *(manifest_path(stem) for stem in stems)])
     raise NoTokenizer(
-        f"no tokenizer is known for {run_dir} (looked for {' or '.join(_IN_FOLDER)} in the run folder and for the "
+        f"no tokenizer is known for {run_dir} (looked for {' or '.join(IN_FOLDER)} in the run folder and for the "
         f"manifest of its data: {places}); give one with --tokenizer PATH"
     )
+
+
+def _recorded_end(run_dir: Path, stems: list[str]) -> str | None:
+    """The token that ended documents in training, where the data was written with the tokenizer in the run folder."""
+    checksum = sha256_of(next(run_dir / name for name in IN_FOLDER if (run_dir / name).is_file()))
+    for recorded in (recorded_tokenizer(stem) for stem in stems if manifest_path(stem).is_file()):
+        if recorded["checksum"] == checksum:
+            return str(recorded["eod_token"])
+    return None
 
 
 def encode_prompts(tokenizer: Tokenizer, run_dir: Path, texts: Sequence[str]) -> list[list[int]]:
     """Ids of each prompt.
 
     In front of those for an imported model stands what its tokenizer puts there (Llama and Mixtral: one that begins
-    texts); our own training has nothing there. An empty prompt is the id that ends documents, behind which a new one
-    begins. Errors: ValueError for text that is not valid Unicode.
+    texts); our own training has nothing there, also where it went on from an imported model. An empty prompt is the id
+    that ends documents, behind which a new one begins. Errors: ValueError for text that is not valid Unicode.
     """
     for number, text in enumerate(texts):
         check_unicode(text, f"prompt {number}")
     start: list[int] = []
-    if (run_dir / IMPORTED).is_dir() and isinstance(tokenizer, HuggingFaceTokenizer):
+    trained = (run_dir / METRICS).exists()
+    if (run_dir / IMPORTED).is_dir() and not trained and isinstance(tokenizer, HuggingFaceTokenizer):
         start = tokenizer.start_ids()
     return [[*start, *ids.tolist()] or [tokenizer.eod_id] for ids in tokenizer.encode_batch(texts)]
 

@@ -77,8 +77,9 @@ def load_checkpoint(engine: Engine, directory: Path) -> dict[str, Any]:
 
 def load_initial_weights(engine: Engine, directory: Path) -> None:
     """Fills a fresh engine's parameters and gate state from any checkpoint of the same geometry, imported or trained;
-    step, moments and generators stay as they are at the start of a run. Collective."""
-    store.read_state(directory)
+    step, moments and generators stay as they are at the start of a run. What the tensors do not say of a model is for
+    training/initial.py to compare. Collective."""
+    store.read_state(directory)  # which refuses what is damaged or of another version
     slices = [owned for owned in engine.owned_slices() if owned.key.startswith("model.")]
     slices += [_whole(f"model.{name}", buffer) for name, buffer in _buffers(engine.module)]
     store.load(directory, slices, _all_shapes(slices))

@@ -25,7 +25,9 @@ from moe_train.training.callbacks.profiling import profile_hook
 from moe_train.training.engine import Engine
 from moe_train.training.environment import environment, write_environment
 from moe_train.training.history import Stretch, continued, from_plain, to_plain, write_history
+from moe_train.training.initial import check_initial_options
 from moe_train.training.interval import Interval
+from moe_train.training.origin import carry_origin, forget_origin
 from moe_train.training.peak import peak_flops
 from moe_train.training.record import DeviceFacts, build_eval_record
 from moe_train.training.resume import check_samples
@@ -56,6 +58,10 @@ def train(
     if groups.rank == 0:
         # Not earlier: what cannot start must not leave its configuration in the folder of a run that could.
         prepare(run_dir, config, resume, init_from)
+        if resume is None:
+            forget_origin(run_dir)
+        if trainer.began_with is not None and (note := carry_origin(run_dir, trainer.began_with, config.data)):
+            print(note, flush=True)
         write_history(run_dir, trainer.history)
     status: Status = "failed"
     try:
@@ -75,6 +81,8 @@ class Trainer:
         self.groups = groups
         self.step = 0
         self.tokens = 0
+        self.began_with: Path | None = None
+        """The checkpoint with the weights of a run that has saved none of its own."""
         self.names = all_names(config.data)
         cache = index_folder(config, run_dir)
         check_vocabulary([*self.names, *names_of(config.data.validation)], config.model.vocab_size)
@@ -132,7 +140,13 @@ class Trainer:
             self.step, self.tokens = state["step"], state["tokens"]
             before = from_plain(state.get("history", []))
         elif init_from is not None:
-            load_initial_weights(self.engine, store.checkpoint_at(init_from))
+            directory = store.checkpoint_at(init_from)
+            recorded = store.read_state(directory).get("config") or {}
+            other = check_initial_options(recorded, self.config, str(directory))
+            if other and self.groups.rank == 0:
+                print(other, flush=True)
+            load_initial_weights(self.engine, directory)
+            self.began_with = directory
         begun = Stretch(
             after=self.step,
             run=str(self.run_dir.resolve()),

@@ -14,6 +14,7 @@ from moe_train.checkpoint.reading import StoredTensors
 from moe_train.checkpoint.store import checkpoint_at, read_state
 from moe_train.checkpoint.streaming import LazyBox, write_weights
 from moe_train.data.files import write_atomically
+from moe_train.interop.importing import RECORD
 from moe_train.interop.shapes import Shapes, weight_shapes
 from moe_train.interop.small_files import copy_tokenizer
 from moe_train.interop.upcycle import UpcycleOptions, Upcycling, plan
@@ -22,6 +23,7 @@ from moe_train.routing.options import RouterOptions
 from moe_train.training import run_folder
 from moe_train.training.account import active_parameters, parameters
 from moe_train.training.convert import HUB, RUN_FOLDERS, UPCYCLED, Report
+from moe_train.training.origin import ORIGIN
 from moe_train.training.run_config import check, from_dict, to_dict, to_yaml
 
 
@@ -51,7 +53,7 @@ def upcycle_model(
         write_atomically(temporary / UPCYCLED, f"{run}, step {state['step']}\n".encode())
         copy_tokenizer(run, temporary)
         if (run / HUB).is_dir():
-            shutil.copytree(run / HUB, temporary / HUB)
+            shutil.copytree(run / HUB, temporary / HUB, ignore=shutil.ignore_patterns(RECORD, ORIGIN))
         plain = {
             "consumed_samples": 0,
             "tokens": 0,
@@ -79,16 +81,12 @@ def _boxes(stored: StoredTensors, found: Upcycling, shapes: Shapes) -> Iterator[
     for name, shape in shapes.items():
         key, start = f"model.{name}", (0,) * len(shape)
         if name in made:
-            dtype = torch.float32 if name.endswith("bias_E") else _dense_dtype(stored)
+            dtype = found.dtype(name, stored.dtypes[f"model.{name.partition('.mlp.')[0]}.mlp.weight2"])
             yield LazyBox(key, shape, start, shape, dtype, _Made(stored, made[name], dtype))
         elif stored.shapes.get(key) != shape:
             raise ValueError(f"checkpoint {stored.directory} holds {key} as {stored.shapes.get(key)}, not as {shape}")
         else:
             yield LazyBox(key, shape, start, shape, stored.dtypes[key], _Kept(stored, key))
-
-
-def _dense_dtype(stored: StoredTensors) -> torch.dtype:
-    return stored.dtypes["model.embedding.word_embeddings.weight"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe_train.checkpoint.store import checkpoint_at
+from moe_train.data.options import DataOptions
 from moe_train.training.convert import export_model, import_model
+from moe_train.training.origin import carry_origin
 from tests.distributed.harness import interop
 from tests.distributed.harness.expected import Processes
 from tests.reference import hub
@@ -142,6 +145,33 @@ def test_a_run_that_began_with_it_exports_it_again(
     free |= {"num_mtp_layers", "num_nextn_predict_layers", "output_router_logits", "rope_parameters", "head_dim"}
     changed = {key for key in want if want[key] != got.get(key)} - free
     assert not {key for key in changed if key not in ("intermediate_size", "decoder_sparse_step", "mlp_only_layers")}
+
+
+def test_what_a_model_came_with_outlives_training(processes: Processes, tmp_path: Path, seed: int) -> None:
+    """hub -> run -> training -> hub: all but the weights is what it was, and the types are the run's."""
+    shape = hub.MODELS["qwen3"].config | {"max_position_embeddings": 32768, "eos_token_id": [2, 3], "bos_token_id": 1}
+    hub.make(tmp_path / "hub", hub.Hub("Qwen3", shape, torch.bfloat16), seed)
+    texts = {
+        "tokenizer.json": "{}",
+        "tokenizer_config.json": '{"model_max_length": 32768}',
+        "chat_template.jinja": "{{ messages }}",
+        "generation_config.json": '{"do_sample": true, "eos_token_id": [2, 3], "top_p": 0.8}',
+        "LICENSE": "free",
+    }
+    for name, text in texts.items():
+        (tmp_path / "hub" / name).write_text(text)
+    import_model(tmp_path / "hub", tmp_path / "ours")
+    root = tmp_path / "run" / "checkpoints"
+    processes(2).run(
+        interop.begin_and_save, run=str(tmp_path / "ours"), root=str(root), expert=1, zero=1, precision="float32"
+    )
+    assert carry_origin(tmp_path / "run", checkpoint_at(tmp_path / "ours"), DataOptions()) is None
+    export_model(tmp_path / "run", tmp_path / "back", shard_bytes=SHARD)
+    for name, text in texts.items():
+        assert (tmp_path / "back" / name).read_text() == text
+    want, got = hub.compared_config(tmp_path / "hub"), hub.compared_config(tmp_path / "back")
+    assert {key for key in want if want[key] != got.get(key)} <= {"dtype", "_name_or_path"}
+    assert {tensor.dtype for tensor in hub.tensors(tmp_path / "back").values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("expert", [1, 2])

@@ -106,6 +106,37 @@ def test_the_output_is_the_dense_one(family: Any, gate: str, shape: str) -> None
     assert (got - want).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize(
+    ("router", "options"),
+    [
+        ({"top_k": 2, "scaling": 2.5}, UpcycleOptions(8)),
+        ({"top_k": 5, "scaling": 2.5}, UpcycleOptions(10, granularity=5)),
+        ({"top_k": 5, "scaling": 1.0}, UpcycleOptions(10, granularity=5, shared_expert_hidden_size=5)),
+    ],
+    ids=["copies x 0.4", "slices x 2", "slices x 5"],
+)
+def test_bfloat16_is_not_rounded_again(router: dict[str, Any], options: UpcycleOptions) -> None:
+    """Tensors are kept in their types and added up in float32 (OLMoE#9: the output is the dense one's)."""
+    model = replace(DENSE, ffn_hidden_size=40 + (options.shared_expert_hidden_size or 0))
+    dense = built(model, RouterOptions())
+    with torch.no_grad():
+        for parameter in dense.parameters():
+            parameter.copy_(parameter.bfloat16())
+    old = {name: value.bfloat16() for name, value in dense.state_dict().items() if value is not None}
+    found = plan(model, RouterOptions("sigmoid_topk", router), options)
+    new = {name: value for name, value in old.items() if name not in found.replaced()}
+    for name, make in found.tensors():
+        new[name] = make(old.__getitem__).to(found.dtype(name, torch.bfloat16))
+    kept = {name.rpartition(".mlp.")[2] for name, value in new.items() if value.dtype == torch.float32}
+    assert kept == (set() if found.factor == 2 else {"experts.weight2"})
+    result = built(found.model, found.router)
+    result.load_state_dict(new)
+    ids_BS = torch.randint(101, (3, 20))
+    want = logits(dense, ids_BS)
+    assert want.abs().max() > 1
+    assert (logits(result, ids_BS) - want).abs().max() <= 1e-5
+
+
 def test_what_the_model_becomes() -> None:
     found = plan(DENSE, GATES["softmax_topk"], SHAPES["slices, shared, some layers"])
     assert found.model.family == "qwen3_moe" and found.model.dense_layers == [1]
@@ -140,6 +171,10 @@ def test_noise_makes_experts_differ() -> None:
         ({"layers": []}, {}, "not none"),
         ({}, {"top_k": 4, "renormalize": False}, "sum differs from token to token"),
         ({"num_experts": 2}, {"top_k": 4}, "there are only 2 experts"),
+        ({"noise": float("nan")}, {}, "noise is a standard deviation: .* not nan"),
+        ({"noise": -1.0}, {}, "noise is a standard deviation: .* at least 0, not -1.0"),
+        ({"gate_std": -3.0}, {}, "gate_std is a standard deviation: .* not -3.0"),
+        ({"gate_std": float("inf")}, {}, "gate_std is a standard deviation: a finite number .* not inf"),
     ],
 )
 def test_what_cannot_keep_the_output(change: dict[str, Any], router: dict[str, Any], message: str) -> None:

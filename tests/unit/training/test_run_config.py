@@ -10,7 +10,7 @@ import yaml
 
 from moe_train.config.compose import EXPERIMENTS, names
 from moe_train.config.errors import ConfigError
-from moe_train.training.run_config import check, load_run_config, to_dict, to_yaml
+from moe_train.training.run_config import check, load_router, load_run_config, to_dict, to_yaml
 
 
 def paths(*overrides: str, world_size: int | None = None) -> dict[str, str]:
@@ -247,3 +247,10 @@ def test_data_with_unknown_keys_and_types(tmp_path: Path, data: dict[str, object
     with pytest.raises(ConfigError) as caught:
         load_run_config(file)
     assert {problem.path: problem.message for problem in caught.value.problems} == problems
+
+
+def test_an_unknown_router_is_named_by_its_option() -> None:
+    with pytest.raises(ConfigError, match="--router softmax_topp: 1 problem") as caught:
+        load_router("softmax_topp")
+    assert "lpr_bias" in str(caught.value) and "did you mean softmax_top" in str(caught.value)
+    assert "tiny" not in str(caught.value)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from moe_train.data.files import sha256_of
+from moe_train.data.manifest import manifest_path
 from moe_train.data.options import DataOptions
 from moe_train.model.options import ModelOptions
 from moe_train.training.run_config import RunConfig
@@ -43,6 +46,18 @@ def test_what_stands_in_front_of_a_prompt(folder: Path, request: pytest.FixtureR
     begins = "begins texts" in request.node.name
     want = [[256, *letters], [256]] if begins else [letters, [257]]
     assert encode_prompts(tokenizer, folder, ["a<s>", ""]) == want
+    (folder / "metrics.jsonl").touch()  # trained on from there
+    assert encode_prompts(tokenizer, folder, ["a<s>", ""]) == [letters, [257]]
+
+
+def test_documents_end_as_in_the_data(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where the tokenizer in the run's folder is the one that wrote them."""
+    data = tmp_path_factory.mktemp("data") / "train"
+    config = replace(CONFIG, data=DataOptions(train=str(data)))
+    recorded = {"file": "a.json", "vocab_size": 258, "eod_id": 256, "eod_token": "<s>"}
+    for checksum, want in ((sha256_of(folder / "tokenizer.json"), 256), ("another", 257)):
+        manifest_path(data).write_text(json.dumps({"tokenizer": recorded | {"checksum": checksum}}))
+        assert run_tokenizer(folder, config).eod_id == want
 
 
 def test_prompts_that_are_no_text(folder: Path) -> None:
