@@ -16,7 +16,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Errors: ValueError where it is no JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: it holds no object")
@@ -49,8 +49,11 @@ def tensors_of(folder: Path) -> dict[str, StoredTensor]:
             )
         raise ValueError(f"{folder} has no weights: neither {SINGLE} nor {INDEX}")
     weight_map = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict):
+    if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{folder / INDEX} is damaged: it has no weight_map")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not file or Path(file).name != file:
+            raise ValueError(f"{folder / INDEX} is damaged: {name} is in {file!r}, which is no file of the folder")
     found: dict[str, StoredTensor] = {}
     for file in sorted(set(weight_map.values())):
         if not (folder / file).is_file():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LARGEST_HEADER = 100 * 2**20
 _LFS_POINTER = b"version https://git-lfs"
+_Entry = tuple[str, torch.dtype, tuple[int, ...], tuple[int, int]]
+"""Name, type, shape, and where the values begin and end behind the header."""
 
 
 @dataclass(frozen=True)
@@ -90,22 +92,65 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         length = int.from_bytes(begin, "little")
         if len(begin) < 8 or not 2 <= length <= min(_LARGEST_HEADER, size - 8):
             raise ValueError(f"{path} is no safetensors file, or damaged (its header would have {length} bytes)")
-        try:
-            header = json.loads(stream.read(length))
-            entries = [(name, e["dtype"], e["shape"], e["data_offsets"]) for name, e in _tensors(header)]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no safetensors file, or damaged (its header cannot be read)") from error
-    found = {}
-    for name, dtype, shape, (first, last) in sorted(entries, key=lambda entry: entry[3]):
-        if dtype not in DTYPES:
-            raise ValueError(f"{path}: {name} has type {dtype}, which torch lacks")
-        stored = StoredTensor(path, DTYPES[dtype], tuple(shape), 8 + length + first)
-        if stored.nbytes != last - first or first < 0:
+        text = stream.read(length)
+    entries = sorted(_entries(path, text), key=lambda entry: entry[3])
+    found: dict[str, StoredTensor] = {}
+    begin_values, end, before = 8 + length, 0, "its header"
+    for name, dtype, shape, (first, last) in entries:
+        stored = StoredTensor(path, dtype, shape, begin_values + first)
+        if stored.nbytes != last - first:
             raise ValueError(f"{path} is damaged: {name} is {stored.nbytes} bytes of values, not {last - first}")
-        if 8 + length + last > size:
+        if first != end:  # the format knows neither gaps nor values of two tensors
+            raise ValueError(f"{path} is damaged: the values of {name} begin at byte {first}, not at {end}")
+        if begin_values + last > size:
             raise ValueError(f"{path} ends before the values of {name}: it was not copied or downloaded to its end")
         found[name] = stored
+        end, before = last, f"the values of {name}"
+    if begin_values + end != size:
+        raise ValueError(f"{path} is damaged: it has {size - begin_values - end} bytes behind {before}")
     return found
+
+
+def _entries(path: Path, text: bytes) -> Iterator[_Entry]:
+    """Errors: ValueError where the header of a file is none."""
+    damaged = f"{path} is no safetensors file, or damaged"
+    try:
+        header = json.loads(text, object_pairs_hook=_Object)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{damaged} (its header cannot be read)") from error
+    if not isinstance(header, _Object):
+        raise ValueError(f"{damaged} (its header is no object)")
+    names = set()
+    for name, content in header.pairs:
+        if name in names:
+            raise ValueError(f"{damaged}: {name} is there twice")
+        names.add(name)
+        if name == "__metadata__":
+            continue
+        entry = dict(content.pairs) if isinstance(content, _Object) else {}
+        missing = [key for key in ("dtype", "shape", "data_offsets") if key not in entry]
+        if missing:
+            raise ValueError(f"{damaged}: {name} has no {missing[0]}")
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            raise ValueError(f"{path}: {name} has type {dtype}, which torch lacks")
+        if not _counts(shape):
+            raise ValueError(f"{damaged}: {name} has shape {shape!r}")
+        if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+            raise ValueError(f"{damaged}: {name} has data_offsets {offsets!r}")
+        yield name, DTYPES[dtype], tuple(shape), (offsets[0], offsets[1])
+
+
+@dataclass(frozen=True)
+class _Object:
+    """Of JSON, with the names that it has twice."""
+
+    pairs: list[tuple[str, Any]]
+
+
+def _counts(value: Any) -> bool:
+    """Whether it is a list of whole numbers from 0 on."""
+    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
 
 
 def write_file(
@@ -132,7 +177,3 @@ def write_file(
             assert (tensor.dtype, tuple(tensor.shape)) == tensors[name], name
             stream.write(memory_of(tensor.contiguous()))
     sync(path)
-
-
-def _tensors(header: dict[str, dict[str, Any]]) -> Iterable[tuple[str, dict[str, Any]]]:
-    return ((name, entry) for name, entry in header.items() if name != "__metadata__")
