@@ -107,7 +107,7 @@ def export_model(
     imported = bool(state.get("weights_only")) and (run / HUB / RECORD).is_file()
     record = read_json(run / HUB / RECORD) if imported else {}
     asked = None if dtype == "auto" else {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
-    computed = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
+    computed = _weights_dtype(directory) if state.get("weights_only") else _precision(config)
     target = asked or (None if state.get("weights_only") else computed)
     came = read_json(run / HUB / CONFIG) if (run / HUB / CONFIG).is_file() else {}
     length = max(config.data.sequence_length, came.get("max_position_embeddings") or 0)
@@ -166,6 +166,16 @@ def _evaluation(run: Path, step: int) -> dict[str, Any] | None:
     paths = sorted((run / "evaluation").glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     results = (read_evaluation(path) for path in paths)
     return next((result for result in results if result["step"] == step and "mean" in result), None)
+
+
+def _precision(config: RunConfig) -> torch.dtype:
+    return torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
+
+
+def _weights_dtype(directory: Path) -> torch.dtype:
+    """Of most of the values."""
+    with StoredTensors(directory) as stored:
+        return stored.dtypes["model.embedding.word_embeddings.weight"]
 
 
 def _dtype(target: torch.dtype | None, name: str, stored: torch.dtype) -> torch.dtype:
