@@ -96,9 +96,20 @@ def read_state(directory: Path) -> dict[str, Any]:
         state = json.loads((directory / STATE).read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{directory} is not a checkpoint of moe_train ({error})") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{directory} is not a checkpoint of moe_train ({STATE} holds no object)")
     if state.get("format") != FORMAT:
         raise ValueError(f"{directory} has checkpoint format {state.get('format')}; this version reads {FORMAT}")
-    return dict(state)
+    return state
+
+
+def read_state_with_config(directory: Path) -> dict[str, Any]:
+    """Likewise, for who needs the step and the configuration only: ValueError too where these are missing."""
+    state = read_state(directory)
+    for key, kind in {"config": dict, "step": int}.items():
+        if not isinstance(state.get(key), kind):
+            raise ValueError(f"{directory / STATE} is damaged: {key} is {state.get(key)!r}")
+    return state
 
 
 def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:

@@ -12,7 +12,7 @@ import torch
 
 from moe_train import __version__
 from moe_train.checkpoint.reading import StoredTensors
-from moe_train.checkpoint.store import checkpoint_at, read_state
+from moe_train.checkpoint.store import checkpoint_at, read_state_with_config
 from moe_train.data.dataset import sidecar_stem
 from moe_train.data.files import write_atomically
 from moe_train.data.manifest import recorded_tokenizer
@@ -101,7 +101,7 @@ def export_model(
     """
     check_target(out, force=force, ours=_is_exported, what=f"an exported model (with {_EXPORTED})")
     directory = checkpoint_at(path, step)
-    state = read_state(directory)
+    state = read_state_with_config(directory)
     config = from_dict(state["config"], source=f"{directory}/state.json")
     run = directory.resolve().parents[1]
     imported = bool(state.get("weights_only")) and (run / HUB / RECORD).is_file()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moe_train.checkpoint.reading import StoredTensors
-from moe_train.checkpoint.store import checkpoint_at, read_state
+from moe_train.checkpoint.store import checkpoint_at, read_state_with_config
 from moe_train.checkpoint.streaming import LazyBox, write_weights
 from moe_train.data.files import write_atomically
 from moe_train.interop.importing import RECORD
@@ -42,7 +42,7 @@ def upcycle_model(
     """
     check_target(out, force=force, ours=_is_upcycled, what="an upcycled model", folders=RUN_FOLDERS)
     directory = checkpoint_at(path, step)
-    state = read_state(directory)
+    state = read_state_with_config(directory)
     dense = from_dict(state["config"], source=f"{directory}/state.json")
     found = plan(dense.model, router, options)
     config = dataclasses.replace(dense, name=out.resolve().name, model=found.model, router=found.router)

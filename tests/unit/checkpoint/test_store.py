@@ -73,7 +73,7 @@ def test_latest(tmp_path: Path) -> None:
         store.latest(tmp_path)
 
 
-@pytest.mark.parametrize("content", [None, "", "{", '{"format": 99, "step": 1}', '{"step": 1}'])
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "5", '{"format": 99, "step": 1}', '{"step": 1}'])
 def test_what_is_no_checkpoint_of_ours_is_refused(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "state.json").write_text(content)
@@ -84,3 +84,10 @@ def test_what_is_no_checkpoint_of_ours_is_refused(tmp_path: Path, content: str |
 def test_state_comes_back(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text(json.dumps({"format": store.FORMAT, "step": 3, "tokens": 2**40}))
     assert store.read_state(tmp_path)["tokens"] == 2**40
+
+
+@pytest.mark.parametrize("content", [{"step": 3}, {"config": [], "step": 3}, {"config": {}, "step": "3"}])
+def test_what_is_needed_of_a_state_is_there(tmp_path: Path, content: dict[str, object]) -> None:
+    (tmp_path / "state.json").write_text(json.dumps({"format": store.FORMAT, **content}))
+    with pytest.raises(ValueError, match=f"{tmp_path}/state.json is damaged.*(config|step)"):
+        store.read_state_with_config(tmp_path)

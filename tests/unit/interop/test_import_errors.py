@@ -255,3 +255,18 @@ def test_ctrl_c_leaves_nothing(
     assert main(["convert", "import", str(path), str(path.parent / "ours")]) == 130
     assert "is as it was" in capsys.readouterr().err
     assert sorted(p.name for p in path.parent.iterdir()) == ["hub"]
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"format": 2, "step": 0}', '{"format": 2, "config": {"model": 5}, "step": 0}']
+)
+def test_a_state_that_is_damaged(folder: Callable[..., Path], content: str) -> None:
+    path = folder("qwen3")
+    ours = path.parent / "ours"
+    import_model(path, ours)
+    (ours / "checkpoints" / "step_00000000" / "state.json").write_text(content)
+    with pytest.raises(ValueError, match="step_00000000"):
+        export_model(ours, path.parent / "out", shard_bytes=10**9)
+    with pytest.raises(ValueError, match="step_00000000"):
+        upcycle_model(ours, path.parent / "out", RouterOptions("softmax_topk", {"top_k": 2}), UpcycleOptions(4))
+    assert not (path.parent / "out").exists()
