@@ -244,7 +244,7 @@ def test_global_batch_over_ranks_equals_the_whole_batch(not_micro_batch_case, gr
     One rank also holds nothing but padding."""
     gate = not_micro_batch_case.balanced(scope="global_batch", bias=0.1)
     x_SBH = tokens_of(make_batch(LENGTHS, SEQUENCE)).view(SEQUENCE, 4, 16).requires_grad_()
-    (x_TH, batch), = split(make_batch, x_SBH, [[0, 1, 2, 3]])
+    ((x_TH, batch),) = split(make_batch, x_SBH, [[0, 1, 2, 3]])
     whole = step_loss([gate(x_TH, batch)])
     ranks, routings = Ranks(), []
     for ranks.listening in (True, False):

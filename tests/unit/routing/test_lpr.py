@@ -82,14 +82,14 @@ def test_losses_equal_slow_transcriptions(scope, make_batch):
     expected = {
         "lpr_diversity": sum(dense_diversity(mu_TD[s]) for s in sets) / len(sets),
         "lpr_prototype_diversity": dense_diversity(prototypes_ED),
-        "lpr_alignment": sum(
-            slow_alignment(prototypes_ED, mu_TD[s], routing.weights_TE.detach()[s]) for s in sets
-        ) / len(sets),
+        "lpr_alignment": sum(slow_alignment(prototypes_ED, mu_TD[s], routing.weights_TE.detach()[s]) for s in sets)
+        / len(sets),
         "lpr_kl": sum(
             -0.5 * float(1 + v - m**2 - math.exp(v)) / int(s.sum())
             for s in sets
             for m, v in zip(mu_TD[s].flatten().tolist(), logvar_TD[s].flatten().tolist(), strict=True)
-        ) / len(sets),
+        )
+        / len(sets),
     }
     assert found.keys() == expected.keys()
     for name, value in expected.items():

@@ -134,7 +134,6 @@ ROUTERS: dict[str, tuple[str, dict[str, Any]]] = {
 LPR_MILLIONS = {"lpr_mixtral_0.6b": 629.1, "lpr_qwen3_moe_0.6b": 644.9, "lpr_deepseek_v3_0.6b": 620.8}
 
 
-
 def with_model(name: str, *overrides: str, top_k: int = 8) -> RunConfig:
     """The tiny experiment with another model, whatever router that has by itself."""
     return load_run_config("tiny", [f"parts.model={name}", f"router.options.top_k={top_k}", *overrides])
