@@ -63,6 +63,19 @@ def write_weights(root: Path, step: int, boxes: Iterable[LazyBox], state: dict[s
     return directory
 
 
+def untrained_state(config: dict[str, Any]) -> dict[str, Any]:
+    """The state of a checkpoint of weights that no step was taken with; ``config``: of its run."""
+    return {
+        "consumed_samples": 0,
+        "tokens": 0,
+        "samples": {},
+        "optimizer_steps": 0,
+        "layout": {"processes": 1, "expert": 1, "zero_stage": 1, "device": "cpu"},
+        "config": config,
+        "history": [],
+    }
+
+
 class _Planner(DefaultSavePlanner):
     def __init__(self, boxes: Iterable[LazyBox]) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_train.checkpoint.streaming import LazyBox, write_weights
+from moe_train.checkpoint.streaming import LazyBox, untrained_state, write_weights
 from moe_train.data.files import write_atomically
 from moe_train.interop.accounting import Account, Stored, account
 from moe_train.interop.config_import import HubModel, from_hub
@@ -87,16 +87,7 @@ def layout_of(hub: HubModel, source: str) -> Layout:
 
 def write_checkpoint(source: Source, root: Path, config: dict[str, Any]) -> Path:
     """Writes root/step_00000000 and root/latest in the types of the files; ``config``: the run's, for its state."""
-    state = {
-        "consumed_samples": 0,
-        "tokens": 0,
-        "samples": {},
-        "optimizer_steps": 0,
-        "layout": {"processes": 1, "expert": 1, "zero_stage": 1, "device": "cpu"},
-        "config": config,
-        "history": [],
-    }
-    return write_weights(root, 0, _boxes(source), state)
+    return write_weights(root, 0, _boxes(source), untrained_state(config))
 
 
 def write_record(source: Source, folder: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moe_train.checkpoint.reading import StoredTensors
 from moe_train.checkpoint.store import checkpoint_at, read_state_with_config
-from moe_train.checkpoint.streaming import LazyBox, write_weights
+from moe_train.checkpoint.streaming import LazyBox, untrained_state, write_weights
 from moe_train.data.files import write_atomically
 from moe_train.interop.importing import RECORD
 from moe_train.interop.shapes import Shapes, weight_shapes
@@ -54,17 +54,8 @@ def upcycle_model(
         copy_tokenizer(run, temporary)
         if (run / HUB).is_dir():
             shutil.copytree(run / HUB, temporary / HUB, ignore=shutil.ignore_patterns(RECORD, ORIGIN))
-        plain = {
-            "consumed_samples": 0,
-            "tokens": 0,
-            "samples": {},
-            "optimizer_steps": 0,
-            "layout": {"processes": 1, "expert": 1, "zero_stage": 1, "device": "cpu"},
-            "config": to_dict(config),
-            "history": [],
-        }
         boxes = list(_boxes(stored, found, weight_shapes(found.model, found.router)))
-        write_weights(temporary / run_folder.CHECKPOINTS, 0, boxes, plain)
+        write_weights(temporary / run_folder.CHECKPOINTS, 0, boxes, untrained_state(to_dict(config)))
     total, active = parameters(config).total, active_parameters(config)
     summary = f"{out}: {found.model.family}, {total:,} parameters, {active:,} of them active; "
     notes = [] if options.noise else ["its output is that of the dense model until it is trained"]

@@ -9,16 +9,15 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from moe_train.interop.upcycle import UpcycleOptions, plan
 from moe_train.model.language_model import LanguageModel, build_language_model
-from moe_train.model.micro_batch import MicroBatch, use
 from moe_train.model.options import InitOptions, ModelOptions, RopeScaling
 from moe_train.parallel.groups import initialize
 from moe_train.parallel.options import ParallelOptions
-from moe_train.routing import TokenBatch, available_gates
+from moe_train.routing import available_gates
 from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions
+from tests.distributed.harness.interop import forward
 
 DENSE = ModelOptions(
     family="qwen3",
@@ -74,15 +73,6 @@ def upcycled(
     return result
 
 
-def logits(model: LanguageModel, ids_BS: Tensor) -> Tensor:
-    batch, count = ids_BS.shape
-    sample_T = torch.arange(batch).expand(count, batch).flatten()
-    position_T = torch.arange(count)[:, None].expand(count, batch).flatten()
-    tokens = TokenBatch(ids_BS.t().flatten(), sample_T, position_T, torch.zeros_like(sample_T).bool(), count, batch)
-    with torch.no_grad(), use(MicroBatch(tokens)):
-        return model(ids_BS)
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("gate", available_gates())
 @pytest.mark.parametrize("family", ["qwen3", "llama3"])
@@ -100,8 +90,8 @@ def test_the_output_is_the_dense_one(family: Any, gate: str, shape: str) -> None
         return
     dense = built(model, RouterOptions())
     ids_BS = torch.randint(101, (3, 20))
-    want = logits(dense, ids_BS)
-    got = logits(upcycled(dense, model, router, options), ids_BS)
+    want = forward(dense, ids_BS)
+    got = forward(upcycled(dense, model, router, options), ids_BS)
     assert want.abs().max() > 1
     assert (got - want).abs().max() <= 1e-5
 
@@ -132,9 +122,9 @@ def test_bfloat16_is_not_rounded_again(router: dict[str, Any], options: UpcycleO
     result = built(found.model, found.router)
     result.load_state_dict(new)
     ids_BS = torch.randint(101, (3, 20))
-    want = logits(dense, ids_BS)
+    want = forward(dense, ids_BS)
     assert want.abs().max() > 1
-    assert (logits(result, ids_BS) - want).abs().max() <= 1e-5
+    assert (forward(result, ids_BS) - want).abs().max() <= 1e-5
 
 
 def test_what_the_model_becomes() -> None:
@@ -157,7 +147,7 @@ def test_noise_makes_experts_differ() -> None:
     noise_EFH = (weight_EFH - original) / original.std()
     assert noise_EFH.std() == pytest.approx(0.1, rel=0.1)
     assert abs(torch.corrcoef(noise_EFH.flatten(1))[0, 1]) < 0.1
-    assert (logits(model, ids := torch.randint(101, (2, 9))) - logits(dense, ids)).abs().max() > 1e-2
+    assert (forward(model, ids := torch.randint(101, (2, 9))) - forward(dense, ids)).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize(

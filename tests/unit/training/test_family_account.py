@@ -99,7 +99,8 @@ def test_mixed_layers_and_shared_experts_equal_our_models(one_process: None, nam
 @pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_parameters_equal_transformers(name: str, draw: int) -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     config = random_config(name, draw)
     fields = transformers_fields(config.model)
     with torch.device("meta"):
@@ -166,7 +167,8 @@ def test_flops_of_mixed_layers_equal_torchs_counter(one_process: None, name: str
 @pytest.mark.parametrize("draw", [0, 1])
 def test_flops_of_latent_attention_equal_transformers(draw: int) -> None:
     """Which multiplies scores by values of their own width."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     config = random_config("deepseek_v3", draw)
     fields = transformers_fields(config.model)
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model("deepseek_v3", **fields))

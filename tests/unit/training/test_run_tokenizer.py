@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from moe_train.data.files import sha256_of
 from moe_train.data.manifest import manifest_path
@@ -15,7 +16,6 @@ from moe_train.model.options import ModelOptions
 from moe_train.training.run_config import RunConfig
 from moe_train.training.run_tokenizer import NoTokenizer, encode_prompts, end_ids, run_tokenizer
 
-tokenizers = pytest.importorskip("tokenizers")
 CONFIG = RunConfig(model=ModelOptions(vocab_size=300), data=DataOptions(train="gone/train"))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from moe_train.routing import available_gates
@@ -22,8 +23,6 @@ from tests.unit.interop.remote.models import (
     random_model,
     saved,
 )
-
-transformers = pytest.importorskip("transformers")
 
 
 @pytest.mark.parametrize(("family", "gate"), [("qwen3_moe", "lpr"), ("deepseek_v3", "dynamic_k"), ("olmoe", "lpr")])

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from moe_train.evaluation.result import write_evaluation
@@ -30,8 +31,6 @@ from tests.unit.interop.remote.models import (
     Exported,
     load,
 )
-
-transformers = pytest.importorskip("transformers")
 
 
 def greedy(model: LanguageModel, ids_BS: Tensor, count: int) -> tuple[Tensor, float]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from moe_train.interop.forms import hub_form
 from moe_train.model.options import (
@@ -25,8 +26,6 @@ from tests.unit.interop.remote.models import (
     random_model,
     saved,
 )
-
-transformers = pytest.importorskip("transformers")
 
 
 @pytest.mark.parametrize("asked", ["auto", "bfloat16"])
