@@ -31,14 +31,20 @@ def initialize_weights(model: nn.Module, options: ModelOptions, seed: int) -> No
                     parameter[local].copy_(torch.randn(parameter.shape[1:], generator=generator) * std)
                 continue
             parameter.copy_(_initial(name, parameter, modules, std, _generator(seed, name)))
+        for name, buffer in model.named_buffers():
+            if (own := _of_gate(name, buffer, modules, _generator(seed, name))) is not None:
+                buffer.copy_(own)
 
 
 def initial_gate(gate: Gate, name: str, seed: int, std: float) -> dict[str, Tensor]:
     """Initial values of a gate that has this name in the model, as `initialize_weights` gives them."""
     modules: dict[str, nn.Module] = {name: gate}
-    names = [f"{name}.{own}" for own, _ in gate.named_parameters()]
-    parameters = zip(names, gate.parameters(), strict=True)
-    return {full: _initial(full, p, modules, std, _generator(seed, full)).float() for full, p in parameters}
+    parameters = {f"{name}.{own}": parameter for own, parameter in gate.named_parameters()}
+    values = {full: _initial(full, p, modules, std, _generator(seed, full)).float() for full, p in parameters.items()}
+    for full, buffer in ((f"{name}.{own}", buffer) for own, buffer in gate.named_buffers()):
+        own = _of_gate(full, buffer, modules, _generator(seed, full))
+        values[full] = buffer.clone() if own is None else own
+    return values
 
 
 def noise_of_expert(seed: int, name: str, expert: int, shape: tuple[int, ...]) -> Tensor:
@@ -49,15 +55,18 @@ def noise_of_expert(seed: int, name: str, expert: int, shape: tuple[int, ...]) -
 def _initial(
     name: str, parameter: Tensor, modules: dict[str, nn.Module], std: float, generator: torch.Generator
 ) -> Tensor:
+    if (own := _of_gate(name, parameter, modules, generator)) is not None:
+        return own
     shape = tuple(parameter.shape)
-    prefix, gate = _gate_of(name, modules)
-    if gate is not None:
-        own = gate.initial(name.removeprefix(prefix + "."), shape, generator)
-        if own is not None:
-            return own
     if parameter.dim() >= 2:
         return torch.randn(shape, generator=generator) * std
     return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+
+
+def _of_gate(name: str, tensor: Tensor, modules: dict[str, nn.Module], generator: torch.Generator) -> Tensor | None:
+    """What the gate that holds the tensor wants it to be at the start."""
+    prefix, gate = _gate_of(name, modules)
+    return None if gate is None else gate.initial(name.removeprefix(prefix + "."), tuple(tensor.shape), generator)
 
 
 def _gate_of(name: str, modules: dict[str, nn.Module]) -> tuple[str, Gate | None]:

@@ -9,6 +9,7 @@ from moe_train.routing.gates.softmax_topk import SoftmaxTopKGate, SoftmaxTopKOpt
 from moe_train.routing.interface import Gate, LossTerm, Routing, TokenBatch, keep_buffers_float32
 from moe_train.routing.registry import (
     available_gates,
+    blank_gate,
     build_gate,
     check_options,
     gate_class,
@@ -33,6 +34,7 @@ __all__ = [
     "TokenBatch",
     "available_gates",
     "balance_statistics",
+    "blank_gate",
     "build_gate",
     "check_options",
     "gate_class",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from moe_train.routing.noise import counter_normal
 
 POOLS = ("token", "sequence", "micro_batch")
+TIES = ("expert", "token", "none")
 UNITS = ("token", "sequence", "micro_batch", "multi_token")
 
 
@@ -112,6 +113,15 @@ class Gate(nn.Module):
     """Whether a selection bias makes sense for this gate."""
     takes_switch_loss: bool = True
     """Whether the switch loss makes sense for this gate (probs_TE is a distribution)."""
+    takes_z_loss: bool = True
+    """Whether the z-loss makes sense for this gate (logits_TE are scores that it learns)."""
+    reads_hidden: bool = True
+    """False for a gate whose decisions and weights depend on no hidden state (token ids or noise alone)."""
+    ties: str = "expert"
+    """Who is chosen among equal scores. expert: the lower expert index; token: where experts choose tokens, the earlier
+    token of the pool; none: the choice does not follow the scores alone."""
+    synchronises: bool = False
+    """Whether ``forward`` waits for the device (values are read on the host)."""
     expert_rows: tuple[str, ...] = ()
     """Parameters with a row per expert: experts with equal rows get equal scores. What upcycling needs to know."""
     shift_parameters: tuple[str, ...] = ()
@@ -146,8 +156,9 @@ class Gate(nn.Module):
         the sums over all ranks and micro-batches."""
 
     def initial(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
-        """Initial value (float32, CPU, drawn from ``generator``) of the gate's parameter ``name``, or None for the
-        model's rule: normal(0, init.std) for matrices, ones for norm weights, zeros for biases."""
+        """Initial value (float32, CPU, drawn from ``generator``) of the gate's parameter or buffer ``name``, or None: a
+        parameter then follows the model's rule (normal(0, init.std) for matrices, ones for norm weights, zeros for
+        biases), a buffer stays as it was built."""
         return None
 
     def no_decay_parameters(self) -> set[str]:

@@ -55,10 +55,15 @@ def build_gate(name: str, options: dict[str, Any], hidden_size: int, num_experts
     return build(hidden_size, num_experts, parse_options(kind, options, f"gate {name!r}"))
 
 
+def blank_gate(name: str, options: dict[str, Any], num_experts: int) -> Gate:
+    """A gate without memory, to ask what it declares. Errors: as ``build_gate``."""
+    with torch.device("meta"):
+        return build_gate(name, options, hidden_size=8, num_experts=num_experts)
+
+
 def check_options(router: RouterOptions, num_experts: int) -> None:
     """ValueError on a router that cannot work, before anything is allocated."""
-    with torch.device("meta"):
-        gate = build_gate(router.gate, router.options, hidden_size=8, num_experts=num_experts)
+    gate = blank_gate(router.gate, router.options, num_experts)
     balancing = router.balancing
     figures = {
         "balancing.switch_loss.coefficient": balancing.switch_loss.coefficient,
@@ -74,6 +79,8 @@ def check_options(router: RouterOptions, num_experts: int) -> None:
         _check_target_load(balancing.bias, num_experts, gate.max_k)
     if balancing.switch_loss.coefficient > 0 and not gate.takes_switch_loss:
         raise ValueError(f"router.balancing.switch_loss makes no sense for gate {router.gate!r}: set coefficient 0")
+    if balancing.z_loss > 0 and not gate.takes_z_loss:
+        raise ValueError(f"router.balancing.z_loss makes no sense for gate {router.gate!r}: set it to 0")
     if router.forced_balance and gate.max_k is None:
         raise ValueError(
             f"router.forced_balance needs a fixed number of experts per token: give gate {router.gate!r} a bound"

@@ -137,7 +137,7 @@ def _blend(path: str, blend: Blend, required: bool) -> Iterator[Problem]:
 
 
 def _routing(config: RunConfig) -> Iterator[Problem]:
-    from moe_train.routing import check_options, gate_class
+    from moe_train.routing import blank_gate, check_options
 
     router, experts = config.router, config.model.moe.num_experts
     if experts < 1 or not family_of(config.model).experts:
@@ -149,7 +149,8 @@ def _routing(config: RunConfig) -> Iterator[Problem]:
         # A message about balancing names its own key already.
         yield Problem("" if message.startswith("router.") else "router.options", message)
         return
-    if not gate_class(router.gate).causal and router.gate not in config.causal_exceptions:
+    causal = blank_gate(router.gate, router.options, experts).causal
+    if not causal and router.gate not in config.causal_exceptions:
         yield Problem(
             "router.gate",
             f"{router.gate} lets a token's routing depend on later tokens, which a language model cannot do when it "

@@ -255,6 +255,14 @@ class DecoderLayer(nn.Module):
         return x_BSH + y_BSH, logits
 
 
+def _chosen_by(gate: Gate | None, name: str, tensor: Tensor) -> Tensor | None:
+    """What the gate wants its parameter or buffer to be at the start."""
+    if gate is None:
+        return None
+    generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), device="cpu")))
+    return gate.initial(name.lstrip("."), tuple(tensor.shape), generator)
+
+
 class MissingIds(Tensor):
     """In place of token ids where embeddings were given."""
 
@@ -300,10 +308,7 @@ class MoeTrainForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
         for name, parameter in module.named_parameters(recurse=False):
             if getattr(parameter, "_is_hf_initialized", False):
                 continue
-            own = None
-            if gate is not None:
-                generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), device="cpu")))
-                own = gate.initial(f"{prefix}.{name}".lstrip("."), tuple(parameter.shape), generator)
+            own = _chosen_by(gate, f"{prefix}.{name}", parameter)
             if own is not None:
                 with torch.no_grad():
                     parameter.copy_(own)
@@ -311,6 +316,10 @@ class MoeTrainForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
                 nn.init.normal_(parameter, std=std)
             else:
                 nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
+        for name, buffer in module.named_buffers(recurse=False):
+            own = _chosen_by(gate, f"{prefix}.{name}", buffer)
+            if own is not None and not getattr(buffer, "_is_hf_initialized", False):
+                buffer.copy_(own)
         if isinstance(module, RoutedLayer) and module.bias_E is not None:
             nn.init.zeros_(module.bias_E)
 

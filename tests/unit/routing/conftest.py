@@ -1,6 +1,6 @@
 """Helpers of the routing tests, and the conformance cases: every registered gate with its defaults, and variants.
 
-A new gate joins tests/unit/routing/test_conformance.py by registering; VARIANTS may add option sets.
+A new gate joins test_conformance.py by registering; tests/gate_variants.py may add option sets.
 """
 
 from __future__ import annotations
@@ -13,23 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_train.routing import BalancedGate, Routing, TokenBatch, available_gates, build_gate, gate_class
+from moe_train.routing import BalancedGate, Gate, Routing, TokenBatch, available_gates, build_gate
 from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions, SwitchLossOptions
+from tests.gate_variants import VARIANTS
 
 HIDDEN, EXPERTS = 16, 8
-VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "sigmoid_topk": [
-        {"top_k": 3, "renormalize": False},
-        {"top_k": 3, "num_groups": 4, "groups_per_token": 2, "scaling": 2.5},
-        {"num_groups": 8, "groups_per_token": 3},
-    ],
-    "softmax_topk": [{"top_k": 3, "renormalize": False}, {"top_k": 2, "softmax": "after"}],
-    "lpr": [
-        {"scope": "micro_batch", "prototype_init": "hypersphere"},
-        {"scope": "global_batch", "top_k": 3, "latent_dim": 4},
-    ],
-    "dynamic_k": [{"max_k": 3}, {"threshold": 0.4, "min_k": 2}],
-}
 
 
 @dataclass(frozen=True)
@@ -45,19 +33,19 @@ class Case:
     @property
     def scope(self) -> str:
         """Token set of the gate's own losses."""
-        return getattr(build_gate(self.name, self.options, HIDDEN, EXPERTS).options, "scope", "sequence")
+        return getattr(self.gate.options, "scope", "sequence")
 
     @property
-    def max_k(self) -> int | None:
-        return build_gate(self.name, self.options, HIDDEN, EXPERTS).max_k
+    def gate(self) -> Gate:
+        return build_gate(self.name, self.options, HIDDEN, EXPERTS)
 
     def router(self, scope: str = "sequence", bias: float = 0.0, **other: Any) -> RouterOptions:
         """This gate with every balancing piece that it takes."""
-        cls = gate_class(self.name)
+        gate = self.gate
         balancing = BalancingOptions(
-            switch_loss=SwitchLossOptions(coefficient=0.3 if cls.takes_switch_loss else 0.0, scope=scope),
-            z_loss=0.2,
-            bias=BiasOptions(rate=bias if cls.takes_bias else 0.0),
+            switch_loss=SwitchLossOptions(coefficient=0.3 if gate.takes_switch_loss else 0.0, scope=scope),
+            z_loss=0.2 if gate.takes_z_loss else 0.0,
+            bias=BiasOptions(rate=bias if gate.takes_bias else 0.0),
         )
         return RouterOptions(gate=self.name, options=self.options, balancing=balancing, **other)
 
@@ -77,19 +65,20 @@ CASES = [Case(name, options) for name in available_gates() for options in [{}, *
 # Argument of a test -> the cases that it is for. A gate's own losses have one token set; forced balance needs a max_k.
 CASES_FOR: dict[str, Callable[[Case], bool]] = {
     "case": lambda case: True,
-    "sequence_case": lambda case: case.scope == "sequence",
-    "not_micro_batch_case": lambda case: case.scope != "micro_batch",
+    "sequence_case": lambda case: case.scope == "sequence" and case.gate.pool != "micro_batch",
+    "not_micro_batch_case": lambda case: "micro_batch" not in (case.scope, case.gate.pool),
     "not_global_batch_case": lambda case: case.scope != "global_batch",
-    "token_pool_case": lambda case: gate_class(case.name).pool == "token",
-    "bounded_case": lambda case: case.max_k is not None,
-    "unbounded_case": lambda case: case.max_k is None,
+    "token_pool_case": lambda case: case.gate.pool == "token",
+    "inference_case": lambda case: case.gate.inference_rule is not None,
+    "learned_case": lambda case: bool(list(case.gate.parameters())),
+    "bounded_case": lambda case: case.gate.max_k is not None,
+    "unbounded_case": lambda case: case.gate.max_k is None,
 }
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for argument in CASES_FOR.keys() & set(metafunc.fixturenames):
         cases = [case for case in CASES if CASES_FOR[argument](case)]
-        assert cases, f"no case for {argument}"
         metafunc.parametrize(argument, cases, ids=str)
 
 
@@ -106,13 +95,15 @@ def fresh_seed() -> int:
     return seed
 
 
-def _make_batch(lengths: Sequence[int], sequence_length: int, samples: Sequence[int] | None = None, **kwargs: Any):
+def _make_batch(
+    lengths: Sequence[int], sequence_length: int, samples: Sequence[int] | None = None, **kwargs: Any
+) -> TokenBatch:
     """Sequences with that many tokens each, then padding; token t = s * B + b."""
     size = len(lengths)
     position_SB = torch.arange(sequence_length)[:, None].expand(sequence_length, size)
     sample_SB = torch.tensor(samples if samples is not None else range(size)).expand(sequence_length, size)
     return TokenBatch(
-        ids_T=torch.randint(0, 100, (sequence_length * size,)),
+        ids_T=((sample_SB * 37 + position_SB * 11) % 100).reshape(-1),
         sample_T=sample_SB.reshape(-1),
         position_T=position_SB.reshape(-1),
         padding_T=(position_SB >= torch.tensor(lengths)).reshape(-1),

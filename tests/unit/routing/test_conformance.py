@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from moe_train.routing.pools import to_pools
+
 LENGTHS = [6, 3, 5, 6]
 SEQUENCE = 6
 
@@ -86,10 +88,10 @@ def test_gradient_to_every_parameter(case, make_batch, step_loss):
         assert torch.isfinite(gradient).all() and bool((gradient != 0).any()), name
 
 
-def test_auxiliary_gradient_alone_is_not_zero(case, make_batch, step_loss):
+def test_auxiliary_gradient_alone_is_not_zero(learned_case, make_batch, step_loss):
     """Row 1 (Automodel#1408): an auxiliary loss must have a gradient of its own."""
     batch = make_batch(LENGTHS, SEQUENCE)
-    gate = case.balanced()
+    gate = learned_case.balanced()
     assert any(bool((g != 0).any()) for g in gradients(gate, step_loss([gate(tokens_of(batch), batch)])))
 
 
@@ -124,10 +126,10 @@ def test_contents_of_padding_change_nothing(case, make_batch):
     assert not any(bool(w.any()) for w in (first.weights_TE[~valid_T], first.selected_TE[~valid_T]))
 
 
-def test_padding_gets_no_gradient(case, make_batch, step_loss):
+def test_padding_gets_no_gradient(learned_case, make_batch, step_loss):
     """Row 5, backward: what stands in a padding position learns nothing from auxiliary losses."""
     batch = make_batch(LENGTHS, SEQUENCE)
-    gate = case.balanced()
+    gate = learned_case.balanced()
     x_TH = tokens_of(batch).requires_grad_()
     gradient_TH = gradients(gate, step_loss([gate(x_TH, batch)]), x_TH)[-1]
     assert not bool(gradient_TH[batch.padding_T].any())
@@ -157,6 +159,11 @@ def test_nothing_but_padding(case, make_batch):
     assert not bool(routing.weights_TE.any())
 
 
+def selects_the_first(routing):
+    """Whether each token has the experts from 0 on."""
+    return all(row == sorted(row, reverse=True) for row in routing.selected_TE.int().tolist())
+
+
 def test_ties_go_to_the_lower_index(case, make_batch):
     """Rows 27 and 28: exact ties (constant input, zero parameters) select the first experts, in order."""
     batch, gate = make_batch([2, 2], 2), case.balanced(torch.float32)
@@ -164,6 +171,13 @@ def test_ties_go_to_the_lower_index(case, make_batch):
         for parameter in gate.parameters():
             parameter.zero_()
     routing = gate(torch.ones(4, 16), batch)
+    if gate.gate.ties == "token":
+        for column in to_pools(routing.selected_TE, batch, gate.gate.pool).unbind(0):
+            assert bool((column[:-1] >= column[1:]).all()), "a later token before an earlier one"
+        return
+    if gate.gate.ties == "none":
+        assert not selects_the_first(routing), "declared to be no rule, but the lower expert came first"
+        return
     for t in range(4):
         chosen = routing.selected_TE[t].nonzero().flatten().tolist()
         assert chosen == list(range(len(chosen)))
@@ -183,20 +197,34 @@ def test_balancing_gradient_is_finite_at_perfect_balance(case, make_batch):
         assert all(torch.isfinite(g).all() for g in gradients(gate, term.sum, x_TH))
 
 
-def test_causality_by_perturbation(case, make_batch):
-    batch, gate = make_batch([6, 6], 6), case.balanced(bias=0.1)
+def looks_ahead(gate, make_batch):
+    """Whether what a token gets changes when a later token does; also that it changes with the token itself."""
+    batch = make_batch([6, 6], 6)
     x_TH = tokens_of(batch)
     first = outputs(gate(x_TH, batch))
     changed_earlier = False
     for s in range(1, 6):
         y_TH = x_TH.clone()
-        y_TH[s * 2] += 3 * torch.randn(16)  # sequence 0
+        y_TH[s * 2] += 3 * torch.randn(16, generator=torch.Generator().manual_seed(s))  # sequence 0
         second = outputs(gate(y_TH, batch))
         early_T = (batch.position_T < s) | (batch.sample_T == 1)
         for name, value in first.items():
             changed_earlier |= not torch.equal(value[early_T], second[name][early_T])
-        assert not torch.equal(first["weights"][s * 2], second["weights"][s * 2])
-    assert changed_earlier != gate.gate.causal
+        assert torch.equal(first["weights"][s * 2], second["weights"][s * 2]) != gate.gate.reads_hidden
+    return changed_earlier
+
+
+def test_causality_by_perturbation(case, make_batch):
+    """Row 41 (DS#2517, OLMoE#46, MoSA#3, torchtune PR1902): a gate that looks ahead says so."""
+    gate = case.balanced(bias=0.1)
+    assert looks_ahead(gate, make_batch) != gate.gate.causal
+
+
+def test_inference_rule_is_causal_and_needs_no_company(inference_case, make_batch):
+    """Row 41: the declared rule of evaluation mode."""
+    gate = inference_case.balanced(bias=0.1).eval()
+    assert not looks_ahead(gate, make_batch)
+    check_company(gate, make_batch)
 
 
 def split(batch_of, x_SBH, groups):
@@ -322,21 +350,29 @@ def test_bfloat16_inputs_and_weights_compute_in_float32(case, make_batch):
 
 
 def test_no_host_synchronisation(case, make_batch):
-    """On the meta device .item(), nonzero and boolean indexing fail, as they would wait for the device on CUDA."""
+    """On the meta device .item(), nonzero and boolean indexing fail, as they would wait for the device on CUDA. A gate
+    that declares that it waits must fail here."""
+    if case.gate.synchronises:
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            run_on_meta(case, make_batch)
+    else:
+        run_on_meta(case, make_batch)
+
+
+def run_on_meta(case, make_batch):
     batch = make_batch(LENGTHS, SEQUENCE)
     meta = {name: getattr(batch, name).to("meta") for name in ("ids_T", "sample_T", "position_T", "padding_T")}
     batch = type(batch)(**meta, sequence_length=SEQUENCE, batch_size=4)
     gate = case.balanced(torch.float32, bias=0.1).to("meta")
     x_TH = torch.randn(24, 16, device="meta", requires_grad=True)
     routing = gate(x_TH, batch)
-    sum(term.sum for term in routing.losses.values()).backward()
+    if routing.losses and list(gate.parameters()):
+        sum(term.sum for term in routing.losses.values()).backward()
     gate.after_step(routing.sums)
     assert routing.weights_TE.device.type == "meta"
 
 
-def test_decisions_do_not_depend_on_the_company(token_pool_case, make_batch):
-    """Invariant 1 for gates whose pool is the token: alone or among others, the same decision."""
-    gate = token_pool_case.balanced(bias=0.1)
+def check_company(gate, make_batch):
     x_SBH = tokens_of(make_batch(LENGTHS, SEQUENCE)).view(SEQUENCE, 4, 16)
     whole = gate(x_SBH.reshape(-1, 16), make_batch(LENGTHS, SEQUENCE))
     alone = gate(x_SBH[:, 2].contiguous(), make_batch([LENGTHS[2]], SEQUENCE, samples=[2]))
@@ -344,11 +380,16 @@ def test_decisions_do_not_depend_on_the_company(token_pool_case, make_batch):
     torch.testing.assert_close(whole.weights_TE.view(SEQUENCE, 4, 8)[:, 2], alone.weights_TE, rtol=1e-12, atol=1e-12)
 
 
+def test_decisions_do_not_depend_on_the_company(token_pool_case, make_batch):
+    """Invariant 1 for gates whose pool is the token: alone or among others, the same decision."""
+    check_company(token_pool_case.balanced(bias=0.1), make_batch)
+
+
 def test_initial_values(case):
     """Drawn from the generator alone, float32 on the CPU, for names that exist."""
     gate = case.balanced().gate
-    names = dict(gate.named_parameters())
-    assert gate.no_decay_parameters() <= names.keys()
+    assert gate.no_decay_parameters() <= dict(gate.named_parameters()).keys()
+    names = {**dict(gate.named_parameters()), **dict(gate.named_buffers())}
     for name, parameter in names.items():
         shape = tuple(parameter.shape)
         one = gate.initial(name, shape, torch.Generator().manual_seed(3))
@@ -368,9 +409,9 @@ def test_declared_sum_of_weights(case, make_batch):
         torch.testing.assert_close(sums_T, torch.full_like(sums_T, declared))
 
 
-def test_experts_with_equal_rows_have_equal_scores(case, make_batch):
+def test_experts_with_equal_rows_have_equal_scores(learned_case, make_batch):
     batch = make_batch(LENGTHS, SEQUENCE)
-    gate = case.balanced()
+    gate = learned_case.balanced()
     assert gate.gate.expert_rows
     with torch.no_grad():
         for name in gate.gate.expert_rows:

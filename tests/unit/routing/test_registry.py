@@ -20,6 +20,7 @@ from moe_train.routing import (
     register_gate,
 )
 from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions, SwitchLossOptions
+from moe_train.routing.schedule import Ramp
 from moe_train.routing.strict import parse_options
 
 
@@ -165,3 +166,19 @@ def test_needs_torch_alone():
     """The whole room imports, and a gate works, where nothing but torch and the standard library may be imported."""
     result = subprocess.run([sys.executable, "-c", _BLOCKED], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    value: float | Ramp = 1.0
+
+
+def test_a_ramp_in_the_place_of_a_number():
+    assert parse_options(Scheduled, {"value": 2}, "sample").value == 2.0
+    assert isinstance(parse_options(Scheduled, {"value": 2}, "sample").value, float)
+    ramp = parse_options(Scheduled, {"value": {"start": 1, "end": 0, "steps": 5}}, "sample").value
+    assert ramp == Ramp(1.0, 0.0, 5)
+    with pytest.raises(ValueError, match="option 'value' of sample has no option 'stop'; .*end, first_step"):
+        parse_options(Scheduled, {"value": {"stop": 1}}, "sample")
+    with pytest.raises(ValueError, match="must be a number or a ramp .start, end, steps"):
+        parse_options(Scheduled, {"value": "1"}, "sample")

@@ -1,0 +1,97 @@
+"""Every registered gate under expert parallelism, accumulation and recomputation gives what one process gives.
+
+What one process must give is checked elsewhere: against the reference of whole training steps (test_parity.py) and of
+single gates (tests/unit/routing).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from moe_train.routing import available_gates, build_gate
+from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions, SwitchLossOptions
+from tests.distributed.harness import training
+from tests.distributed.harness.expected import Processes, initial_weights, weight_errors
+from tests.distributed.harness.training import MODEL, Case, Record
+from tests.gate_variants import VARIANTS
+
+DEFAULTS = [(name, {}) for name in available_gates()]
+FURTHER = [(name, options) for name, variants in sorted(VARIANTS.items()) for options in variants]
+WAYS = [(1, 1, 1, False), (2, 2, 2, True), (4, 2, 1, False), (4, 4, 1, True)]
+"""(processes, EP, accumulation, recomputation)."""
+
+
+def router(name: str, options: dict[str, Any]) -> RouterOptions:
+    """The gate with every balancing piece that it takes."""
+    gate = build_gate(name, options, MODEL.hidden_size, MODEL.moe.num_experts)
+    return RouterOptions(
+        name,
+        options,
+        BalancingOptions(
+            SwitchLossOptions(0.1 if gate.takes_switch_loss else 0.0, "sequence"),
+            z_loss=0.01 if gate.takes_z_loss else 0.0,
+            bias=BiasOptions(0.01 if gate.takes_bias else 0.0),
+        ),
+    )
+
+
+def by_micro_batch(case: Case) -> bool:
+    """Whether something is taken over a micro-batch, so that its contents must stay what they are."""
+    gate = build_gate(case.router.gate, case.router.options, MODEL.hidden_size, MODEL.moe.num_experts)
+    return "micro_batch" in (gate.pool, getattr(gate.options, "scope", None))
+
+
+def same(processes: Processes, case: Case, way: tuple[int, int, int, bool]) -> None:
+    """Steps of SGD with learning rate 1, so that gradients show. A near-tie can fall either way by rounding: then
+    the loads differ, and other data is taken."""
+    size, expert, accumulation, recompute = way
+    if by_micro_batch(case):
+        accumulation, case = 4 // size, case.with_(accumulation=4)
+    for seed in range(4):
+        case = case.with_(data_seed=seed)
+        want = processes(1).run(training.train, case=case)[0]
+        laid_out = case.with_(expert=expert, accumulation=accumulation, recompute=recompute, zero=1 + size // 2)
+        ranks = processes(size).run(training.train, case=laid_out)
+        if all(torch.equal(a.load_LE, b.load_LE) for got in ranks for a, b in zip(got, want, strict=True)):
+            break
+    else:
+        raise AssertionError("loads differ from those of one process with every seed")
+    started = initial_weights(processes, case)
+    for rank, got in enumerate(ranks):
+        for step, (a, b) in enumerate(zip(got, want, strict=True)):
+            compare(a, b, started if rank == 0 else None, f"step {step}, rank {rank}")
+
+
+def compare(got: Record, want: Record, started: dict[str, torch.Tensor] | None, where: str) -> None:
+    assert abs(got.loss - want.loss) <= 2e-6 * abs(want.loss), where
+    assert abs(got.gradient_norm - want.gradient_norm) <= 2e-6 * want.gradient_norm, where
+    for one, other in zip(got.auxiliary, want.auxiliary, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in other.items():
+            assert abs(one[name] - value) <= 4e-6 * abs(value) + 1e-12, f"{where}: {name} {one[name]}, not {value}"
+    for bias, other_bias in zip(got.biases, want.biases, strict=True):
+        assert torch.equal(bias, other_bias), where
+    if started is not None:
+        errors = weight_errors(got.weights, want.weights, started)
+        worst = max(errors, key=lambda name: errors[name])
+        assert errors[worst] <= 2, f"{where}: {worst} is off by {errors[worst]:.2f} times what is allowed"
+
+
+def identity(value: Any) -> str:
+    return "-".join(f"{k}={v}" for k, v in value.items()) or "defaults" if isinstance(value, dict) else str(value)
+
+
+@pytest.mark.parametrize(("name", "options"), DEFAULTS, ids=identity)
+@pytest.mark.parametrize("way", WAYS[1:2], ids=str)
+def test_defaults(processes: Processes, name: str, options: dict[str, Any], way: tuple[int, int, int, bool]) -> None:
+    same(processes, Case(router=router(name, options), steps=2), way)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options"), [*DEFAULTS, *FURTHER], ids=identity)
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_matrix(processes: Processes, name: str, options: dict[str, Any], way: tuple[int, int, int, bool]) -> None:
+    same(processes, Case(router=router(name, options), steps=2), way)

@@ -1,0 +1,19 @@
+"""Option sets of gates that are worth testing besides the defaults; each fits 8 experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "dynamic_k": [{"max_k": 3}, {"threshold": 0.4, "min_k": 2}],
+    "lpr": [
+        {"scope": "micro_batch", "prototype_init": "hypersphere"},
+        {"scope": "global_batch", "top_k": 3, "latent_dim": 4},
+    ],
+    "sigmoid_topk": [
+        {"top_k": 3, "renormalize": False},
+        {"top_k": 3, "num_groups": 4, "groups_per_token": 2, "scaling": 2.5},
+        {"num_groups": 8, "groups_per_token": 3},
+    ],
+    "softmax_topk": [{"top_k": 3, "renormalize": False}, {"top_k": 2, "softmax": "after"}],
+}
