@@ -63,7 +63,12 @@ def _settings(path: Path, name: str, end: str) -> tuple[dict[str, Any], list[str
     settings = {"eos_token": end, "unk_token": str(model.id_to_piece(model.unk_id()))}
     text, marked = _PROBE
     if model.normalize(text) == marked:
-        return {"tokenizer_class": "PreTrainedTokenizerFast", **settings}, []
+        unigram = any(score != round(score) for score in map(model.get_score, range(model.vocab_size())))
+        notes = [] if not unigram else [
+            f"the tokenizer {name} is a unigram model: where two ways to cut a word are as good as each other, "
+            "transformers may take the other one than training did"
+        ]  # fmt: skip
+        return {"tokenizer_class": "PreTrainedTokenizerFast", **settings}, notes
     # The one above knows pieces only, neither a space in front nor other normalisation.
     return {"tokenizer_class": "SentencePieceBackend", **settings}, [
         f"the tokenizer {name} normalises texts: transformers encodes by its SentencePieceBackend as in training, but "
