@@ -4,6 +4,7 @@
 #   make demo TORCH=torch==2.11 another torch (also a path to a wheel) than the pinned one; it stays for later calls
 #   make test CONSTRAINTS=FILE  another set of pinned versions (empty: none)
 #   make test PYTHON=python3.12 another interpreter (3.11 or 3.12)
+#   make test JOBS=8            tests at a time (many start two or four processes of their own)
 
 VENV ?= .venv
 CONSTRAINTS ?= constraints/cpu.txt
@@ -12,6 +13,9 @@ TORCH ?= $(or $(CHOSEN_TORCH),torch)
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(shell \
 	$(p) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13)' 2>/dev/null && echo $(p))))
 BIN := $(VENV)/bin
+JOBS ?= 2
+# One thread for each process, as the launcher gives them. Which tests stay together: tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 STAMP := $(VENV)/.installed
 # Python compiles what it imports by itself; pip would compile everything, which takes longer than the rest.
 PIP_FLAGS := --quiet --disable-pip-version-check --no-compile $(if $(CONSTRAINTS),--constraint $(VENV)/constraints.txt)
@@ -22,10 +26,10 @@ demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(if $(FRESH),--fresh)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

@@ -18,6 +18,14 @@ def processes(pytestconfig: pytest.Config) -> Callable[[int], ProcessPool]:
     return lambda size: pools.setdefault(size, ProcessPool(size))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup`: tests of a file stay together, and all with pools, which would poll in each worker."""
+    for item in items:
+        folder = item.path.parent
+        together = folder if folder.name == "distributed" else item.path
+        item.add_marker(pytest.mark.xdist_group(str(together)))
+
+
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Ends the processes after the last test of a folder: gloo's threads poll, which takes time from other tests."""
     if nextitem is None or nextitem.path.parent != item.path.parent:

@@ -68,13 +68,21 @@ def open_source(folder: Path, *, drop_multi_token: bool = False) -> Source:
     Errors: ValueError that says what is wrong with the folder, or what our models cannot do.
     """
     config, stored = read_config(folder), tensors_of(folder)
-    hub = from_hub(config)
+    hub = _described(folder, config)
     next_layer = f"model.layers.{hub.model.num_layers}."
     if drop_multi_token or not any(name.startswith(next_layer) for name in stored):
-        hub = from_hub(config, multi_token=False)
+        hub = _described(folder, config, multi_token=False)
     layout = layout_of(hub, f"{folder / CONFIG}, as our options")
     drop = next_layer if drop_multi_token else None
     return Source(folder, hub, layout, stored, account(stored, layout, folder, quantized=hub.quantized, drop=drop))
+
+
+def _described(folder: Path, config: dict[str, Any], multi_token: bool = True) -> HubModel:
+    """``from_hub`` with errors that name the file, not only its name."""
+    try:
+        return from_hub(config, multi_token=multi_token)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {str(error).removeprefix(f'{CONFIG}: ')}") from error
 
 
 def layout_of(hub: HubModel, source: str) -> Layout:

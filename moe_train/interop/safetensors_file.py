@@ -160,7 +160,7 @@ def write_file(
 
     Wider types stand first, so that all values are aligned. Errors: OSError.
     """
-    order = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, list(tensors).index(name)))
+    order = sorted(tensors, key=lambda name: -tensors[name][0].itemsize)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name in order:

@@ -52,11 +52,13 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside ``target`` that takes its place when the body ends, and is removed when it raises.
 
     Where ``target`` is a link, what it leads to is replaced. What processes of this machine that were killed have left
-    for the same target is removed at the start.
+    for the same target is removed at the start. Errors: ValueError at the end where somebody has put something else at
+    ``target``, or anything into it, since the start; it stays as it is.
     """
     target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     _put_back(target)
+    before = _state(target)
     for path in [*_left(target, _NEW), *_left(target, _OLD)]:
         shutil.rmtree(path, ignore_errors=True)
     temporary = _beside(target, _NEW)
@@ -67,6 +69,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
             for name in files:
                 sync(Path(folder, name))
             sync(Path(folder))
+        if _state(target) != before:
+            raise ValueError(f"{target} was changed by another process meanwhile, and is not replaced")
         _replace(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -89,6 +93,15 @@ def _replace(temporary: Path, target: Path) -> None:
     with suppress(KeyboardInterrupt):
         sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _state(target: Path) -> tuple[int, int, int] | None:
+    """Another one when names in a folder have come or gone, or it is another folder; None without one."""
+    try:
+        found = target.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def _beside(target: Path, kind: str) -> Path:

@@ -13,10 +13,8 @@ import torch
 from moe_train import __version__
 from moe_train.checkpoint.reading import StoredTensors
 from moe_train.checkpoint.store import checkpoint_at, read_state_with_config
-from moe_train.data.dataset import sidecar_stem
 from moe_train.data.files import write_atomically
-from moe_train.data.manifest import recorded_tokenizer
-from moe_train.data.options import DataOptions, all_names
+from moe_train.data.options import DataOptions
 from moe_train.evaluation.result import read_evaluation
 from moe_train.interop.config_export import carried
 from moe_train.interop.exporting import check_stored, write_tensors
@@ -27,6 +25,7 @@ from moe_train.interop.model_card import model_card
 from moe_train.interop.small_files import copy_others, copy_tokenizer
 from moe_train.interop.whole_folder import check_target, whole_folder
 from moe_train.training import run_folder
+from moe_train.training.export_tokenizer import carry_tokenizer
 from moe_train.training.options import TrainOptions
 from moe_train.training.origin import GENERATION, ORIGIN, TOKENS
 from moe_train.training.run_config import RunConfig, from_dict, to_dict, to_yaml
@@ -113,15 +112,15 @@ def export_model(
     length = max(config.data.sequence_length, came.get("max_position_embeddings") or 0)
     hub = hub_form(config.model, config.router, form, max_length=length, dtype=asked or computed)
     content, original = hub.content, None
+    kind = content["architectures"][0]
     if imported and hub.custom is None:
         original = carried(came, config.model, config.router, dtype=asked)
-    notes: list[str] = []
     with StoredTensors(directory) as stored, whole_folder(out) as temporary:
         check_stored(stored, hub.layout, hub.left_out)
         write_atomically(temporary / _EXPORTED, f"moe_train {__version__}\n".encode())
         if came:
             copy_others(run / HUB, temporary, without=(RECORD, CONFIG, ORIGIN))
-        tokens = _tokenizer(run, config, temporary, notes)
+        tokens, notes = carry_tokenizer(run, config, temporary)
         as_it_came = original is not None
         if original is None:
             known = came | tokens
@@ -144,7 +143,7 @@ def export_model(
                 config.name,
                 config.model,
                 config.router,
-                hub_class=original["architectures"][0],
+                hub_class=kind,
                 custom=hub.custom,
                 step=state["step"],
                 evaluation=_evaluation(run, state["step"]),
@@ -156,7 +155,6 @@ def export_model(
         notes.append("the layer of multi-token prediction is left out, as transformers leaves it out")
     if record.get("dequantised"):
         notes.append("the weights came in 8-bit blocks and are written in bfloat16")
-    kind = original["architectures"][0] if original.get("architectures") else original["model_type"]
     summary = f"{out}: {kind}, {written.tensors} tensors, {written.values:,} values, {len(written.files)} files"
     return Report(summary, notes)
 
@@ -180,31 +178,6 @@ def _weights_dtype(directory: Path) -> torch.dtype:
 
 def _dtype(target: torch.dtype | None, name: str, stored: torch.dtype) -> torch.dtype:
     return target or stored
-
-
-def _tokenizer(run: Path, config: RunConfig, out: Path, notes: list[str]) -> dict[str, Any]:
-    """Carries the tokenizer along: the run folder's own, else that of its data. Returns what config.json says of it."""
-    if copy_tokenizer(run, out):
-        return {}
-    for name in all_names(config.data):
-        stem = Path(sidecar_stem(name))
-        try:
-            recorded = recorded_tokenizer(stem)
-        except (FileNotFoundError, ValueError):
-            continue
-        path = stem.parent / recorded["file"]
-        if not path.is_file():
-            continue
-        target = "tokenizer.json" if path.suffix == ".json" else "tokenizer.model"
-        write_atomically(out / target, path.read_bytes())
-        if target == "tokenizer.json":
-            settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": recorded["eod_token"]}
-            _write_json(out / "tokenizer_config.json", settings)
-        else:
-            notes.append(f"the tokenizer {path.name} is copied as it is; transformers may not load it by itself")
-        return {"eos_token_id": recorded["eod_id"]}
-    notes.append("no tokenizer was found, neither in the run's folder nor beside its data: copy it to the export")
-    return {}
 
 
 def _is_imported(folder: Path) -> bool:

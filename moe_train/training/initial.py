@@ -24,6 +24,10 @@ _FUNCTION = (
     "latent_attention",
 )
 """Keys of ``model`` that change what the same tensors compute."""
+_LONGER_TEXTS = (
+    ".\nTo train it on with other rotary positions, for longer texts, allow that by "
+    "'train.init_may_change=[rope_theta,rope_scaling]'"
+)
 _GROUPS: dict[str, type] = {"rope_scaling": RopeScaling, "latent_attention": LatentAttentionOptions}
 
 
@@ -31,25 +35,31 @@ def check_initial_options(recorded: dict[str, Any], config: RunConfig, path: str
     """Compares the configuration in a checkpoint's state with that of the run that begins with its weights.
 
     ``path``: of the checkpoint, for messages. Returns a note where experts are chosen otherwise, to which training can
-    adapt a model. Errors: ValueError that lists what else would compute something different.
+    adapt a model, and of what ``train.init_may_change`` names. Errors: ValueError that lists what else would compute
+    something different.
     """
     now = to_dict(config)
     old, new = _function(recorded.get("model") or {}), _function(now["model"])
-    wrong = [
-        f"model.{key}: {_text(old[key])} there, {_text(new[key])} now" for key in _FUNCTION if old[key] != new[key]
-    ]
-    if wrong:
+    changed = {
+        key: f"model.{key}: {_text(old[key])} there, {_text(new[key])} now" for key in _FUNCTION if old[key] != new[key]
+    }
+    wanted = [changed.pop(key) for key in config.train.init_may_change if key in changed]
+    notes = [f"note: the model computes something else than {path}, as asked: {'; '.join(wanted)}"] if wanted else []
+    if changed:
+        differ = "\n  ".join(changed.values())
         raise ValueError(
-            "\n  ".join([f"the weights of {path} were made for a model that computes something else:", *wrong])
-            + "\nTake these values from the config.yaml in the folder of the checkpoint's run, for example: "
+            f"the weights of {path} were made for a model that computes something else:\n  {differ}\n"
+            "Take these values from the config.yaml in the folder of the checkpoint's run, for example: "
             "moe-train train PATH/config.yaml data.train=… --init-from PATH"
+            + (_LONGER_TEXTS if changed.keys() & {"rope_theta", "rope_scaling"} else "")
         )
     if not FAMILIES[config.model.family].experts:
-        return None
+        return notes[0] if notes else None
     old, new = _choice(recorded.get("router") or {}), _choice(now["router"])
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     changes = [f"router.{key} {_text(old.get(key))} there, {_text(new.get(key))} now" for key in keys]
-    return f"note: experts are not chosen as in {path}: {'; '.join(changes)}" if changes else None
+    notes += [f"note: experts are not chosen as in {path}: {'; '.join(changes)}"] if changes else []
+    return "\n".join(notes) or None
 
 
 def _function(model: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -21,6 +21,8 @@ class TrainOptions:
     """Recompute each layer's activations in the backward pass."""
     deterministic: bool = False
     """Deterministic kernels on CUDA (CPU always is)."""
+    init_may_change: list[Literal["rope_theta", "rope_scaling"]] = field(default_factory=list)
+    """Keys of model that may differ from the model that --init-from names: to go on with longer texts."""
 
 
 @dataclass(frozen=True)

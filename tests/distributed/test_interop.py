@@ -129,7 +129,14 @@ def test_generation_is_that_of_transformers(processes: Processes, imported, seed
     ],
 )
 def test_a_run_that_began_with_it_exports_it_again(
-    processes: Processes, imported, tmp_path: Path, name: str, expert: int, zero: int, precision: str
+    processes: Processes,
+    imported,
+    tmp_path: Path,
+    seed: int,
+    name: str,
+    expert: int,
+    zero: int,
+    precision: str,
 ) -> None:
     """From checkpoints that any layout wrote: cut into the slices of ZeRO, experts on several ranks."""
     folder, run = imported(name)
@@ -139,11 +146,8 @@ def test_a_run_that_began_with_it_exports_it_again(
     )
     export_model(tmp_path / "run", tmp_path / "back", shard_bytes=SHARD)
     assert hub.same_bytes(hub.tensors(tmp_path / "back"), hub.tensors(folder))
-    want, got = hub.compared_config(folder), hub.compared_config(tmp_path / "back")
-    free = {"_name_or_path", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"}
-    free |= {"num_mtp_layers", "num_nextn_predict_layers", "output_router_logits", "rope_parameters", "head_dim"}
-    changed = {key for key in want if want[key] != got.get(key)} - free
-    assert not {key for key in changed if key not in ("intermediate_size", "decoder_sparse_step", "mlp_only_layers")}
+    # Its config.json says in other words the same: in transformers it computes what the model from the hub computes.
+    assert torch.equal(hub.logits(tmp_path / "back", ids(seed)), hub.logits(folder, ids(seed)))
 
 
 def test_what_a_model_came_with_outlives_training(processes: Processes, tmp_path: Path, seed: int) -> None:

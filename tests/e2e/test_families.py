@@ -70,6 +70,7 @@ def test_a_model_without_experts_has_no_balance(data: Path, tmp_path: Path, proc
     assert "Gini" not in page and "Expert load in training" not in page
 
 
+@pytest.mark.slow
 def test_mixed_layers_keep_their_numbers(data: Path, tmp_path: Path) -> None:
     evaluation = finished(data, tmp_path / "run", 2, *MIXED)
     assert [layer["layer"] for layer in evaluation["layers"]] == [1]  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ heads, G key/value heads, D width of a head's query and key, V of its value, P p
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -275,10 +276,18 @@ class Decoder(nn.Module):
     def __init__(self, config: MoeTrainConfig) -> None:
         super().__init__()
         geometry = config.geometry
-        self.embed_tokens = nn.Embedding(geometry["vocab_size"], geometry["hidden_size"])
+        self.embed_tokens = nn.Embedding(config.vocab_size, geometry["hidden_size"])
         layers = range(geometry["num_layers"])
         self.layers = nn.ModuleList(DecoderLayer(geometry, config.router, layer) for layer in layers)
         self.norm = RMSNorm(geometry["hidden_size"], geometry["norm_eps"])
+        # transformers sets both, by the name of the first.
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Any = None
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether layers are computed a second time in the backward pass."""
+        return self.gradient_checkpointing and self.training
 
 
 _TIED = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -290,6 +299,7 @@ class MoeTrainForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
     _no_split_modules = ["DecoderLayer"]
     _tied_weights_keys = _TIED if int(transformers.__version__.split(".")[0]) >= 5 else list(_TIED)
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: MoeTrainConfig) -> None:
         super().__init__(config)
@@ -351,22 +361,30 @@ class MoeTrainForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        output_router_logits: bool = False,
+        output_router_logits: bool | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        num_items_in_batch: int | Tensor | None = None,
         **_: Any,
     ) -> MoeCausalLMOutputWithPast | tuple[Any, ...]:
         """``attention_mask`` [B, L] is 0 for padding, on any side. ``router_logits``: scores [B, S, E] of each layer
         with experts. ``hidden_states`` [B, S, H]: what each layer reads, and what the head reads. The loss is the mean
-        over labels that are not -100, shifted by one. Embeddings in place of ids do where the gate reads no ids."""
+        over labels that are not -100, shifted by one; with ``num_items_in_batch``, which the Trainer gives where it
+        accumulates gradients, their sum divided by that. Embeddings in place of ids do where the gate reads no ids."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(f"attention_mask has {attention_mask.dim()} dimensions; it must be [batch, tokens]")
-        defaults = self.config
-        use_cache = defaults.use_cache if use_cache is None else use_cache
+        defaults, recomputes = self.config, self.model.recomputes
+        if defaults.output_attentions if output_attentions is None else output_attentions:
+            raise ValueError("this model keeps no attention weights: leave output_attentions out")
+        if recomputes and past_key_values is not None:
+            raise ValueError("gradient checkpointing computes layers twice: leave past_key_values out")
+        use_cache = not recomputes and (defaults.use_cache if use_cache is None else use_cache)
         return_dict = defaults.return_dict if return_dict is None else return_dict
         hidden_wanted = defaults.output_hidden_states if output_hidden_states is None else output_hidden_states
+        router_wanted = defaults.output_router_logits if output_router_logits is None else output_router_logits
         x_BSH = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         ids_T = torch.empty(0).as_subclass(MissingIds) if input_ids is None else input_ids.t().flatten()
         if use_cache and past_key_values is None:
@@ -376,7 +394,12 @@ class MoeTrainForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
         (batch_size, count), device = x_BSH.shape[:2], x_BSH.device
         valid_BL = torch.ones(batch_size, before + count, dtype=torch.bool, device=device)
         if attention_mask is not None:
+            if attention_mask.shape[1] < before + count:
+                raise ValueError(f"attention_mask has {attention_mask.shape[1]} columns for {before + count} tokens")
             valid_BL = attention_mask[:, : before + count].bool()
+        elif position_ids is not None and not before and bool((position_ids.diff() != 1).any()):
+            # Which transformers takes for several texts in a row that do not see each other.
+            raise ValueError("position_ids do not count up by one: give each text a row of its own and attention_mask")
         if position_ids is None:
             position_ids = (valid_BL.long().cumsum(1) - 1).clamp(min=0)[:, before:]
         position_BS = position_ids.expand(batch_size, count)
@@ -400,7 +423,8 @@ class MoeTrainForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
         router_logits, hidden_states = [], []
         for layer in self.model.layers:
             hidden_states.append(x_BSH)
-            x_BSH, scores = layer(x_BSH, tokens, cos_sin, visible, past_key_values)
+            call = functools.partial(self.model._gradient_checkpointing_func, layer.__call__) if recomputes else layer
+            x_BSH, scores = call(x_BSH, tokens, cos_sin, visible, past_key_values)
             router_logits += [] if scores is None else [scores]
         x_BSH = self.model.norm(x_BSH)
         hidden_states.append(x_BSH)
@@ -408,12 +432,17 @@ class MoeTrainForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
         logits = self.lm_head(x_BSH[:, keep])
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+            scores, targets = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(logits.device)
+            if num_items_in_batch is None:
+                loss = F.cross_entropy(scores, targets)
+            else:
+                total = F.cross_entropy(scores, targets, reduction="sum")
+                loss = total / torch.as_tensor(num_items_in_batch, device=total.device)
         output = MoeCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
             past_key_values=past_key_values if use_cache else None,
             hidden_states=tuple(hidden_states) if hidden_wanted else None,
-            router_logits=tuple(router_logits) if output_router_logits else None,
+            router_logits=tuple(router_logits) if router_wanted else None,
         )
         return output if return_dict else output.to_tuple()  # type: ignore[no-any-return]

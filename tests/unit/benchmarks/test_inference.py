@@ -13,6 +13,7 @@ BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 ARMS = ("experts", "active", "total")
 
 
+@pytest.mark.slow
 def test_command(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     run = "--preset test --batches 1 3 --prompt 8 --tokens 2 --rounds 2 --threads 1"

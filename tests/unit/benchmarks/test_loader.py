@@ -1,4 +1,4 @@
-"""The loader's benchmark at a size that takes no time: it compares the same windows and reports every arm."""
+"""The loader's benchmark at a small size: it compares the same windows and reports every arm."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 
 
+@pytest.mark.slow
 def test_command(tmp_path: Path) -> None:
     arguments = ["--tokens", "30000", "--sequence-length", "64", "--batches", "1x1", "3x5", "--block", "50"]
     output = tmp_path / "result.json"

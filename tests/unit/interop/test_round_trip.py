@@ -112,3 +112,12 @@ def test_another_type_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert len(files) > 4 and all(path.stat().st_size < 60_000 for path in files)
     assert json.loads((tmp_path / "back" / "config.json").read_text())["dtype"] == "bfloat16"
     assert main([*arguments[:3], str(tmp_path / "other"), "--step", "5"]) == 2
+
+
+def test_a_config_without_the_name_of_a_class(tmp_path: Path) -> None:
+    content = make(tmp_path / "hub", "llama3")
+    hub.edit_config(tmp_path / "hub", architectures=...)
+    import_model(tmp_path / "hub", tmp_path / "ours")
+    assert "LlamaForCausalLM" in export_model(tmp_path / "ours", tmp_path / "back", shard_bytes=SHARD).summary
+    assert hub.same_bytes(hub.tensors(tmp_path / "back"), content)
+    assert "`LlamaForCausalLM`, which transformers ships" in (tmp_path / "back" / "README.md").read_text()

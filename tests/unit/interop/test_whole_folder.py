@@ -143,3 +143,17 @@ def test_force_replaces_only_what_is_ours_to_the_last_folder(tmp_path: Path) -> 
     (out / "known2").symlink_to("known")
     with pytest.raises(ValueError, match="has a folder known2"):
         check(out)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_what_another_process_has_put_there_meanwhile_stays(tmp_path: Path, there: bool) -> None:
+    """A run that was begun in the folder while hours of conversion went on."""
+    out = tmp_path / "out"
+    if there:
+        write(out, "old")
+        os.utime(out, (0, 0))
+    with pytest.raises(ValueError, match="out was changed by another process"), whole_folder(out) as temporary:
+        (temporary / "file").write_text("new")
+        out.mkdir(exist_ok=True)
+        (out / "metrics.jsonl").touch()
+    assert names(out) == ["file", "metrics.jsonl"][not there :] and names(tmp_path) == ["out"]

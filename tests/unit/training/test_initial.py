@@ -10,6 +10,7 @@ import pytest
 from moe_train.model.options import InitOptions, LatentAttentionOptions, ModelOptions, MoEOptions, RopeScaling
 from moe_train.routing.options import BalancingOptions, RouterOptions
 from moe_train.training.initial import check_initial_options
+from moe_train.training.options import TrainOptions
 from moe_train.training.run_config import RunConfig, to_dict
 
 MODEL = ModelOptions(rope_theta=1e6, hidden_size=64, num_attention_heads=4)
@@ -33,6 +34,26 @@ def test_what_changes_the_function_is_refused(changes: dict[str, Any], message: 
     with pytest.raises(ValueError, match="--init-from PATH") as caught:
         check_initial_options(to_dict(RUN), replace(RUN, model=replace(MODEL, **changes)), "models/a")
     assert "models/a" in str(caught.value) and message in str(caught.value)
+
+
+def test_rotary_positions_may_change_where_that_is_asked_for() -> None:
+    """To go on with longer texts."""
+    longer = replace(MODEL, rope_theta=5e6, rope_scaling=RopeScaling("yarn", 4.0, 4096))
+    changed = replace(RUN, model=longer, train=TrainOptions(init_may_change=["rope_theta"]))
+    with pytest.raises(ValueError, match=r"train.init_may_change=\[rope_theta,rope_scaling\]") as caught:
+        check_initial_options(to_dict(RUN), changed, "models/a")
+    assert "model.rope_scaling: null there" in str(caught.value) and "model.rope_theta" not in str(caught.value)
+    changed = replace(changed, train=TrainOptions(init_may_change=["rope_theta", "rope_scaling"]))
+    note = check_initial_options(to_dict(RUN), changed, "models/a")
+    assert note is not None and "as asked: model.rope_theta: 1000000.0 there, 5000000.0 now; model.rope_scaling" in note
+    note = check_initial_options(
+        to_dict(RUN), replace(changed, router=RouterOptions("softmax_topk", {"top_k": 4})), "models/a"
+    )
+    assert note is not None and len(note.splitlines()) == 2
+    dense = replace(changed, model=replace(longer, family="qwen3", ffn_hidden_size=8))
+    before = replace(RUN, model=replace(MODEL, family="qwen3", ffn_hidden_size=8))
+    assert "as asked" in (check_initial_options(to_dict(before), dense, "models/a") or "")
+    assert check_initial_options(to_dict(changed), changed, "models/a") is None
 
 
 def test_every_difference_is_listed() -> None:

@@ -70,6 +70,7 @@ def test_temperature_0_is_greedy_and_a_low_one_nearly() -> None:
     logits = torch.randn(20, 100)
     uniform = torch.rand(20, dtype=torch.float64)
     best = logits.argmax(-1)
+    logits[torch.arange(20), best] += 0.5  # 5,000 at the temperature 1e-4: the second has no share.
     assert torch.equal(choose(logits, uniform, GenerationOptions()), best)
     assert torch.equal(choose(logits.bfloat16(), uniform, GenerationOptions()), greedy(logits.bfloat16().float()))
     # Divided by the lowest of these, or times what one divided by them is, float32 overflows.
