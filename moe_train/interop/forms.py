@@ -14,6 +14,7 @@ from moe_train.interop.layout import Layout, lay_out
 from moe_train.interop.remote.files import remote_config, write_code
 from moe_train.interop.remote.table import remote_table
 from moe_train.interop.stock import stock_class_problems
+from moe_train.model.families import family_of
 from moe_train.model.options import ModelOptions, MultiTokenOptions
 from moe_train.routing.options import RouterOptions
 
@@ -39,8 +40,15 @@ class HubForm:
 def hub_form(model: ModelOptions, router: RouterOptions, form: Form, *, max_length: int, dtype: torch.dtype) -> HubForm:
     """``auto``: a class of transformers where one computes the same, else a modelling file.
 
-    Errors: ValueError where ``stock`` is asked for and no class of transformers can hold the model.
+    Errors: ValueError where ``stock`` is asked for and no class of transformers can hold the model, and where it drops
+    tokens in evaluation, which neither form can.
     """
+    if family_of(model).experts and router.capacity.evaluation_factor is not None:
+        raise ValueError(
+            f"router.capacity.evaluation_factor is {router.capacity.evaluation_factor}: this model drops tokens in "
+            "evaluation, and an exported model has no capacity, so that it would compute something else. Only models "
+            "with evaluation_factor: null can be exported"
+        )
     problems = stock_class_problems(model, router)
     if form == "stock" or (form == "auto" and not problems):
         content = to_hub(model, router, max_length=max_length, dtype=dtype)

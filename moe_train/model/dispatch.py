@@ -3,7 +3,8 @@ gate has a static bound on experts per token.
 
 Suffixes: T tokens, H hidden, E experts, K slots per token, R rows = T * K, sorted by expert. A slot without an expert
 sorts to the end, beyond the rows that any expert owns; such a row is never read back, because the grouped kernel
-leaves garbage in it, forward and backward.
+leaves garbage in it, forward and backward. With a padded permutation (capacity) R is E * rows + 1: every expert owns
+equally many rows, those without a slot hold zeros, and the one behind them is for the slots without an expert.
 """
 
 from __future__ import annotations
@@ -23,21 +24,34 @@ class Permutation:
     """Which row belongs to which slot."""
 
     token_R: Tensor
-    """Token of each row."""
+    """Token of each row; T in a row of zeros."""
     row_TK: Tensor
     """Row of each slot."""
     used_TK: Tensor
     """Whether the slot holds an expert."""
     order_R: Tensor
-    """Flat slot (t * K + k) of each row."""
+    """Flat slot (t * K + k) of each row; T * K in a row of zeros."""
     expert_TK: Tensor
     """Expert of each slot, 0 in an unused one."""
     counts_E: Tensor
     """Rows of each expert."""
+    padded: bool = False
+    """Whether there are rows of zeros."""
+
+    def rows_of(self, x_NH: Tensor, index_R: Tensor) -> Tensor:
+        """x_NH[index], [R, ...], with zeros where the index is N."""
+        if not self.padded:
+            return x_NH.index_select(0, index_R)
+        zero_R = index_R == x_NH.shape[0]
+        rows_RH = x_NH.index_select(0, index_R.masked_fill(zero_R, 0))
+        return rows_RH.masked_fill(zero_R.view(-1, *[1] * (x_NH.dim() - 1)), 0.0)
 
 
-def make_permutation(routing: Routing) -> Permutation:
-    """From the kept choices of a gate."""
+def make_permutation(routing: Routing, padded_rows: int | None = None) -> Permutation:
+    """From the kept choices of a gate. ``padded_rows``: so many rows for every expert, at least as many as the busiest
+    one has."""
+    if padded_rows is not None:
+        return _padded_permutation(routing, padded_rows)
     num_experts = routing.kept_TE.shape[1]
     experts_TK = routing.experts_TK if routing.experts_TK is not None else _slots(routing.kept_TE)
     slots = experts_TK.shape[1]
@@ -52,6 +66,29 @@ def make_permutation(routing: Routing) -> Permutation:
         order_R=order_R,
         expert_TK=experts_TK.masked_fill(~used_TK, 0),
         counts_E=routing.kept_TE.sum(0),
+    )
+
+
+def _padded_permutation(routing: Routing, rows: int) -> Permutation:
+    experts_TK, kept_TE = routing.experts_TK, routing.kept_TE
+    assert experts_TK is not None
+    num_experts, device = kept_TE.shape[1], kept_TE.device
+    used_TK = experts_TK < num_experts
+    expert_TK = experts_TK.masked_fill(~used_TK, 0)
+    place_TK = (kept_TE.cumsum(0) - 1).gather(1, expert_TK)
+    total = num_experts * rows
+    row_TK = torch.where(used_TK, expert_TK * rows + place_TK, total)
+    order_R = torch.full((total + 1,), experts_TK.numel(), device=device)
+    order_R[row_TK.flatten()] = torch.arange(experts_TK.numel(), device=device)
+    order_R[total] = experts_TK.numel()
+    return Permutation(
+        token_R=order_R.div(experts_TK.shape[1], rounding_mode="floor"),
+        row_TK=row_TK,
+        used_TK=used_TK,
+        order_R=order_R,
+        expert_TK=expert_TK,
+        counts_E=torch.full((num_experts,), rows, device=device),
+        padded=True,
     )
 
 
@@ -72,10 +109,10 @@ def _sum_slots(rows_RH: Tensor, permutation: Permutation) -> Tensor:
         # Without an accelerator nothing waits for a number to be read: all slots used is the rule, and free.
         if bool(permutation.used_TK.all()):
             return F.embedding_bag(permutation.row_TK, rows_RH, mode="sum")
-        owned = int(permutation.used_TK.sum())
+        owned = int(permutation.counts_E.sum())
         row_TK = permutation.row_TK.masked_fill(~permutation.used_TK, owned)
         return F.embedding_bag(row_TK, rows_RH, mode="sum", padding_idx=owned)
-    owned_rows = permutation.used_TK.sum()
+    owned_rows = permutation.counts_E.sum()
     index_R = torch.arange(rows_RH.shape[0], device=rows_RH.device)
     rows_RH = rows_RH.masked_fill((index_R >= owned_rows)[:, None], 0.0)
     return F.embedding_bag(permutation.row_TK, rows_RH, mode="sum")
@@ -87,7 +124,8 @@ class _Permute(torch.autograd.Function):
         ctx.permutation = permutation
         ctx.num_experts = weights_TE.shape[1]
         weights_TK = weights_TE.gather(1, permutation.expert_TK)
-        return x_TH.index_select(0, permutation.token_R), weights_TK.flatten().index_select(0, permutation.order_R)
+        p = permutation
+        return p.rows_of(x_TH, p.token_R), p.rows_of(weights_TK.flatten(), p.order_R)
 
     @staticmethod
     def backward(ctx: Any, dx_RH: Tensor, dweights_R: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -106,7 +144,7 @@ class _Combine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy_TH: Tensor) -> tuple[Tensor, None]:
-        return dy_TH.index_select(0, ctx.permutation.token_R), None
+        return ctx.permutation.rows_of(dy_TH, ctx.permutation.token_R), None
 
 
 def permute(x_TH: Tensor, weights_TE: Tensor, permutation: Permutation) -> tuple[Tensor, Tensor]:

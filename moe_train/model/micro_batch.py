@@ -47,6 +47,8 @@ class MicroBatch:
     """The whole decision per layer, kept only where asked for (evaluation, tracing)."""
     selections: dict[int, Tensor] = field(default_factory=dict)
     """Selection of the first pass per layer, replayed in recomputation."""
+    kept: dict[int, Tensor] = field(default_factory=dict)
+    """What capacity left of it, where there is one; replayed likewise."""
     recomputing: bool = False
     recompute: bool = False
     """Whether a recomputation will come, so that selections must be kept."""

@@ -61,28 +61,33 @@ class MoELayer(MegatronModule):
         """Returns the layer's output [S, B, H] and no bias. Padding comes with the micro-batch, not by this mask."""
         micro_batch = current()
         x_TH = hidden_SBH.reshape(-1, hidden_SBH.shape[-1])
-        routing = self.router(x_TH, micro_batch.tokens, replay_TE=self._replay(micro_batch))
+        routing = self.router(x_TH, micro_batch.tokens, **self._replay(micro_batch))
         self._collect(routing, micro_batch)
 
         experts_in_TH = x_TH
         if routing.expert_input_shift_TH is not None:
             experts_in_TH = x_TH + routing.expert_input_shift_TH.to(x_TH.dtype)
-        y_TH = self._routed(experts_in_TH, routing)
+        y_TH = self._routed(experts_in_TH, routing, self.router.padded_rows(micro_batch.tokens))
         y_TH = attach_losses(y_TH, routing.losses, micro_batch)
         y_SBH = y_TH.view(hidden_SBH.shape)
         if self.shared_experts is not None:
             y_SBH = y_SBH + self.shared_experts(hidden_SBH)
         return y_SBH, None
 
-    def _routed(self, x_TH: Tensor, routing: Any) -> Tensor:
+    def _routed(self, x_TH: Tensor, routing: Any, padded_rows: int | None) -> Tensor:
         if self.all_to_all is not None:
-            return self.all_to_all(x_TH, routing.weights_TE, routing.kept_TE, self.experts)
-        permutation = dispatch.make_permutation(routing)
+            return self.all_to_all(x_TH, routing.weights_TE, routing.kept_TE, self.experts, padded_rows)
+        permutation = dispatch.make_permutation(routing, padded_rows)
         rows_RH, weights_R = dispatch.permute(x_TH, routing.weights_TE, permutation)
         return dispatch.combine(self.experts(rows_RH, permutation.counts_E, weights_R), permutation)
 
-    def _replay(self, micro_batch: MicroBatch) -> Tensor | None:
-        return micro_batch.selections[self.layer] if micro_batch.recomputing else None
+    def _replay(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
+        if not micro_batch.recomputing:
+            return {}
+        replayed = {"replay_TE": micro_batch.selections[self.layer]}
+        if self.layer in micro_batch.kept:
+            replayed["replay_kept_TE"] = micro_batch.kept[self.layer]
+        return replayed
 
     def _collect(self, routing: Any, micro_batch: MicroBatch) -> None:
         """Statistics and losses of the first pass; a recomputation adds nothing."""
@@ -90,6 +95,8 @@ class MoELayer(MegatronModule):
             return
         if micro_batch.recompute:
             micro_batch.selections[self.layer] = routing.selected_TE
+            if routing.kept_TE is not routing.selected_TE:
+                micro_batch.kept[self.layer] = routing.kept_TE
         micro_batch.sums[self.layer] = {name: value.detach() for name, value in routing.sums.items()}
         micro_batch.losses[self.layer] = {
             name: type(term)(term.sum.detach(), term.count.detach(), term.unit, term.coefficient)

@@ -2,6 +2,8 @@
 ``from moe_train.routing import LatentPrototypeGate``."""
 
 from moe_train.routing.balanced_gate import BalancedGate
+from moe_train.routing.balancing import importance_loss
+from moe_train.routing.capacity import apply_capacity, looks_ahead
 from moe_train.routing.gates.dynamic_k import DynamicKGate, DynamicKOptions
 from moe_train.routing.gates.lpr import LatentPrototypeGate, LatentPrototypeOptions
 from moe_train.routing.gates.sigmoid_topk import SigmoidTopKGate, SigmoidTopKOptions
@@ -32,6 +34,7 @@ __all__ = [
     "SoftmaxTopKGate",
     "SoftmaxTopKOptions",
     "TokenBatch",
+    "apply_capacity",
     "available_gates",
     "balance_statistics",
     "blank_gate",
@@ -40,6 +43,8 @@ __all__ = [
     "gate_class",
     "gate_options",
     "gini_floor",
+    "importance_loss",
     "keep_buffers_float32",
+    "looks_ahead",
     "register_gate",
 ]

@@ -10,18 +10,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from moe_train.routing.balancing import move_bias, switch_loss, z_loss
+from moe_train.routing.balancing import importance_loss, move_bias, switch_loss, z_loss
+from moe_train.routing.capacity import apply_capacity, rows_per_expert
 from moe_train.routing.interface import Routing, TokenBatch, keep_buffers_float32
 from moe_train.routing.options import RouterOptions
 from moe_train.routing.registry import build_gate, check_options
+from moe_train.routing.schedule import is_on, value_at
+from moe_train.routing.scopes import TokenSets
 
 
 class BalancedGate(nn.Module):
-    """The gate of ``options``, plus switch loss, z-loss, selection bias and the exact counts of the micro-batch.
+    """The gate of ``options``, plus its balancing losses, selection bias, capacity and the counts of the micro-batch.
 
     ``gate`` is the gate; ``bias_E`` a float32 buffer, None where the bias is off. The routing that comes back has the
-    gate's own losses and ``switch``, ``z``, and the sums ``load`` and ``kept`` (int64 [E], before and after capacity)
-    and ``tokens`` (int64 scalar), padding excluded.
+    gate's own losses and ``switch``, ``z``, ``importance``, all before capacity, and the sums ``load`` and ``kept``
+    (int64 [E], before and after capacity) and ``tokens`` (int64 scalar), padding excluded.
     """
 
     bias_E: Tensor | None
@@ -44,26 +47,56 @@ class BalancedGate(nn.Module):
     def layer(self, layer: int) -> None:
         self.gate.layer = layer
 
-    def forward(self, tokens_TH: Tensor, batch: TokenBatch, *, replay_TE: Tensor | None = None) -> Routing:
+    def forward(
+        self,
+        tokens_TH: Tensor,
+        batch: TokenBatch,
+        *,
+        replay_TE: Tensor | None = None,
+        replay_kept_TE: Tensor | None = None,
+    ) -> Routing:
         """Routes T tokens [T, H]. Pure: the bias moves in ``after_step`` only.
 
-        ``replay_TE`` is the selection of the first pass, for recomputation. ``batch.window_sum`` is asked again there
+        ``replay_TE`` is the selection of the first pass, for recomputation, ``replay_kept_TE`` what capacity left of
+        it. ``batch.window_sum`` is asked again there
         and must answer what it answered in the first pass.
         """
         if self.options.forced_balance and replay_TE is None:
             assert self.gate.max_k is not None
             replay_TE = round_robin(batch, self.gate.max_k, self.num_experts)
         routing = self.gate(tokens_TH, batch, bias_E=self.bias_E, replay_TE=replay_TE)
-        load_BE = self._count(routing, batch)
-        balancing = self.options.balancing
-        if balancing.switch_loss.coefficient > 0:
-            routing.losses["switch"] = switch_loss(routing.probs_TE, load_BE, batch, self.layer, balancing.switch_loss)
-        if balancing.z_loss > 0:
-            routing.losses["z"] = z_loss(routing.logits_TE, batch, balancing.z_loss)
+        self._add_losses(routing, batch)
+        if (factor := self.capacity_factor) is not None:
+            apply_capacity(routing, batch, self.options.capacity, factor, self.gate.max_k, replay_kept_TE)
+            routing.sums["kept"] = routing.kept_TE.sum(0, dtype=torch.int64)
         return routing
 
+    @property
+    def capacity_factor(self) -> float | None:
+        """Of the mode, training or evaluation; None where nothing is dropped."""
+        capacity = self.options.capacity
+        return capacity.factor if self.training else capacity.evaluation_factor
+
+    def padded_rows(self, batch: TokenBatch) -> int | None:
+        """Rows that each expert computes for this micro-batch, whatever it was given; None: those that it was given."""
+        if not self.training:
+            return None
+        return rows_per_expert(self.options.capacity, self.gate.max_k, batch, self.num_experts)
+
+    def _add_losses(self, routing: Routing, batch: TokenBatch) -> None:
+        load_BE, balancing = self._count(routing, batch), self.options.balancing
+        if is_on(balancing.switch_loss.coefficient):
+            routing.losses["switch"] = switch_loss(routing.probs_TE, load_BE, batch, self.layer, balancing.switch_loss)
+        if is_on(balancing.z_loss):
+            routing.losses["z"] = z_loss(routing.logits_TE, batch, balancing.z_loss)
+        if is_on(balancing.importance_loss.coefficient):
+            options = balancing.importance_loss
+            amounts_TE = routing.probs_TE if options.of == "probabilities" else routing.weights_TE
+            sets, coefficient = TokenSets(batch, options.scope), value_at(options.coefficient, batch.step)
+            routing.losses["importance"] = importance_loss(amounts_TE, sets, self.layer, coefficient)
+
     def _count(self, routing: Routing, batch: TokenBatch) -> Tensor:
-        """Adds the counts to ``routing.sums``; returns the load per sequence, int64 [B, E]."""
+        """Adds the counts before capacity to ``routing.sums``; returns the load per sequence, int64 [B, E]."""
         shape = (batch.sequence_length, batch.batch_size, self.num_experts)
         load_BE = routing.selected_TE.view(shape).sum(0, dtype=torch.int64)
         load_E = load_BE.sum(0)

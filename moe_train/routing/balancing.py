@@ -1,4 +1,4 @@
-"""Balancing that goes with any gate: switch loss, z-loss and the selection bias without a loss.
+"""Balancing that goes with any gate: switch loss, z-loss, importance loss and the selection bias without a loss.
 
 Suffixes: T tokens, E experts, S sequence, B sequences, G token sets.
 """
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moe_train.routing.interface import LossTerm, TokenBatch
 from moe_train.routing.options import BiasOptions, SwitchLossOptions
+from moe_train.routing.schedule import Ramp, value_at
 from moe_train.routing.scopes import TokenSets
 
 
@@ -31,13 +32,48 @@ def switch_loss(
         load_GE = batch.sum_over_window("switch_load", layer, load_GE)
     share_GE = load_GE.to(probs_GE.dtype) / load_GE.sum(1, keepdim=True).clamp(min=1)
     total_G = experts * (share_GE * probs_GE).sum(1)
-    return sets.term_of_means(total_G, options.coefficient)
+    return sets.term_of_means(total_G, value_at(options.coefficient, batch.step))
 
 
-def z_loss(logits_TE: Tensor, batch: TokenBatch, coefficient: float) -> LossTerm:
+def importance_loss(
+    importance_TE: Tensor, sets: TokenSets, layer: int, coefficient: float, name: str = "importance"
+) -> LossTerm:
+    """CV^2 of the experts' importance, the column sums of ``importance_TE`` [T, E] over each token set: variance
+    (divided by E) over squared mean, 0 at perfect balance and E - 1 where one expert has everything.
+
+    Any amount per token and expert, such as probabilities, combine weights or a smooth load; ``name`` tells several
+    apart. No root is taken, so that the gradient is finite at perfect balance, where it is 0. A set whose sum is 0 has
+    loss 0. Source: Shazeer et al. 2017 (arXiv 1701.06538), eq. 6 and 7 (there over a batch).
+    """
+    own_GE = sets.sums(importance_TE)
+    if sets.scope != "global_batch":
+        return sets.term(_squared_variation(own_GE)[0], coefficient)
+    tokens = sets.tokens_G.sum()
+    # One collective: the number of tokens travels with the sums. Exact in float64.
+    packed = torch.cat([own_GE.detach().double().flatten(), tokens.double().view(1)])
+    packed = sets.batch.sum_over_window(name, layer, packed)
+    value_G, slope_GE = _squared_variation(packed[None, :-1])
+    # The value is that of the window, the gradient its own part of it; the unit is the token, hence the factor.
+    own = (slope_GE * packed[-1] * own_GE).sum()
+    value = value_G.sum() * tokens
+    return LossTerm((value + own - own.detach()).to(importance_TE.dtype), tokens, "token", coefficient)
+
+
+def _squared_variation(total_GE: Tensor) -> tuple[Tensor, Tensor]:
+    """CV^2 of each row [G], and its derivative [G, E] as a constant: 2 / s * (r_e - mean(r^2)) with r = E x / s."""
+    sum_G1 = total_GE.sum(dim=1, keepdim=True)
+    present_G1 = sum_G1 > torch.finfo(total_GE.dtype).tiny ** 0.5  # so that what is divided by it stays finite
+    sum_G1 = torch.where(present_G1, sum_G1, 1.0)
+    ratio_GE = total_GE.shape[1] * total_GE / sum_G1
+    value_G = torch.where(present_G1[:, 0], (ratio_GE - 1).square().mean(dim=1), 0.0)
+    slope_GE = 2 / sum_G1 * (ratio_GE - ratio_GE.square().mean(dim=1, keepdim=True))
+    return value_G, torch.where(present_G1, slope_GE, 0.0).detach()
+
+
+def z_loss(logits_TE: Tensor, batch: TokenBatch, coefficient: float | Ramp) -> LossTerm:
     """logsumexp(logits)^2, mean over tokens. Source: Zoph et al. 2022 (ST-MoE), eq. 5."""
     z_T = torch.logsumexp(logits_TE, dim=-1).square().masked_fill(batch.padding_T, 0.0)
-    return LossTerm(z_T.sum(), (~batch.padding_T).sum(), "token", coefficient)
+    return LossTerm(z_T.sum(), (~batch.padding_T).sum(), "token", value_at(coefficient, batch.step))
 
 
 @torch.no_grad()

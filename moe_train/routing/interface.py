@@ -115,6 +115,8 @@ class Gate(nn.Module):
     """Whether the switch loss makes sense for this gate (probs_TE is a distribution)."""
     takes_z_loss: bool = True
     """Whether the z-loss makes sense for this gate (logits_TE are scores that it learns)."""
+    takes_capacity: bool = True
+    """Whether a capacity makes sense for this gate; False where experts choose a set number of tokens."""
     reads_hidden: bool = True
     """False for a gate whose decisions and weights depend on no hidden state (token ids or noise alone)."""
     ties: str = "expert"

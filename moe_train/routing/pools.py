@@ -5,14 +5,11 @@ Suffixes: T tokens (t = s * B + b), S sequence, B sequences, P pools, M tokens o
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from moe_train.routing.interface import TokenBatch
-
-Pool = Literal["sequence", "micro_batch"]
+from moe_train.routing.options import Pool
 
 
 def to_pools(x_TN: Tensor, batch: TokenBatch, pool: Pool) -> Tensor:

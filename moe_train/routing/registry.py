@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 
 import torch
 
+from moe_train.routing.capacity import check_capacity
 from moe_train.routing.interface import Gate
-from moe_train.routing.options import BiasOptions, RouterOptions
+from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions
+from moe_train.routing.schedule import bounds, is_on
 from moe_train.routing.strict import listing, parse_options
 
 G = TypeVar("G", bound=type[Gate])
@@ -67,25 +69,45 @@ def check_options(router: RouterOptions, num_experts: int) -> None:
     balancing = router.balancing
     figures = {
         "balancing.switch_loss.coefficient": balancing.switch_loss.coefficient,
+        "balancing.importance_loss.coefficient": balancing.importance_loss.coefficient,
         "balancing.z_loss": balancing.z_loss,
         "balancing.bias.rate": balancing.bias.rate,
     }
     for name, value in figures.items():
-        if not value >= 0:
+        if not bounds(value)[0] >= 0:
             raise ValueError(f"router.{name} is {value}; it must not be negative")
     if balancing.bias.rate > 0 and not gate.takes_bias:
         raise ValueError(f"router.balancing.bias.rate is {balancing.bias.rate}, but gate {router.gate!r} takes no bias")
     if balancing.bias.target_load is not None:
         _check_target_load(balancing.bias, num_experts, gate.max_k)
-    if balancing.switch_loss.coefficient > 0 and not gate.takes_switch_loss:
+    if is_on(balancing.switch_loss.coefficient) and not gate.takes_switch_loss:
         raise ValueError(f"router.balancing.switch_loss makes no sense for gate {router.gate!r}: set coefficient 0")
-    if balancing.z_loss > 0 and not gate.takes_z_loss:
+    if is_on(balancing.importance_loss.coefficient) and not gate.takes_switch_loss:
+        if balancing.importance_loss.of == "probabilities":
+            raise ValueError(
+                f"router.balancing.importance_loss makes no sense for gate {router.gate!r}, which has no probabilities:"
+                " set coefficient 0, or of: weights"
+            )
+    if is_on(balancing.z_loss) and not gate.takes_z_loss:
         raise ValueError(f"router.balancing.z_loss makes no sense for gate {router.gate!r}: set it to 0")
+    if balancing.exact and not _has_global_batch_loss(balancing, gate):
+        raise ValueError(
+            "router.balancing.exact is for losses of scope global_batch, and there is none: choose that scope for one,"
+            " or leave exact out"
+        )
+    check_capacity(router.capacity, gate, router.gate)
     if router.forced_balance and gate.max_k is None:
         raise ValueError(
             f"router.forced_balance needs a fixed number of experts per token: give gate {router.gate!r} a bound"
             " (max_k), or choose another gate"
         )
+
+
+def _has_global_batch_loss(balancing: BalancingOptions, gate: Gate) -> bool:
+    """A loss of the gate's own counts where its options have that scope."""
+    losses = (balancing.switch_loss, balancing.importance_loss)
+    own = getattr(getattr(gate, "options", None), "scope", None)
+    return own == "global_batch" or any(is_on(x.coefficient) and x.scope == "global_batch" for x in losses)
 
 
 def _check_target_load(bias: BiasOptions, num_experts: int, k: int | None) -> None:

@@ -45,6 +45,11 @@ def value_at(value: float | Ramp, step: int) -> float:
     return float(value.at(step)) if isinstance(value, Ramp) else value
 
 
+def is_on(value: float | Ramp) -> bool:
+    """Whether it is ever above 0: a loss whose coefficient is 0 for a while is still computed and logged then."""
+    return bounds(value)[1] > 0
+
+
 def bounds(value: float | Ramp) -> tuple[float, float]:
     """The smallest and the largest that it ever is, for checks of options."""
     return (min(value.start, value.end), max(value.start, value.end)) if isinstance(value, Ramp) else (value, value)

@@ -137,7 +137,7 @@ def _blend(path: str, blend: Blend, required: bool) -> Iterator[Problem]:
 
 
 def _routing(config: RunConfig) -> Iterator[Problem]:
-    from moe_train.routing import blank_gate, check_options
+    from moe_train.routing import blank_gate, check_options, looks_ahead
 
     router, experts = config.router, config.model.moe.num_experts
     if experts < 1 or not family_of(config.model).experts:
@@ -149,12 +149,19 @@ def _routing(config: RunConfig) -> Iterator[Problem]:
         # A message about balancing names its own key already.
         yield Problem("" if message.startswith("router.") else "router.options", message)
         return
-    causal = blank_gate(router.gate, router.options, experts).causal
-    if not causal and router.gate not in config.causal_exceptions:
+    gate = blank_gate(router.gate, router.options, experts)
+    if not gate.causal and router.gate not in config.causal_exceptions:
         yield Problem(
             "router.gate",
             f"{router.gate} lets a token's routing depend on later tokens, which a language model cannot do when it "
             f"generates; to accept that, say causal_exceptions=[{router.gate}]",
+        )
+    if looks_ahead(router.capacity, gate) and "capacity" not in config.causal_exceptions:
+        yield Problem(
+            "router.capacity",
+            "lets later tokens take a token's place (drop: probability, or a gate without a bound on experts per "
+            "token, whose capacity depends on what all tokens choose); take drop: position and a bound, or, to accept "
+            "that, name capacity in causal_exceptions",
         )
 
 

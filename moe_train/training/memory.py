@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from moe_train.model.families import family_of
+from moe_train.routing.capacity import slots_per_expert
 from moe_train.training.account import gate_facts, multi_token_parameters, parameters
 from moe_train.training.layer_account import attention_activations, dense_layers, expert_layers
 from moe_train.training.run_config import RunConfig
@@ -23,10 +25,13 @@ class Memory:
     activations: int
     """An estimate for one micro-batch with balanced experts: what autograd keeps for the backward pass, and the logits
     of one chunk."""
+    further_worst_case: int
+    """What activations need more, not in ``total``, where all tokens of the expert-parallel group choose experts of one
+    rank, as far as a capacity lets them. 0 without expert parallelism: there each slot has its row anyway."""
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, f.name) for f in fields(self))
+        return sum(getattr(self, f.name) for f in fields(self) if f.name != "further_worst_case")
 
 
 def memory_per_rank(config: RunConfig, world_size: int, device: str = "cpu") -> Memory:
@@ -39,16 +44,37 @@ def memory_per_rank(config: RunConfig, world_size: int, device: str = "cpu") -> 
     shard = dense / dp + local_experts / max(1, dp // ep)
     weight_bytes = FLOAT32 if config.train.precision == "float32" else 2
     moments = 2 * FLOAT32 if config.optimizer.name == "adamw" else 0
+    activations, at_worst = (_activations(config, weight_bytes, device, worst=worst) for worst in (False, True))
     return Memory(
         parameters=int(weight_bytes * (shard if stage == 3 else whole)),
         # Accumulated in float32 whatever the precision.
         gradients=int(FLOAT32 * (whole if stage == 1 else shard)),
         optimizer=int((FLOAT32 + moments) * shard),
-        activations=_activations(config, weight_bytes, device),
+        activations=activations,
+        further_worst_case=at_worst - activations,
     )
 
 
-def _activations(config: RunConfig, item: int, device: str) -> int:
+def rows_per_token(config: RunConfig, *, worst: bool) -> float:
+    """Rows that the experts of one rank compute for each token of its own micro-batch, with balanced experts or at
+    worst."""
+    ep, experts, capacity = config.parallel.expert, config.model.moe.num_experts, config.router.capacity
+    k = gate_facts(config).experts_per_token
+    rows = float(ep * min(k, experts // ep) if worst else k)
+    if capacity.factor is None:
+        return rows
+    pools, tokens = config.train.micro_batch_size, config.data.sequence_length
+    if capacity.pool == "micro_batch":
+        pools, tokens = 1, pools * tokens
+    # From each rank of the group to each of its experts; all together as many as all experts have places.
+    places = slots_per_expert(capacity, capacity.factor, tokens, k, experts) * experts / tokens
+    if capacity.pad:
+        return places
+    # On one rank a slot that was dropped keeps its row.
+    return min(rows, places) if ep > 1 else rows
+
+
+def _activations(config: RunConfig, item: int, device: str, *, worst: bool) -> int:
     from moe_train.model.head import default_chunk_tokens
 
     model = config.model
@@ -56,7 +82,7 @@ def _activations(config: RunConfig, item: int, device: str) -> int:
     hidden = model.hidden_size
     # What comes into the norm and out of it, twice.
     attention = item * (4 * hidden + attention_activations(model))
-    dense, experts = attention + item * _feed_forward(model.ffn_hidden_size), attention + _experts(config, item)
+    dense, experts = attention + item * _feed_forward(model.ffn_hidden_size), attention + _experts(config, item, worst)
     with_experts = expert_layers(model) + model.multi_token.layers
     if config.train.recompute:
         # Inputs of all layers, and the largest layer.
@@ -78,12 +104,14 @@ def _feed_forward(width: int | None) -> int:
     return 4 * (width or 0)
 
 
-def _experts(config: RunConfig, item: int) -> int:
+def _experts(config: RunConfig, item: int, worst: bool) -> float:
     """Bytes per token of one layer's gate and experts."""
     model, moe = config.model, config.model.moe
+    if not family_of(model).experts:
+        return 0
     # The row of a routed expert and its SwiGLU, whose product exists before and after the combine weight.
     row = model.hidden_size + _feed_forward(moe.expert_hidden_size) + moe.expert_hidden_size
-    elements = gate_facts(config).experts_per_token * row + _feed_forward(moe.shared_expert_hidden_size)
+    elements = rows_per_token(config, worst=worst) * row + _feed_forward(moe.shared_expert_hidden_size)
     # Three float32 rows of the gate, which reads its input in float32.
     copied = 0 if item == FLOAT32 else model.hidden_size
     return item * elements + FLOAT32 * (3 * moe.num_experts + copied)

@@ -34,7 +34,7 @@ class RunConfig:
     """Name of the run; its folder is runs/<name> unless another one is given."""
     seed: int = 0
     causal_exceptions: list[str] = field(default_factory=list)
-    """Names of gates that may look at later tokens in this run."""
+    """What may look at later tokens in this run: names of gates, or `capacity`."""
     model: ModelOptions = field(default_factory=ModelOptions)
     router: RouterOptions = field(default_factory=RouterOptions)
     parallel: ParallelOptions = field(default_factory=ParallelOptions)

@@ -6,7 +6,6 @@ Suffixes: S sequence, B batch, T = S * B tokens, L MoE layers in order, E expert
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from moe_train.model.texts import Texts, texts_of
 from moe_train.parallel.groups import Groups
 from moe_train.routing.interface import TokenBatch
 from moe_train.training.engine import Engine
+from moe_train.training.window import Window
 
 _COUNTS = ("target", "token", "sequence", "micro_batch", MULTI_TOKEN)
 
@@ -78,29 +78,6 @@ def batch_texts(batch: Batch, device: torch.device) -> Texts | None:
     return None if batch.position_BS is None else texts_of(batch.position_BS, device)
 
 
-class Window:
-    """Sums over the data-parallel ranks and the micro-batches of one step so far, for losses at global scope."""
-
-    def __init__(self, groups: Groups) -> None:
-        self.groups = groups
-        self.running: dict[tuple[str, int], Tensor] = {}
-
-    def for_micro_batch(self) -> Callable[[str, int, Tensor], Tensor]:
-        """The ``window_sum`` of one micro-batch; asked again in recomputation it answers from memory."""
-        answers: dict[tuple[str, int], Tensor] = {}
-
-        def window_sum(name: str, layer: int, x: Tensor) -> Tensor:
-            key = (name, layer)
-            if key not in answers:
-                total = self.groups.sum_over_data(x)
-                if key in self.running:
-                    total = total + self.running[key]
-                self.running[key] = answers[key] = total
-            return answers[key]
-
-        return window_sum
-
-
 def counts(batches: list[Batch]) -> Tensor:
     """float64 [target tokens, tokens, sequences and micro-batches that hold a token, targets of multi-token prediction]
     of this rank."""
@@ -136,8 +113,10 @@ def train_step(
     totals = {name: total[i].clamp(min=1).float() for i, name in enumerate(_COUNTS)}
     engine.set_lr(lr)
     engine.set_training(True)
-    window = Window(groups)
     layers = moe_layers(engine.module)
+    window = Window(groups)
+    if engine.accumulation > 1 and any(layer.router.options.balancing.exact for layer in layers):
+        _measure(engine, batches, window, totals, seed=seed, step=step)
     collected = _Collector([layer.layer for layer in layers])
     for batch in batches:
         tokens = token_batch(batch, device, seed=seed, step=step, window_sum=window.for_micro_batch())
@@ -166,6 +145,26 @@ def train_step(
         losses=losses,
         requests=Requests(*(bool(x) for x in total[len(_COUNTS) :] > 0)),
     )
+
+
+@torch.no_grad()
+def _measure(
+    engine: Engine, batches: list[Batch], window: Window, totals: dict[str, Tensor], *, seed: int, step: int
+) -> None:
+    """A forward pass over all micro-batches, for the sums of the whole step at global scope. It moves nothing: gates
+    are pure, noise is counter-based, and nothing is collected."""
+    device, module = engine.groups.device, engine.module
+    for batch in batches:
+        tokens = token_batch(batch, device, seed=seed, step=step, window_sum=window.for_measuring())
+        micro_batch = MicroBatch(tokens=tokens, totals=totals, texts=batch_texts(batch, device))
+        with use(micro_batch):
+            if module.mtp is None:
+                # The logits of one position: the head has no gate.
+                micro_batch.predict_B = torch.zeros(batch.ids_BS.shape[0], dtype=torch.int64, device=device)
+                engine(batch.ids_BS.to(device))
+            else:
+                engine(batch.ids_BS.to(device), batch.labels_BS.to(device), batch.target_BS.to(device))
+    window.close_measuring()
 
 
 class _Collector:

@@ -14,7 +14,7 @@ from moe_train.training.account import (
     parameters,
 )
 from moe_train.training.layer_account import dense_layers, expert_layers
-from moe_train.training.memory import memory_per_rank
+from moe_train.training.memory import Memory, memory_per_rank
 from moe_train.training.run_config import RunConfig
 
 _KINDS = (
@@ -45,6 +45,7 @@ def summary(config: RunConfig, world_size: int, run_dir: Path, device: str) -> s
         ("memory per rank", f"{_bytes(memory.total)}: parameters {_bytes(memory.parameters)}, gradients "
                             f"{_bytes(memory.gradients)}, optimizer {_bytes(memory.optimizer)}, activations about "
                             f"{_bytes(memory.activations)}"),
+        *_worst_case(config, memory),
         ("", f"ZeRO stage {train.zero_stage}, {train.precision}; libraries and buffers come on top"),
         ("layout", f"{world_size} process{'es' if world_size > 1 else ''} on {device}: {_layout(config, world_size)}"),
         ("step", f"{train.global_batch_size} sequences of {config.data.sequence_length} tokens = {tokens:,} tokens: "
@@ -85,6 +86,16 @@ def _parameters(config: RunConfig) -> str:
         return f"{total:,} in total, all of them active"
     chosen, experts = gate_facts(config).experts_per_token, config.model.moe.num_experts
     return f"{total:,} in total, {active:,} active (at most {chosen} of {experts} experts per token)"
+
+
+def _worst_case(config: RunConfig, memory: Memory) -> list[tuple[str, str]]:
+    if not memory.further_worst_case:
+        return []
+    bound = "a capacity (router.capacity.factor) bounds this"
+    if config.router.capacity.factor is not None:
+        bound = f"no more, as router.capacity.factor is {config.router.capacity.factor:g}"
+    return [("", f"at worst {_bytes(memory.further_worst_case)} more, where all tokens choose the experts of one rank; "
+                 f"{bound}")]  # fmt: skip
 
 
 def _multi_token(config: RunConfig) -> list[tuple[str, str]]:

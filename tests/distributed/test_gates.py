@@ -34,6 +34,7 @@ def router(name: str, options: dict[str, Any]) -> RouterOptions:
             SwitchLossOptions(0.1 if gate.takes_switch_loss else 0.0, "sequence"),
             z_loss=0.01 if gate.takes_z_loss else 0.0,
             bias=BiasOptions(0.01 if gate.takes_bias else 0.0),
+            exact=getattr(gate.options, "scope", None) == "global_batch",
         ),
     )
 

@@ -27,6 +27,8 @@ class Decision:
     shift_NH: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
     """What the gate's own losses need."""
+    kept_NE: Tensor | None = None
+    """What capacity left of the selection; None where nothing is dropped."""
 
 
 def decide(

@@ -72,14 +72,21 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Router:
-    """One gate and what balances it. A coefficient of 0 switches a piece off."""
+    """One gate and what balances it. A loss with a coefficient of None is left out."""
 
     gate: str
     options: dict[str, Any] = field(default_factory=dict)
-    switch: float = 0.0
+    switch: float | None = None
     switch_scope: str = "sequence"
-    z: float = 0.0
+    z: float | None = None
     bias_rate: float = 0.0
     bias_rule: str = "sign"
     bias_target: list[float] | None = None
     """Shares of the load, in any unit; None for equal ones."""
+    importance: float | None = None
+    importance_scope: str = "sequence"
+    importance_of: str = "probabilities"
+    capacity: float | None = None
+    """Factor, per sequence; None where nothing is dropped."""
+    drop: str = "position"
+    minimum: int = 1

@@ -35,12 +35,16 @@ def auxiliary_losses(
         return torch.stack([loss_of(mask_N) for mask_N in masks if mask_N.any()]).mean()
 
     every_N = ~padding_BS.flatten()
-    if router.switch:
+    if router.switch is not None:
         switch = mean_over(router.switch_scope, lambda mask_N: _switch(decision, mask_N))
         losses["switch"] = (router.switch, switch)
-    if router.z:
+    if router.z is not None:
         z_N = torch.log(torch.exp(decision.logits_NE).sum(dim=1)) ** 2
         losses["z"] = (router.z, z_N[every_N].mean())
+    if router.importance is not None:
+        amounts_NE = decision.probs_NE if router.importance_of == "probabilities" else decision.weights_NE
+        importance = mean_over(router.importance_scope, lambda mask_N: _variation(amounts_NE[mask_N].sum(dim=0)))
+        losses["importance"] = (router.importance, importance)
     if router.gate == "lpr":
         losses |= _lpr(router, decision, mean_over)
     return losses
@@ -58,6 +62,11 @@ def _switch(decision: Decision, mask_N: Tensor) -> Tensor:
     count_E = decision.selected_NE[mask_N].sum(dim=0).to(decision.probs_NE.dtype)
     probability_E = decision.probs_NE[mask_N].mean(dim=0)
     return len(count_E) * (count_E / count_E.sum() * probability_E).sum()
+
+
+def _variation(amount_E: Tensor) -> Tensor:
+    """Variance over squared mean."""
+    return amount_E.var(correction=0) / amount_E.mean() ** 2
 
 
 def _lpr(router: Router, decision: Decision, mean_over: Callable[..., Tensor]) -> dict[str, tuple[float, Tensor]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.reference.attention import attention, rms_norm
+from tests.reference.capacity import drop
 from tests.reference.data import Tokens
 from tests.reference.gates import Decision, decide
 from tests.reference.geometry import Geometry, Router
@@ -45,6 +46,8 @@ def forward(
             return x_BSH + swiglu(flat_NH, own["mlp.weight1"], own["mlp.weight2"]).view_as(x_BSH)
         bias_E = None if biases is None else biases[len(decisions)]
         decision = decide(router, _under(own, "mlp.router.gate."), flat_NH, batch.padding_BS.flatten(), bias_E)
+        if router.capacity is not None:
+            decision = drop(router, decision, batch.padding_BS)
         decisions.append(decision)
         y_NH = routed_experts(flat_NH, decision, own["mlp.experts.weight1"], own["mlp.experts.weight2"])
         if geometry.shared:
@@ -81,7 +84,8 @@ def routed_experts(x_NH: Tensor, decision: Decision, w1_EF2H: Tensor, w2_EHF: Te
         x_NH = x_NH + decision.shift_NH.to(x_NH.dtype)
     y_NH = torch.zeros_like(x_NH)
     for expert in range(w1_EF2H.shape[0]):
-        tokens_M = decision.selected_NE[:, expert].nonzero()[:, 0]
+        kept_NE = decision.selected_NE if decision.kept_NE is None else decision.kept_NE
+        tokens_M = kept_NE[:, expert].nonzero()[:, 0]
         out_MH = swiglu(x_NH[tokens_M], w1_EF2H[expert], w2_EHF[expert])
         weight_M1 = decision.weights_NE[tokens_M, expert, None].to(x_NH.dtype)
         y_NH = y_NH.index_add(0, tokens_M, weight_M1 * out_MH)

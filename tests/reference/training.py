@@ -5,7 +5,7 @@ Suffixes: E experts, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,7 @@ class Step:
     auxiliary: list[dict[str, float]]
     """Per layer, without coefficients."""
     load_LE: Tensor
+    kept_LE: Tensor
     biases_LE: Tensor
     margin: float
     """Smallest distance from another selection, over all layers and tokens."""
@@ -48,7 +49,7 @@ class Step:
 
 def run(
     geometry: Geometry,
-    router: Router,
+    router: Router | Sequence[Router],
     weights: Weights,
     batches: list[Tokens],
     optimizer: Optimizer,
@@ -57,15 +58,17 @@ def run(
     dtype: torch.dtype = torch.float64,
     compute: torch.dtype | None = None,
 ) -> list[Step]:
-    """One step per batch. Masters are kept in ``dtype``; forward and backward run in ``compute`` (default: the same).
+    """One step per batch; ``router``: of all steps, or of each. Masters are kept in ``dtype``; forward and backward run
+    in ``compute`` (default: the same).
 
     ``micro_batches``: rows of each micro-batch, which matter for losses of that scope only.
     """
+    routers = [router] * len(batches) if isinstance(router, Router) else router
     masters = {name: w.detach().clone().to(dtype) for name, w in weights.items()}
     state: dict[str, tuple[Tensor, Tensor]] = {}
     biases_LE = torch.zeros(geometry.gates, geometry.experts, dtype=torch.float32)
     steps = []
-    for number, batch in enumerate(batches, start=1):
+    for number, (batch, router) in enumerate(zip(batches, routers, strict=True), start=1):
         used = {name: w.to(compute or dtype).detach().requires_grad_() for name, w in masters.items()}
         sets = token_sets(len(batch.ids_BS), micro_batches or [])
         biases = list(biases_LE) if router.bias_rate else None
@@ -90,9 +93,11 @@ def run(
         if optimizer.clip and norm + 1e-6 > optimizer.clip:
             gradients = {name: g * (optimizer.clip / (float(norm) + 1e-6)) for name, g in gradients.items()}
         _move(optimizer, masters, gradients, state, number)
-        load_LE = torch.zeros(0, 0, dtype=torch.int64)
+        load_LE = kept_LE = torch.zeros(0, 0, dtype=torch.int64)
         if passed.decisions:
             load_LE = torch.stack([d.selected_NE.sum(dim=0) for d in passed.decisions])
+            kept = [d.selected_NE if d.kept_NE is None else d.kept_NE for d in passed.decisions]
+            kept_LE = torch.stack([kept_NE.sum(dim=0) for kept_NE in kept])
         if router.bias_rate:
             for bias_E, load_E in zip(biases_LE, load_LE, strict=True):
                 move_bias(bias_E, load_E, router.bias_rate, router.bias_rule, router.bias_target)
@@ -103,6 +108,7 @@ def run(
                 weights={name: w.clone() for name, w in masters.items()},
                 auxiliary=auxiliary,
                 load_LE=load_LE,
+                kept_LE=kept_LE,
                 biases_LE=biases_LE.clone(),
                 margin=min((d.margin for d in passed.decisions), default=float("inf")),
             )

@@ -18,6 +18,12 @@ def check_generates(model: nn.Module) -> None:
                 f"the gate {name} cannot generate text: {problem}, and it declares no rule for inference "
                 "(Gate.inference_rule). `moe-train evaluate` measures the loss of such a model"
             )
+        if layer.router.options.capacity.evaluation_factor is not None:
+            raise ValueError(
+                "a model that drops tokens in evaluation (router.capacity.evaluation_factor) cannot generate text: how "
+                "many an expert takes depends on the length of the text, which is not known yet. `moe-train evaluate` "
+                "measures the loss of such a model"
+            )
 
 
 def _problem(gate: Gate) -> str | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moe_train.model.options import ModelOptions
 from moe_train.routing.options import RouterOptions
+from moe_train.routing.schedule import Ramp
 from tests.distributed.harness import training
 from tests.distributed.harness.pool import ProcessPool
 from tests.distributed.harness.training import Case, Record
@@ -70,18 +71,33 @@ def geometry_of(model: ModelOptions) -> Geometry:
     )
 
 
-def router_of(router: RouterOptions) -> Router:
-    balancing = router.balancing
+def router_of(router: RouterOptions, step: int = 0) -> Router:
+    """In this step, from 0."""
+    balancing, capacity = router.balancing, router.capacity
     return Router(
         gate=router.gate,
         options=router.options,
-        switch=balancing.switch_loss.coefficient,
+        switch=coefficient(balancing.switch_loss.coefficient, step),
         switch_scope=balancing.switch_loss.scope,
-        z=balancing.z_loss,
+        z=coefficient(balancing.z_loss, step),
         bias_rate=balancing.bias.rate,
         bias_rule=balancing.bias.rule,
         bias_target=balancing.bias.target_load,
+        importance=coefficient(balancing.importance_loss.coefficient, step),
+        importance_scope=balancing.importance_loss.scope,
+        importance_of=balancing.importance_loss.of,
+        capacity=capacity.factor,
+        drop=capacity.drop,
+        minimum=capacity.minimum,
     )
+
+
+def coefficient(value: float | Ramp, step: int) -> float | None:
+    """Of a loss in this step, None for one that is off; ramps of the tests are straight."""
+    if not isinstance(value, Ramp):
+        return value or None
+    assert value.shape == "linear"
+    return value.start + (value.end - value.start) * min(1.0, max(0.0, (step - value.first_step) / value.steps))
 
 
 class _Keyed:
@@ -137,7 +153,7 @@ def _steps(keyed: _Keyed) -> list[Step]:
     )
     return run(
         geometry_of(case.model),
-        router_of(case.router),
+        [router_of(case.router, step) for step in range(case.steps)],
         initial_weights(keyed.processes, case),
         [case.tokens(step) for step in range(case.steps)],
         optimizer,
@@ -175,6 +191,7 @@ def check(processes: Processes, case: Case, records: list[list[Record]], micro_s
                 f"{where}: gradient norm {record.gradient_norm}, not {step.gradient_norm}"
             )
             assert torch.equal(record.load_LE, step.load_LE), f"{where}: loads differ"
+            assert torch.equal(record.kept_LE, step.kept_LE), f"{where}: other tokens are dropped"
             for layer, losses in enumerate(step.auxiliary):
                 assert record.auxiliary[layer].keys() == losses.keys(), where
                 for name, value in losses.items():

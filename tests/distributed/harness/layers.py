@@ -34,6 +34,9 @@ class ScriptedGate(torch.nn.Module):
         generator = torch.Generator().manual_seed(3)
         self.weight = torch.nn.Parameter(torch.randn(experts, hidden, generator=generator, dtype=torch.float64))
 
+    def padded_rows(self, batch: TokenBatch) -> None:
+        """As of a gate without capacity."""
+
     def forward(self, x_TH: Tensor, batch: TokenBatch, *, replay_TE: Tensor | None = None) -> Routing:
         logits_TE = x_TH @ self.weight.t()
         selected_TE = selection(self.kind, batch, logits_TE) & ~batch.padding_T[:, None]

@@ -90,6 +90,7 @@ class Record:
     gradient_norm: float
     auxiliary: list[dict[str, float]]
     load_LE: Tensor
+    kept_LE: Tensor
     weights: dict[str, Tensor]
     """Float32 masters as global tensors; on rank 0 only."""
     biases: list[Tensor]
@@ -162,6 +163,7 @@ def one_step(engine: Engine, case: Case, step: int) -> Record:
         gradient_norm=engine.gradient_norm(),
         auxiliary=[{name: total / count for name, (total, count) in layer.items()} for layer in result.losses],
         load_LE=result.load_LE,
+        kept_LE=result.kept_LE,
         weights=global_tensors(engine),
         biases=[b.clone() for n, b in engine.module.named_buffers() if n.endswith("bias_E")],
     )

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from moe_train.interop.config_export import to_hub
+from moe_train.interop.forms import hub_form
 from moe_train.interop.stock import stock_class_problems
 from moe_train.model.options import ModelOptions, MoEOptions
-from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions
+from moe_train.routing.options import BalancingOptions, BiasOptions, CapacityOptions, RouterOptions
 
 BIAS = BalancingOptions(bias=BiasOptions(0.001))
 MODEL = ModelOptions()
@@ -43,3 +44,15 @@ def test_problems_are_told_by_key(model: ModelOptions, router: RouterOptions, pr
     assert len(found) == 1 and problem in found[0]
     with pytest.raises(ValueError, match="modelling file of its own"):
         to_hub(model, router, max_length=64, dtype=torch.float32)
+
+
+def test_a_capacity_in_evaluation_is_exported_in_no_form() -> None:
+    """In training it does not matter."""
+    for form in ("auto", "stock", "custom"):
+        hub_form(MODEL, RouterOptions(capacity=CapacityOptions(1.25)), form, max_length=64, dtype=torch.float32)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="evaluation_factor is 2.0: this model drops tokens in evaluation"):
+            router = RouterOptions(capacity=CapacityOptions(1.25, 2.0))
+            hub_form(MODEL, router, form, max_length=64, dtype=torch.float32)  # type: ignore[arg-type]
+    dense = replace(MODEL, family="qwen3", ffn_hidden_size=64)
+    router = RouterOptions(capacity=CapacityOptions(1.25, 2.0))
+    assert hub_form(dense, router, "auto", max_length=64, dtype=torch.float32).custom is None

@@ -53,9 +53,11 @@ def leaves() -> tuple[Tensor, ...]:
     return tuple(torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes)
 
 
-def fast(kind: str, slots: int | None, x: Tensor, weights: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
+def fast(
+    kind: str, slots: int | None, x: Tensor, weights: Tensor, w1: Tensor, w2: Tensor, padded: int | None = None
+) -> Tensor:
     decided = routing(kind, weights, slots)
-    permutation = dispatch.make_permutation(decided)
+    permutation = dispatch.make_permutation(decided, padded)
     rows, weights_R = dispatch.permute(x, decided.weights_TE, permutation)
     # What the grouped kernel leaves in rows that no expert owns.
     garbage_R1 = torch.zeros(rows.shape[0], 1, dtype=rows.dtype)
@@ -87,6 +89,32 @@ def test_equals_a_loop_over_tokens(kind: str, slots: int | None) -> None:
     want_gradients = torch.autograd.grad((want * dy).sum(), arguments, allow_unused=True)
     for g, w in zip(got_gradients, want_gradients, strict=True):
         torch.testing.assert_close(g, torch.zeros_like(g) if w is None else w, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("padded", [TOKENS, TOKENS + 3])
+def test_padded_to_equal_rows_equals_a_loop_over_tokens(kind: str, padded: int) -> None:
+    dy = torch.randn(TOKENS, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    arguments = leaves()
+    got, want = fast(kind, EXPERTS + 1, *arguments, padded), loop(kind, *arguments)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-13)
+    got_gradients = torch.autograd.grad((got * dy).sum(), arguments)
+    want_gradients = torch.autograd.grad((want * dy).sum(), arguments, allow_unused=True)
+    for g, w in zip(got_gradients, want_gradients, strict=True):
+        torch.testing.assert_close(g, torch.zeros_like(g) if w is None else w, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padded_shapes_do_not_depend_on_the_selection(kind: str) -> None:
+    """Also rows of zeros have weight zero; where the busiest expert has as many rows as there are, none is left."""
+    decided = routing(kind, torch.rand(TOKENS, EXPERTS) + 1, EXPERTS)
+    permutation = dispatch.make_permutation(decided, TOKENS)
+    assert permutation.counts_E.tolist() == [TOKENS] * EXPERTS
+    rows, weights_R = dispatch.permute(torch.rand(TOKENS, HIDDEN) + 1, decided.weights_TE, permutation)
+    assert rows.shape == (EXPERTS * TOKENS + 1, HIDDEN)
+    real_ER = (weights_R[:-1] > 0).view(EXPERTS, TOKENS)
+    assert torch.equal(real_ER.sum(1), selection(kind).sum(0))
+    assert not rows[:-1][~real_ER.flatten()].any() and bool((rows[:-1][real_ER.flatten()] > 0).all())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,8 +6,17 @@ import pytest
 import torch
 
 from moe_train.routing import BalancedGate, LossTerm
-from moe_train.routing.balancing import move_bias, switch_loss, z_loss
-from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions, SwitchLossOptions
+from moe_train.routing.balancing import importance_loss, move_bias, switch_loss, z_loss
+from moe_train.routing.options import (
+    BalancingOptions,
+    BiasOptions,
+    ImportanceLossOptions,
+    RouterOptions,
+    SwitchLossOptions,
+)
+from moe_train.routing.registry import check_options
+from moe_train.routing.schedule import Ramp
+from moe_train.routing.scopes import TokenSets
 
 LENGTHS, SEQUENCE, EXPERTS = [5, 2, 4], 5, 6
 
@@ -255,3 +264,115 @@ class TestForcedBalance:
         (routing.weights_TE.square().sum() + routing.losses["z"].sum).backward()
         assert any(p.grad is not None and bool(p.grad.any()) for p in gate.parameters())
         assert not bool(routing.selected_TE[make_batch([5, 3], 5).padding_T].any())
+
+
+class TestImportanceLoss:
+    def sets_of(self, scope, batch):
+        valid = (~batch.padding_T).nonzero().flatten().tolist()
+        return [[t for t in valid if t % 3 == b] for b in range(3)] if scope == "sequence" else [valid]
+
+    @pytest.mark.parametrize("scope", ["sequence", "micro_batch", "global_batch"])
+    def test_equals_the_formula(self, scope, make_batch, fresh_seed):
+        """Shazeer et al. 2017, eq. 6 and 7, by loops; the gradient by autograd through them."""
+        batch = make_batch(LENGTHS, SEQUENCE)
+        amounts_TE = torch.rand(15, EXPERTS, dtype=torch.float64).requires_grad_()
+        term = importance_loss(amounts_TE, TokenSets(batch, scope), 0, 0.7)
+        values = []
+        for tokens in self.sets_of(scope, batch):
+            importance = [sum(amounts_TE[t, e] for t in tokens) for e in range(EXPERTS)]
+            mean = sum(importance) / EXPERTS
+            values.append(sum((x - mean) ** 2 for x in importance) / EXPERTS / mean**2)
+        want = sum(values) / len(values)
+        loss = term.sum / term.count
+        assert float(loss.detach()) == pytest.approx(float(want.detach()), rel=1e-12)
+        got, wanted = (torch.autograd.grad(x, amounts_TE, retain_graph=True)[0] for x in (loss, want))
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-14)
+        assert term.coefficient == 0.7 and term.unit == {"sequence": "sequence", "micro_batch": "micro_batch"}.get(
+            scope, "token"
+        )
+
+    @pytest.mark.parametrize("scope", ["sequence", "micro_batch", "global_batch"])
+    def test_zero_with_a_gradient_of_zero_at_perfect_balance(self, scope, make_batch):
+        """Pitfall 8 (vmoe PR218): the root of a variance of 0 has no gradient; there is none here."""
+        batch = make_batch([8, 8], 8)
+        amounts_TE = torch.full((16, 8), 0.125, requires_grad=True)
+        term = importance_loss(amounts_TE, TokenSets(batch, scope), 0, 1.0)
+        assert float(term.sum.detach()) == 0.0
+        assert not bool(torch.autograd.grad(term.sum, amounts_TE)[0].any())
+
+    @pytest.mark.parametrize("scope", ["sequence", "micro_batch", "global_batch"])
+    @pytest.mark.parametrize("amount", [0.0, 1e-38, 1e30])
+    def test_is_finite_where_nothing_or_much_is_given(self, scope, amount, make_batch):
+        amounts_TE = (torch.rand(15, EXPERTS) * amount).requires_grad_()
+        term = importance_loss(amounts_TE, TokenSets(make_batch(LENGTHS, SEQUENCE), scope), 0, 1.0)
+        assert bool(torch.isfinite(term.sum)) and bool(
+            torch.isfinite(torch.autograd.grad(term.sum, amounts_TE)[0]).all()
+        )
+
+    def test_everything_on_one_expert(self, make_batch):
+        amounts_TE = torch.zeros(15, EXPERTS)
+        amounts_TE[:, 3] = 0.3
+        term = importance_loss(amounts_TE, TokenSets(make_batch(LENGTHS, SEQUENCE), "sequence"), 0, 1.0)
+        assert float(term.sum / term.count) == pytest.approx(EXPERTS - 1, rel=1e-6)
+
+    @pytest.mark.parametrize("of", ["probabilities", "weights"])
+    def test_of_what(self, of, make_batch):
+        batch, options = make_batch(LENGTHS, SEQUENCE), ImportanceLossOptions(0.5, of=of)
+        gate = BalancedGate(RouterOptions(balancing=BalancingOptions(importance_loss=options)), 4, EXPERTS)
+        routing = gate(torch.randn(15, 4), batch)
+        amounts_TE = routing.probs_TE if of == "probabilities" else routing.weights_TE
+        want = importance_loss(amounts_TE, TokenSets(batch, "sequence"), 0, 0.5)
+        assert (
+            torch.equal(routing.losses["importance"].sum, want.sum) and routing.losses["importance"].coefficient == 0.5
+        )
+
+    def test_probabilities_are_refused_where_there_are_none(self, monkeypatch):
+        from moe_train.routing import SoftmaxTopKGate
+
+        monkeypatch.setattr(SoftmaxTopKGate, "takes_switch_loss", False)
+        with pytest.raises(ValueError, match="importance_loss makes no sense"):
+            check_options(RouterOptions(balancing=BalancingOptions(importance_loss=ImportanceLossOptions(0.1))), 8)
+        weights = ImportanceLossOptions(0.1, of="weights")
+        check_options(RouterOptions(balancing=BalancingOptions(importance_loss=weights)), 8)
+
+
+class TestSchedule:
+    ramp = Ramp(start=0.0, end=0.4, steps=4, first_step=2)
+
+    def test_the_coefficient_follows_the_step(self, make_batch):
+        balancing = BalancingOptions(
+            SwitchLossOptions(self.ramp), z_loss=self.ramp, importance_loss=ImportanceLossOptions(self.ramp)
+        )
+        gate = BalancedGate(RouterOptions(balancing=balancing), 4, EXPERTS)
+        x_TH, values = torch.randn(15, 4), []
+        for step, want in ((0, 0.0), (2, 0.0), (3, 0.1), (6, 0.4), (99, 0.4)):
+            losses = gate(x_TH, make_batch(LENGTHS, SEQUENCE, step=step)).losses
+            assert {name: term.coefficient for name, term in losses.items()} == dict.fromkeys(
+                ("switch", "z", "importance"), pytest.approx(want)
+            )
+            values.append([float(term.sum.detach()) for term in losses.values()])
+        assert all(v == values[0] for v in values), "what is logged has no coefficient in it"
+
+    def test_a_ramp_below_zero_is_refused(self):
+        for balancing in (
+            BalancingOptions(z_loss=Ramp(0.1, -0.1, 5)),
+            BalancingOptions(SwitchLossOptions(Ramp(-0.1, 0.1, 5))),
+            BalancingOptions(importance_loss=ImportanceLossOptions(Ramp(-0.1, 0.1, 5))),
+        ):
+            with pytest.raises(ValueError, match="must not be negative"):
+                check_options(RouterOptions(balancing=balancing), 8)
+
+    def test_a_ramp_of_zeros_is_off(self, make_batch):
+        balancing = BalancingOptions(SwitchLossOptions(Ramp(0.0, 0.0, 5)), z_loss=Ramp(0.0, 0.0, 5))
+        gate = BalancedGate(RouterOptions(balancing=balancing), 4, EXPERTS)
+        assert not gate(torch.randn(15, 4), make_batch(LENGTHS, SEQUENCE)).losses
+
+
+def test_exact_needs_a_loss_of_that_scope():
+    with pytest.raises(ValueError, match="exact is for losses of scope global_batch"):
+        check_options(RouterOptions(balancing=BalancingOptions(SwitchLossOptions(0.1), exact=True)), 8)
+    for router in (
+        RouterOptions(balancing=BalancingOptions(SwitchLossOptions(0.1, "global_batch"), exact=True)),
+        RouterOptions("lpr", {"scope": "global_batch"}, BalancingOptions(exact=True)),
+    ):
+        check_options(router, 8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from moe_train.routing.options import CapacityOptions
 from moe_train.routing.pools import to_pools
 
 LENGTHS = [6, 3, 5, 6]
@@ -431,3 +432,31 @@ def test_declared_parameters_of_the_shift(case, make_batch):
             gate.gate.get_parameter(name).zero_()
     shift_TH = gate(tokens_of(batch), batch).expert_input_shift_TH
     assert shift_TH is None or not shift_TH.any()
+
+
+def test_capacity_or_a_refusal_that_is_declared(case, make_batch):
+    """A gate that refuses a capacity spreads its slots evenly by itself; every other one gets what it asks for."""
+    batch = make_batch([6, 6], 6)
+    if not case.gate.takes_capacity:
+        with pytest.raises(ValueError, match="capacity makes no sense"):
+            case.balanced(capacity=CapacityOptions(1.0))
+        for selected_ME in to_pools(case.balanced()(tokens_of(batch), batch).selected_TE, batch, case.gate.pool):
+            load_E = selected_ME.sum(0)
+            assert int(load_E.max()) <= -(-int(load_E.sum()) // 8)
+        return
+    for drop in ("position", "probability"):
+        gate = case.balanced(capacity=CapacityOptions(0.4, drop=drop))
+        x_TH, plain = tokens_of(batch), case.balanced()
+        routing, before = gate(x_TH, batch), plain(x_TH, batch)
+        places_B = (6 * gate.gate.max_k if gate.gate.max_k else before.selected_TE.view(6, 2, 8).sum((0, 2))) * 0.4 / 8
+        kept_BE = routing.kept_TE.view(6, 2, 8).sum(0)
+        places_B = torch.as_tensor(places_B).expand(2).ceil().clamp(1, 6)
+        assert torch.equal(kept_BE, torch.minimum(before.selected_TE.view(6, 2, 8).sum(0), places_B[:, None].long()))
+        assert torch.equal(routing.selected_TE, before.selected_TE)
+        assert torch.equal(routing.weights_TE, before.weights_TE * routing.kept_TE)
+        if routing.experts_TK is not None:
+            assert_slots_agree(routing)
+        for name, term in before.losses.items():
+            assert torch.equal(routing.losses[name].sum, term.sum)
+        again = gate.eval()(x_TH, batch)
+        assert torch.equal(again.kept_TE, again.selected_TE), "null in evaluation: nothing is dropped"

@@ -19,8 +19,8 @@ from moe_train.model.micro_batch import MicroBatch, use
 from moe_train.model.options import LatentAttentionOptions, ModelOptions, MoEOptions, MultiTokenOptions
 from moe_train.parallel.groups import initialize
 from moe_train.parallel.options import ParallelOptions
-from moe_train.routing.options import RouterOptions
-from moe_train.training.memory import memory_per_rank
+from moe_train.routing.options import CapacityOptions, RouterOptions
+from moe_train.training.memory import memory_per_rank, rows_per_token
 from moe_train.training.options import TrainOptions
 from moe_train.training.run_config import RunConfig, check
 from moe_train.training.step import token_batch
@@ -129,3 +129,43 @@ def test_logits_are_those_of_the_heads_own_chunk(device: str) -> None:
         chunk = min(BATCH * length, default_chunk_tokens(vocabulary, device))
         assert more == (chunk - 1) * vocabulary * 4
     assert default_chunk_tokens(2**20, "cpu") == 32
+
+
+def routed(gate: str = "softmax_topk", options: dict[str, object] | None = None, **changes: object) -> RunConfig:
+    """8 experts, 2 sequences of 64 tokens."""
+    config = small("qwen3_moe", 64)
+    capacity = changes.pop("capacity", CapacityOptions())
+    router = RouterOptions(gate, {"top_k": 2} if options is None else options, capacity=capacity)  # type: ignore[arg-type]
+    return dataclasses.replace(config, router=router, parallel=ParallelOptions(**changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("config", "balanced", "worst"),
+    [
+        (routed(), 2, 2),
+        (routed(expert=2), 2, 4),
+        (routed(expert=4), 2, 8),
+        (routed(expert=8), 2, 8),  # one expert per rank, so that a token has one row there
+        (routed("dynamic_k", {}, expert=4), 8, 8),
+        # ceil(1.25 * 64 * 2 / 8) = 20 places in 64 tokens for each of 8 experts
+        (routed(expert=4, capacity=CapacityOptions(1.25)), 2, 2.5),
+        (routed(expert=4, capacity=CapacityOptions(1.25, pool="micro_batch")), 2, 2.5),
+        (routed(expert=4, capacity=CapacityOptions(0.5)), 1, 1),
+        (routed(expert=4, capacity=CapacityOptions(1.25, pad=True)), 2.5, 2.5),
+        (routed(capacity=CapacityOptions(0.5)), 2, 2),
+        (routed(capacity=CapacityOptions(0.5, pad=True)), 1, 1),
+    ],
+)
+def test_rows_at_worst(config: RunConfig, balanced: float, worst: float) -> None:
+    """Pitfall 36 (DeepEP#99, verl PR4103, M#1839): all tokens on one rank, and what a capacity leaves of that."""
+    assert rows_per_token(config, worst=False) == balanced and rows_per_token(config, worst=True) == worst
+    memory = memory_per_rank(config, config.parallel.expert)
+    row = config.model.hidden_size + 5 * config.model.moe.expert_hidden_size
+    assert memory.further_worst_case == (worst - balanced) * row * 4 * BATCH * LENGTH * config.model.num_layers
+    assert memory.total == memory.parameters + memory.gradients + memory.optimizer + memory.activations
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.25])
+def test_activations_with_padding_are_what_autograd_keeps(one_process: None, factor: float) -> None:
+    config = routed(capacity=CapacityOptions(factor, pad=True))
+    assert memory_per_rank(config, 1).activations == pytest.approx(saved_bytes(config), rel=TOLERANCE)

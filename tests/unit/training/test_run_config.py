@@ -10,7 +10,8 @@ import yaml
 
 from moe_train.config.compose import EXPERIMENTS, names
 from moe_train.config.errors import ConfigError
-from moe_train.training.run_config import check, load_router, load_run_config, to_dict, to_yaml
+from moe_train.routing.schedule import Ramp
+from moe_train.training.run_config import check, from_dict, load_router, load_run_config, to_dict, to_yaml
 
 
 def paths(*overrides: str, world_size: int | None = None) -> dict[str, str]:
@@ -168,6 +169,33 @@ def test_a_gate_that_looks_ahead_must_be_accepted_by_name(monkeypatch: pytest.Mo
     assert "causal_exceptions=[softmax_topk]" in paths()["router.gate"]
     config = load_run_config("tiny", ["causal_exceptions=[softmax_topk]"])
     assert config.causal_exceptions == ["softmax_topk"]
+
+
+def test_a_capacity_that_looks_ahead_must_be_accepted_by_name() -> None:
+    """By position it does not, but for a gate without a bound on k; in evaluation as in training."""
+    assert load_run_config("tiny", ["router.capacity.factor=1.25"]).router.capacity.factor == 1.25
+    by_probability = ["router.capacity.drop=probability"]
+    load_run_config("tiny", by_probability)
+    free = ["parts.router=dynamic_k", "router.options.max_k=null", "router.capacity.factor=1.25"]
+    for further in (
+        [*by_probability, "router.capacity.factor=1.25"],
+        [*by_probability, "router.capacity.evaluation_factor=2"],
+        free,
+    ):
+        assert "causal_exceptions" in paths(*further)["router.capacity"]
+        load_run_config("tiny", [*further, "causal_exceptions=[capacity]"])
+
+
+def test_scheduled_coefficients_of_balancing() -> None:
+    ramp = "{start: 0.1, end: 0.01, steps: 50}"
+    config = load_run_config(
+        "tiny", [f"router.balancing.switch_loss.coefficient={ramp}", f"router.balancing.z_loss={ramp}"]
+    )
+    assert config.router.balancing.switch_loss.coefficient == config.router.balancing.z_loss == Ramp(0.1, 0.01, 50)
+    assert from_dict(to_dict(config)) == config
+    assert "steps" in paths("router.balancing.z_loss={start: 0.1, steps: 0}")["router.balancing.z_loss"]
+    assert "negative" in "".join(paths("router.balancing.z_loss={start: 0.1, end: -0.1, steps: 5}").values())
+    assert "router.balancing.z_loss.stop" in paths("router.balancing.z_loss={start: 0.1, stop: 0}")
 
 
 BLENDS = [

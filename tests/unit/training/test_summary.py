@@ -51,3 +51,15 @@ def test_kinds_add_up() -> None:
         [line] = [line for line in summary(config, 1, Path("runs/x"), "cpu").splitlines() if " embedding " in line]
         figures = [int(figure.replace(",", "")) for figure in re.findall(r" ([\d,]*\d)(?:,|$)", line)]
         assert sum(figures) == parameters(config).total, line
+
+
+def test_the_worst_case_of_routing_and_what_bounds_it() -> None:
+    def said_by(*overrides: str, processes: int = 2) -> str:
+        return summary(load_run_config("tiny", overrides), processes, Path("runs/x"), "cpu")
+
+    assert "at worst" not in said_by(processes=1)
+    spread = said_by("parallel.expert=2")
+    assert "more, where all tokens choose the experts of one rank; a capacity (router.capacity.factor)" in spread
+    assert "router.capacity.factor is 1.25" in said_by("parallel.expert=2", "router.capacity.factor=1.25")
+    padded = ("parallel.expert=2", "router.capacity.factor=1.25", "router.capacity.pad=true")
+    assert "at worst" not in said_by(*padded), "as many rows as always"

@@ -10,6 +10,7 @@ from moe_train.evaluation.generation.support import check_generates
 from moe_train.parallel.groups import Groups
 from moe_train.routing import available_gates, gate_class
 from moe_train.routing.gates.softmax_topk import SoftmaxTopKGate
+from moe_train.routing.options import CapacityOptions, RouterOptions
 from tests.unit.evaluation.generation.conftest import BASE, MODELS, build
 
 
@@ -44,6 +45,14 @@ def test_a_gate_that_looks_at_other_tokens_is_refused(
 def test_one_with_a_rule_for_inference_is_not(groups: Groups, monkeypatch: pytest.MonkeyPatch) -> None:
     rule = "experts take the tokens above the threshold that training has averaged"
     check_generates(with_gate(monkeypatch, causal=False, pool="micro_batch", inference_rule=rule))
+
+
+def test_a_capacity_in_evaluation_is_refused(groups: Groups) -> None:
+    """In training it does not matter."""
+    check_generates(build(BASE, RouterOptions(capacity=CapacityOptions(1.25, drop="probability"))))
+    model = build(BASE, RouterOptions(capacity=CapacityOptions(1.25, 2.0)))
+    with pytest.raises(ValueError, match="router.capacity.evaluation_factor.* cannot generate text"):
+        check_generates(model)
 
 
 def test_the_gates_that_there_are(groups: Groups) -> None:
