@@ -93,7 +93,7 @@ def read_prompts(given: list[str], file: Path | None) -> list[str]:
 
 
 def _given(text: str) -> str:
-    from moe_train.training.run_tokenizer import check_unicode
+    from moe_train.data.tokenizers import check_unicode
 
     where = "the text of standard input" if text == "-" else "the text of --prompt"
     try:
@@ -121,7 +121,7 @@ def _of_file(file: Path) -> list[str]:
 
 
 def _of_json(line: str, where: str) -> str:
-    from moe_train.training.run_tokenizer import check_unicode
+    from moe_train.data.tokenizers import check_unicode
 
     try:
         value = json.loads(line)
@@ -135,8 +135,11 @@ def _of_json(line: str, where: str) -> str:
 
 def generation_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of GenerationOptions, checked. ValueError with the option's name as on the command line."""
+    from moe_train.data.tokenizers import check_unicode
     from moe_train.evaluation.generation.options import GenerationOptions
 
+    for text in arguments.stop:
+        check_unicode(text, "the text of --stop")
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
     options = {name: getattr(arguments, name) for name in names}
     GenerationOptions(**options | {"stop": tuple(arguments.stop)})
@@ -151,8 +154,9 @@ def _in_process(
     model = load(arguments.checkpoint, tokenizer=arguments.tokenizer)
     if not stream:
         return [completion.to_json() for completion in model.generate(prompts, **options)]
+    pieces = model.stream(prompts[0], **options)
     try:
-        for text in model.stream(prompts[0], **options):
+        for text in pieces:
             print(text, end="", flush=True)
     finally:
         print(flush=True)
@@ -164,10 +168,14 @@ def _in_workers(
 ) -> tuple[int, list[dict[str, Any]]]:
     """Exit status and completions of a launch; with ``stream`` its rank 0, which has the one prompt, prints."""
     from moe_train.commands.evaluate import launch
+    from moe_train.data.tokenizers import load_tokenizer
     from moe_train.training.loading import run_and_checkpoint
 
     run_dir, checkpoint = run_and_checkpoint(arguments.checkpoint)
-    tokenizer = None if arguments.tokenizer is None else str(arguments.tokenizer)
+    tokenizer = None
+    if arguments.tokenizer is not None:
+        load_tokenizer(arguments.tokenizer)  # here too, so that what is wrong with it is said once
+        tokenizer = str(arguments.tokenizer)
     with tempfile.TemporaryDirectory(prefix="moe-train-") as folder:
         request, output = Path(folder, "request.json"), Path(folder, "completions.json")
         content = {"prompts": prompts, "options": options, "tokenizer": tokenizer, "stream": stream}

@@ -90,8 +90,10 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from moe_train.data.tokenizers import load_tokenizer
+    from moe_train.data.tokenizers import check_unicode, load_tokenizer
 
+    if args.text:
+        check_unicode(args.text, "the text of --text")
     tokenizer = load_tokenizer(args.model, args.eod_token)
     sizes = tokenizer.token_bytes()
     special = sorted((token, spelling) for spelling, token in tokenizer.special_tokens.items())

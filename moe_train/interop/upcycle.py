@@ -101,6 +101,9 @@ class Upcycling:
         """Inner units that the experts share out."""
         return slice(self.options.shared_expert_hidden_size or 0, self.dense.ffn_hidden_size)
 
+    def gate_is_finite(self) -> bool:
+        return all(bool(value.isfinite().all()) for value in self._gate("gate").values())
+
     def chooses_whole_copies(self) -> bool:
         """Whether it does so with equal weights for some random tokens."""
         tokens, options = 64, self.options
@@ -137,13 +140,19 @@ def plan(dense: ModelOptions, router: RouterOptions, options: UpcycleOptions) ->
     unknown = [layer for layer in layers if not 0 <= layer < dense.num_layers]
     if unknown or not layers:
         raise ValueError(f"layers must name some of 0 to {dense.num_layers - 1}, not {unknown or 'none'}")
+    if options.granularity < 1:
+        raise ValueError(f"granularity is a number of slices, at least 1, not {options.granularity}")
+    if not -(2**63) <= options.seed < 2**63:
+        raise ValueError(f"seed must fit into 64 bits, unlike {options.seed}")
     routed = dense.ffn_hidden_size - (options.shared_expert_hidden_size or 0)
-    if routed < 1 or options.granularity < 1 or routed % options.granularity:
+    if routed < 1 or routed % options.granularity:
         raise ValueError(
             f"{routed} inner units are left for the experts (of {dense.ffn_hidden_size}); they must be cut into"
             f" {options.granularity} equal slices: choose another granularity or another width of the shared expert"
         )
-    if options.num_experts < 1 or options.num_experts % options.granularity:
+    if options.num_experts < 1:
+        raise ValueError(f"there must be at least 1 expert, not {options.num_experts}")
+    if options.num_experts % options.granularity:
         raise ValueError(f"{options.num_experts} experts cannot hold whole sets of {options.granularity} slices each")
     left_dense = [layer for layer in range(dense.num_layers) if layer not in layers]
     moe = dataclasses.replace(
@@ -172,6 +181,8 @@ def plan(dense: ModelOptions, router: RouterOptions, options: UpcycleOptions) ->
             f" token that is a multiple of granularity {options.granularity}"
         )
     found = Upcycling(dense, model, router, options)
+    if not found.gate_is_finite():
+        raise ValueError(f"gate_std {options.gate_std} is too large: float32 does not hold such weights")
     if not found.chooses_whole_copies():
         raise ValueError(f"gate {router.gate!r} with these options does not choose the slices of a copy together")
     return found
@@ -204,6 +215,8 @@ class _Experts:
                 name = f"{self.prefix}experts.{self.which}"
                 noise = noise_of_expert(options.seed, name, expert, slices[0].shape)
                 result[expert] += noise.to(dense.dtype) * (options.noise * dense.float().std() * self._noise_factor)
+                if not result[expert].isfinite().all():
+                    raise ValueError(f"noise {options.noise} is too large: {dense.dtype} does not hold such weights")
         return result
 
     def _parts(self, dense: Tensor) -> Iterator[tuple[Tensor, ...]]:

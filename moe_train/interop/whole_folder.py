@@ -28,9 +28,9 @@ def check_target(
     if target.is_symlink() and not target.exists():
         raise ValueError(f"{target} is a link to {os.readlink(target)}, which does not exist: choose another folder")
     resolved = target.resolve()
-    _put_back(resolved)
     if os.path.ismount(resolved):
         raise ValueError(f"{target} is a mount point, which cannot be replaced: choose a folder inside of it")
+    _put_back(resolved)
     if not resolved.exists() or (resolved.is_dir() and not any(resolved.iterdir())):
         return
     if not resolved.is_dir():

@@ -1,8 +1,9 @@
-"""Which device a worker computes on."""
+"""Which device a worker computes on, and how much of its memory."""
 
 from __future__ import annotations
 
 import os
+import resource
 
 import torch
 
@@ -17,3 +18,10 @@ def local_device() -> torch.device:
     if use_cuda():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
+
+
+def memory_used(device: torch.device) -> int:
+    """Bytes, the most by this rank so far: allocated memory on CUDA, resident memory of the process on CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

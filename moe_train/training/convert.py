@@ -27,8 +27,9 @@ from moe_train.interop.whole_folder import check_target, whole_folder
 from moe_train.training import run_folder
 from moe_train.training.export_tokenizer import carry_tokenizer
 from moe_train.training.options import TrainOptions
-from moe_train.training.origin import GENERATION, ORIGIN, TOKENS
+from moe_train.training.origin import GENERATION, TOKENS
 from moe_train.training.run_config import RunConfig, from_dict, to_dict, to_yaml
+from moe_train.training.run_tokenizer import ORIGIN
 
 HUB = "hf"
 """In the folder of an imported model: what it came with."""

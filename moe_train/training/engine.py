@@ -1,11 +1,9 @@
-"""Contact with DeepSpeed (0.19.8, private API included; one_rank.py has the rest): gradients and optimizer state."""
+"""What a run does with DeepSpeed's engine (0.19.8, private API included): gradients and optimizer state."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,33 +13,12 @@ from torch import Tensor, nn
 
 from moe_train.checkpoint.slices import OwnedSlice
 from moe_train.model.language_model import LanguageModel
-from moe_train.model.moe_layer import MoELayer, moe_layers
-from moe_train.parallel.device import use_cuda
 from moe_train.parallel.groups import Groups
-from moe_train.parallel.megatron import without_compiler
 from moe_train.training import one_rank
-from moe_train.training.optimizer import build_optimizer, parameter_groups
+from moe_train.training.deepspeed_engine import build_engine
 from moe_train.training.options import OptimizerOptions, TrainOptions
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def import_deepspeed() -> Any:
-    """DeepSpeed, quiet and without compiling its shared-memory kernel (a minute, and for inference only)."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if use_cuda() else "cpu")
-    with without_compiler():
-        import deepspeed
-        import deepspeed.ops
-        import deepspeed.runtime.zero.muon.muon_optimizer  # imported by the engine, whatever the optimizer
-        from deepspeed.utils import logger
-
-    logger.setLevel(logging.ERROR)
-    deepspeed.ops.__compatible_ops__ = {}
-    if not deepspeed.comm.is_initialized():
-        deepspeed.init_distributed(
-            dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False, dist_init_required=False
-        )
-    return deepspeed
 
 
 class Engine:
@@ -59,19 +36,12 @@ class Engine:
         optimizer: OptimizerOptions,
         passthrough: dict[str, Any] | None = None,
     ) -> None:
-        import_deepspeed()
         self.groups = groups
         self.train = train
         self.accumulation = train.global_batch_size // (train.micro_batch_size * groups.data_size)
         self.loss_factor = float(self.accumulation * groups.data_size)
         self.names = {id(p): n for n, p in model.named_parameters()}
-        _mark_experts(model, groups, train.zero_stage)
-        param_groups = parameter_groups(model, optimizer)
-        self.deepspeed = _build(
-            model,
-            build_optimizer(param_groups, optimizer),
-            _deepspeed_config(train, groups, self.accumulation, passthrough or {}),
-        )
+        self.deepspeed = build_engine(model, groups, train, optimizer, self.accumulation, passthrough or {})
         self.module: LanguageModel = self.deepspeed.module
         if one_rank.applies(self.zero, groups.data_size, train.zero_stage):
             one_rank.skip_reduction(self.zero)
@@ -212,88 +182,3 @@ class Engine:
 
 def _numel(shape: tuple[int, ...]) -> int:
     return int(torch.Size(shape).numel())
-
-
-def _mark_experts(model: nn.Module, groups: Groups, stage: int) -> None:
-    """Tells DeepSpeed which group holds replicas of an expert, before the engine exists."""
-    from deepspeed.utils import groups as ds_groups
-
-    name = f"ep_size_{groups.expert_size}"
-    ds_groups._EXPERT_PARALLEL_GROUP[name] = groups.expert
-    ds_groups._EXPERT_PARALLEL_GROUP_RANKS[name] = dist.get_process_group_ranks(groups.expert)
-    ds_groups._EXPERT_DATA_PARALLEL_GROUP[name] = groups.expert_data
-    ds_groups._EXPERT_DATA_PARALLEL_GROUP_RANKS[name] = dist.get_process_group_ranks(groups.expert_data)
-    for parameter in model.parameters():
-        if not getattr(parameter, "allreduce", True):
-            parameter.group_name = name  # type: ignore[attr-defined]
-            if stage == 3:
-                parameter.ds_zero_placement_family = "autoep_expert"  # type: ignore[attr-defined]
-                parameter.ds_zero_partition_group_name = name  # type: ignore[attr-defined]
-
-
-def _deepspeed_config(
-    train: TrainOptions, groups: Groups, accumulation: int, passthrough: dict[str, Any]
-) -> dict[str, Any]:
-    zero = {
-        "stage": train.zero_stage,
-        # On CPU and small models there is nothing to overlap; the section `deepspeed:` may switch it on.
-        "overlap_comm": False,
-        # True would replace torch.nn.functional.linear for the whole process, with other rounding in bfloat16.
-        "memory_efficient_linear": False,
-        **passthrough.get("zero_optimization", {}),
-    }
-    return {
-        **passthrough,
-        "train_batch_size": train.global_batch_size,
-        "train_micro_batch_size_per_gpu": train.micro_batch_size,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": train.gradient_clipping,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": train.precision == "bfloat16"},
-        # Both are needed: gradients are reduced and accumulated in float32.
-        "communication_data_type": "fp32",
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "steps_per_print": 10**9,
-    }
-
-
-def _build(model: LanguageModel, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
-    from deepspeed.moe.utils import is_moe_param
-    from deepspeed.runtime.config import DeepSpeedConfig
-    from deepspeed.runtime.engine import DeepSpeedEngine
-    from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
-    from deepspeed.utils import set_z3_leaf_modules
-
-    num_experts = [layer.experts.num_local for layer in moe_layers(model)]
-
-    class ExpertEngine(DeepSpeedEngine):  # type: ignore[misc]
-        """Upstream looks for its own MoE classes only; ours are known by their parameters."""
-
-        def _configure_distributed_model(self, module: nn.Module) -> None:
-            super()._configure_distributed_model(module)
-            self.has_moe_layers = bool(num_experts)
-            self.num_experts = num_experts[:1]
-
-        def _do_optimizer_sanity_check(self, basic_optimizer: torch.optim.Optimizer) -> Any:
-            # Upstream wraps ZeRO 1 in bfloat16 with float32 gradients into an optimizer of another shape, that knows
-            # neither our slices nor float32 sums over ranks. The one of ZeRO 2 does both, for stage 1 too.
-            super()._do_optimizer_sanity_check(basic_optimizer)
-            return ZERO_OPTIMIZATION
-
-        def _validate_zero3_moe_compatibility(self) -> None:
-            for name, parameter in self.module.named_parameters():
-                if is_moe_param(parameter):
-                    family = getattr(parameter, "ds_zero_placement_family", None)
-                    assert family == "autoep_expert", f"{name} is an expert that ZeRO-3 would average over all ranks"
-
-    if config["zero_optimization"]["stage"] == 3 and num_experts:
-        set_z3_leaf_modules(model, [MoELayer])
-    return ExpertEngine(
-        args=None,
-        model=model,
-        optimizer=optimizer,
-        model_parameters=None,
-        config=config,
-        config_class=DeepSpeedConfig(config),
-    )

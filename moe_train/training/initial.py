@@ -31,8 +31,8 @@ _LONGER_TEXTS = (
 _GROUPS: dict[str, type] = {"rope_scaling": RopeScaling, "latent_attention": LatentAttentionOptions}
 
 
-def check_initial_options(recorded: dict[str, Any], config: RunConfig, path: str) -> str | None:
-    """Compares the configuration in a checkpoint's state with that of the run that begins with its weights.
+def check_function(recorded: dict[str, Any], config: RunConfig, path: str) -> str | None:
+    """Compares the configuration in a checkpoint's state with that of the run that goes on or begins with its weights.
 
     ``path``: of the checkpoint, for messages. Returns a note where experts are chosen otherwise, to which training can
     adapt a model, and of what ``train.init_may_change`` names. Errors: ValueError that lists what else would compute
@@ -50,7 +50,7 @@ def check_initial_options(recorded: dict[str, Any], config: RunConfig, path: str
         raise ValueError(
             f"the weights of {path} were made for a model that computes something else:\n  {differ}\n"
             "Take these values from the config.yaml in the folder of the checkpoint's run, for example: "
-            "moe-train train PATH/config.yaml data.train=… --init-from PATH"
+            "moe-train train PATH/config.yaml data.train=…"
             + (_LONGER_TEXTS if changed.keys() & {"rope_theta", "rope_scaling"} else "")
         )
     if not FAMILIES[config.model.family].experts:

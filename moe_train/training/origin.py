@@ -14,10 +14,8 @@ from moe_train.data.options import DataOptions, all_names
 from moe_train.interop.hub_folder import CONFIG, read_json
 from moe_train.interop.importing import RECORD
 from moe_train.interop.small_files import TOKENIZER_FILES, copy_others
-from moe_train.training.run_tokenizer import IMPORTED, IN_FOLDER
+from moe_train.training.run_tokenizer import IMPORTED, IN_FOLDER, ORIGIN
 
-ORIGIN = "origin.json"
-"""In RUN/hf: where it was copied from, and which files of a tokenizer came along."""
 GENERATION = "generation_config.json"
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Keys of config.json that a model's own file knows better than its options."""

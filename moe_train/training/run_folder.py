@@ -96,10 +96,13 @@ def load(run_dir: Path) -> RunConfig:
     return load_run_config(path)
 
 
+def lies_in(run_dir: Path, checkpoint: Path) -> bool:
+    """Whether it is one of this run's own."""
+    return checkpoint.resolve().is_relative_to(run_dir.resolve())
+
+
 def _goes_on(run_dir: Path, resume: str | None) -> bool:
-    if resume is None:
-        return False
-    return resume == "auto" or Path(resume).resolve().is_relative_to(run_dir.resolve())
+    return resume is not None and (resume == "auto" or lies_in(run_dir, Path(resume)))
 
 
 def _unused(run_dir: Path) -> Path:

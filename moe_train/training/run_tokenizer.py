@@ -11,7 +11,7 @@ from moe_train.data.dataset import sidecar_stem
 from moe_train.data.files import sha256_of
 from moe_train.data.manifest import manifest_path, recorded_tokenizer, tokenizer_of
 from moe_train.data.options import names_of
-from moe_train.data.tokenizers import Tokenizer, load_tokenizer
+from moe_train.data.tokenizers import Tokenizer, check_unicode, load_tokenizer
 from moe_train.data.tokenizers.hugging_face import FILE, HuggingFaceTokenizer
 from moe_train.training.run_folder import METRICS
 
@@ -25,6 +25,8 @@ class NoTokenizer(ValueError):
 
 IMPORTED = "hf"
 """Folder with the files that an imported model came with; also in runs that began with its weights."""
+ORIGIN = "origin.json"
+"""In that folder, where it was copied to a run: where from, and which files of a tokenizer came along."""
 IN_FOLDER = (FILE, "tokenizer.model")
 
 
@@ -78,20 +80,11 @@ def encode_prompts(tokenizer: Tokenizer, run_dir: Path, texts: Sequence[str]) ->
     for number, text in enumerate(texts):
         check_unicode(text, f"prompt {number}")
     start: list[int] = []
-    trained = (run_dir / METRICS).exists()
+    # An upcycled model has no records, but may be made of a run.
+    trained = any((run_dir / name).exists() for name in (METRICS, f"{IMPORTED}/{ORIGIN}"))
     if (run_dir / IMPORTED).is_dir() and not trained and isinstance(tokenizer, HuggingFaceTokenizer):
         start = tokenizer.start_ids()
     return [[*start, *ids.tolist()] or [tokenizer.eod_id] for ids in tokenizer.encode_batch(texts)]
-
-
-def check_unicode(text: str, where: str) -> None:
-    """ValueError where a text holds half of a surrogate pair: JSON can spell it, and bytes of a command line that are
-    no UTF-8 become such, but it is no character and no tokenizer takes it."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        near = text[max(error.start - 20, 0) : error.start + 20]
-        raise ValueError(f"{where} is not valid Unicode at character {error.start}: {near!r}") from None
 
 
 def end_ids(tokenizer: Tokenizer, run_dir: Path) -> frozenset[int]:

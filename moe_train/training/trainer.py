@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import os
-import resource
 import time
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from moe_train.checkpoint import store
 from moe_train.data.batches import Batch
 from moe_train.data.options import all_names, names_of
 from moe_train.data.steps import StepReader
 from moe_train.data.training_set import open_training_set
 from moe_train.model.language_model import build_language_model
+from moe_train.parallel.device import memory_used
 from moe_train.parallel.groups import Groups, initialize
 from moe_train.parallel.once import once_per_node
 from moe_train.training.account import active_parameters, flops_per_token, parameters
+from moe_train.training.beginning import begin
 from moe_train.training.callbacks.base import Callbacks, RunInfo, Status
 from moe_train.training.callbacks.build import build_callbacks
 from moe_train.training.callbacks.profiling import profile_hook
 from moe_train.training.engine import Engine
 from moe_train.training.environment import environment, write_environment
-from moe_train.training.history import Stretch, continued, from_plain, to_plain, write_history
-from moe_train.training.initial import check_initial_options
+from moe_train.training.history import Stretch, continued, to_plain, write_history
 from moe_train.training.interval import Interval
 from moe_train.training.origin import carry_origin, forget_origin
 from moe_train.training.peak import peak_flops
 from moe_train.training.record import DeviceFacts, build_eval_record
-from moe_train.training.resume import check_samples
 from moe_train.training.run_config import RunConfig, to_dict
-from moe_train.training.run_folder import CHECKPOINTS, index_folder, initial_weights, prepare, started_from
+from moe_train.training.run_folder import CHECKPOINTS, index_folder, initial_weights, prepare
 from moe_train.training.schedules import lr_factor
-from moe_train.training.state import load_checkpoint, load_initial_weights, save_checkpoint
+from moe_train.training.state import save_checkpoint
 from moe_train.training.step import Requests, StepResult, train_step
 from moe_train.training.stop import StopRequest
 from moe_train.training.validation import ValidationSet, check_ids, check_vocabulary
@@ -58,9 +56,9 @@ def train(
     if groups.rank == 0:
         # Not earlier: what cannot start must not leave its configuration in the folder of a run that could.
         prepare(run_dir, config, resume, init_from)
-        if resume is None:
-            forget_origin(run_dir)
-        if trainer.began_with is not None and (note := carry_origin(run_dir, trainer.began_with, config.data)):
+        if resume is None or (resume != "auto" and trainer.elsewhere is not None):
+            forget_origin(run_dir)  # of an attempt that took no step
+        if trainer.elsewhere is not None and (note := carry_origin(run_dir, trainer.elsewhere, config.data)):
             print(note, flush=True)
         write_history(run_dir, trainer.history)
     status: Status = "failed"
@@ -81,8 +79,8 @@ class Trainer:
         self.groups = groups
         self.step = 0
         self.tokens = 0
-        self.began_with: Path | None = None
-        """The checkpoint with the weights of a run that has saved none of its own."""
+        self.elsewhere: Path | None = None
+        """The checkpoint of another run or model that this one began with, as long as it has saved none of its own."""
         self.names = all_names(config.data)
         cache = index_folder(config, run_dir)
         check_vocabulary([*self.names, *names_of(config.data.validation)], config.model.vocab_size)
@@ -127,34 +125,19 @@ class Trainer:
 
     def restore(self, resume: str | None, init_from: Path | None = None) -> None:
         """Goes on from a checkpoint; "auto" without one begins anew. What begins has the weights of ``init_from``."""
-        before: list[Stretch] = []
-        directory = None if resume is None else Path(resume)
-        if resume == "auto":
-            directory = store.latest(self.run_dir / CHECKPOINTS) or started_from(self.run_dir)
-        if directory is not None:
-            state = load_checkpoint(self.engine, directory)
-            size = self.config.train.global_batch_size
-            note = check_samples(directory, state, self.identity, size, strict=resume == "auto")
-            if note and self.groups.rank == 0:
+        begun = begin(self.engine, self.config, self.run_dir, resume, init_from, self.identity)
+        if self.groups.rank == 0:
+            for note in begun.notes:
                 print(note, flush=True)
-            self.step, self.tokens = state["step"], state["tokens"]
-            before = from_plain(state.get("history", []))
-        elif init_from is not None:
-            directory = store.checkpoint_at(init_from)
-            recorded = store.read_state(directory).get("config") or {}
-            other = check_initial_options(recorded, self.config, str(directory))
-            if other and self.groups.rank == 0:
-                print(other, flush=True)
-            load_initial_weights(self.engine, directory)
-            self.began_with = directory
-        begun = Stretch(
+        self.step, self.tokens, self.elsewhere = begun.step, begun.tokens, begun.elsewhere
+        own = Stretch(
             after=self.step,
             run=str(self.run_dir.resolve()),
             processes=self.groups.world_size,
             config=to_dict(self.config),
             samples=self.identity,
         )
-        self.history = continued(before, begun)
+        self.history = continued(begun.history, own)
 
     def run(self, stop: StopRequest) -> bool:
         """Returns True when the last step was taken, False when it stopped on request."""
@@ -230,7 +213,7 @@ class Trainer:
             tokens=self.tokens,
             lr=self.lr,
             grad_norm=self.engine.gradient_norm(),
-            memory_bytes=self.groups.largest(_memory(self.groups.device)),
+            memory_bytes=self.groups.largest(memory_used(self.groups.device)),
             facts=self.facts,
             per_layer=self.config.logging.per_layer,
         )
@@ -264,10 +247,3 @@ class Trainer:
 
 def _peak(device: torch.device) -> float | None:
     return peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-
-
-def _memory(device: torch.device) -> int:
-    """Highest use by this rank so far: allocated memory on CUDA, resident memory of the process on CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -23,7 +23,6 @@ from moe_train.routing.options import RouterOptions
 from moe_train.training import run_folder
 from moe_train.training.account import active_parameters, parameters
 from moe_train.training.convert import HUB, RUN_FOLDERS, UPCYCLED, Report
-from moe_train.training.origin import ORIGIN
 from moe_train.training.run_config import check, from_dict, to_dict, to_yaml
 
 
@@ -53,7 +52,7 @@ def upcycle_model(
         write_atomically(temporary / UPCYCLED, f"{run}, step {state['step']}\n".encode())
         copy_tokenizer(run, temporary)
         if (run / HUB).is_dir():
-            shutil.copytree(run / HUB, temporary / HUB, ignore=shutil.ignore_patterns(RECORD, ORIGIN))
+            shutil.copytree(run / HUB, temporary / HUB, ignore=shutil.ignore_patterns(RECORD))
         boxes = list(_boxes(stored, found, weight_shapes(found.model, found.router)))
         write_weights(temporary / run_folder.CHECKPOINTS, 0, boxes, untrained_state(to_dict(config)))
     total, active = parameters(config).total, active_parameters(config)

@@ -171,6 +171,8 @@ def test_checkpoint_of_another_geometry(train: Train, trained: Path, data: Path,
     ("change", "words"),
     [
         (["model.moe.num_experts=4"], ["of another model"]),
+        # The same tensors, but they would compute something else from here on.
+        (["model.rope_theta=500"], ["model.rope_theta: 10000.0 there, 500.0 now", "config.yaml in the folder"]),
         (["data.sequence_length=16"], ["sequence_length: 32 then, 16 now"]),
         (["seed=9"], ["seed: 1 then, 9 now"]),
         (["data.train={data}/validation"], ["data sets left out: train; data sets added: validation"]),

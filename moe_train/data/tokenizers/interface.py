@@ -71,3 +71,13 @@ class Tokenizer(ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; special tokens have none. Bytes that are not UTF-8 (a cut character) become U+FFFD."""
         return b"".join(self.bytes_V[int(i)] for i in ids).decode("utf-8", errors="replace")
+
+
+def check_unicode(text: str, where: str) -> None:
+    """ValueError where a text holds half of a surrogate pair: JSON can spell it, and bytes of a command line that are
+    no UTF-8 become such, but it is no character and no tokenizer takes it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        near = text[max(error.start - 20, 0) : error.start + 20]
+        raise ValueError(f"{where} is not valid Unicode at character {error.start}: {near!r}") from None

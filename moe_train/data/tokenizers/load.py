@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from moe_train.data.tokenizers.hugging_face import FILE, HuggingFaceTokenizer
-from moe_train.data.tokenizers.interface import Tokenizer
+from moe_train.data.tokenizers.interface import Tokenizer, check_unicode
 from moe_train.data.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from moe_train.data.tokenizers.tiktoken_file import TiktokenTokenizer, is_rank_file
 
@@ -18,6 +18,8 @@ def load_tokenizer(path: str | Path, eod_token: str | None = None) -> Tokenizer:
     Errors: FileNotFoundError; ImportError that names the extra; ValueError where nothing reads such a path.
     """
     path = Path(path)
+    if eod_token is not None:
+        check_unicode(eod_token, "the token that ends documents")
     if path.is_dir():
         found = [path / name for name in (FILE, "tokenizer.model") if (path / name).is_file()]
         if not found:

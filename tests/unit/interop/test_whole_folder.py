@@ -126,6 +126,8 @@ def test_what_cannot_be_replaced_is_refused_at_once(tmp_path: Path) -> None:
             check(tmp_path / name)
     with pytest.raises(ValueError, match="mount point"):
         check(Path("/proc"))
+    with pytest.raises(ValueError, match="^/ is a mount point"):
+        check(Path("/"))
 
 
 def test_force_replaces_only_what_is_ours_to_the_last_folder(tmp_path: Path) -> None:

@@ -46,8 +46,10 @@ def test_what_stands_in_front_of_a_prompt(folder: Path, request: pytest.FixtureR
     begins = "begins texts" in request.node.name
     want = [[256, *letters], [256]] if begins else [letters, [257]]
     assert encode_prompts(tokenizer, folder, ["a<s>", ""]) == want
-    (folder / "metrics.jsonl").touch()  # trained on from there
-    assert encode_prompts(tokenizer, folder, ["a<s>", ""]) == [letters, [257]]
+    for name in ("metrics.jsonl", "hf/origin.json"):  # trained on from there, or upcycled from what was
+        (folder / name).touch()
+        assert encode_prompts(tokenizer, folder, ["a<s>", ""]) == [letters, [257]]
+        (folder / name).unlink()
 
 
 def test_documents_end_as_in_the_data(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

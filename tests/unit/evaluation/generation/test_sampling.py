@@ -44,10 +44,16 @@ def test_candidates_are_those_of_the_definition(temperature: float, top_k: int |
     logits_BV = (torch.randn(5, 50, generator=torch.Generator().manual_seed(seed)) * 3 * 4).round() / 4
     got_BV = candidates(logits_BV, GenerationOptions(temperature=temperature, top_k=top_k, top_p=top_p))
     assert got_BV.dtype == torch.float32
+    compared = 0
+    bounds = [] if top_p is None or top_p == 1 else [top_p - 1e-5, top_p + 1e-5]
     for logits_V, got_V in zip(logits_BV, got_BV, strict=True):
         want = plain(logits_V.tolist(), temperature, top_k, top_p)
+        if len({len(plain(logits_V.tolist(), temperature, top_k, bound)) for bound in bounds}) > 1:
+            continue  # a sum of probabilities lies at the bound: rounding decides
+        compared += 1
         assert set(got_V.nonzero().flatten().tolist()) == {token for token, p in want.items() if p > 1e-40}
         assert max(abs(float(got_V[token]) - p) for token, p in want.items()) < 1e-5
+    assert compared >= 3
 
 
 def test_order_of_operations() -> None:
