@@ -22,6 +22,7 @@ from moe_train.training.account import active_parameters, flops_per_token, param
 from moe_train.training.callbacks.base import Callbacks, RunInfo, Status
 from moe_train.training.callbacks.build import build_callbacks
 from moe_train.training.callbacks.profiling import profile_hook
+from moe_train.training.checks import check_gate_files
 from moe_train.training.engine import Engine
 from moe_train.training.environment import environment, write_environment
 from moe_train.training.history import Stretch, continued, from_plain, to_plain, write_history
@@ -85,6 +86,7 @@ class Trainer:
         """The checkpoint with the weights of a run that has saved none of its own."""
         self.names = all_names(config.data)
         cache = index_folder(config, run_dir)
+        check_gate_files(config)
         check_vocabulary([*self.names, *names_of(config.data.validation)], config.model.vocab_size)
         self.samples = open_training_set(
             config.data,
