@@ -47,8 +47,9 @@ class QuantileBalancingGate(Gate):
 
     ``beta`` [E], a float32 buffer, starts at 0 and moves once per step. With alpha_t the (k+1)-th largest l - beta of
     token t, which an expert must beat to be chosen, q_e = the (floor(n k / E) + 1)-th largest l_te - alpha_t over the
-    n tokens of a pool: with beta_e = q_e, alpha unchanged, exactly floor(n k / E) tokens choose e. The step's beta is
-    ema * beta + (1 - ema) * mean of q over all pools of all ranks and micro-batches, then centred. So balance holds for
+    n tokens of a pool: with beta_e = q_e, alpha unchanged, floor(n k / E) tokens choose e, or fewer where tokens are at
+    q_e (all whose (k+1)-th expert is e are at the old beta_e). The step's beta is ema * beta + (1 - ema) * mean of q
+    over all pools of all ranks and micro-batches, then centred. So balance holds for
     the next step as far as its tokens and weights are like this step's. Causal: beta is old when it is used, and in
     evaluation it stays. Needs k < E. Ties: the lower expert. Padding counts nowhere. Shapes: x [T, H], ``weight``
     [E, H], logits, probabilities and weights [T, E]. Time O(T E (H + log T)), memory O(T E). No further bias; a switch

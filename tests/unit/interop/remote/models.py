@@ -19,7 +19,7 @@ from moe_train.model.options import (
     MultiTokenOptions,
     RopeScaling,
 )
-from moe_train.routing import available_gates
+from moe_train.routing import available_gates, gate_class
 from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions
 from moe_train.training.convert import Report
 from moe_train.training.options import TrainOptions
@@ -97,7 +97,9 @@ def saved(
         for n, v in state.items()
         if not (model.tie_embeddings and n == "output_layer.weight")
     ]
-    config = RunConfig(name="a_run", model=model, router=router, train=TrainOptions(precision=precision))
+    exceptions = [] if gate_class(router.gate).causal else [router.gate]
+    train = TrainOptions(precision=precision)
+    config = RunConfig(name="a_run", model=model, router=router, train=train, causal_exceptions=exceptions)
     write_weights(run / "checkpoints", 7, boxes, {"config": to_dict(config)})
     return run
 
