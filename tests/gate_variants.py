@@ -5,15 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "base": [{"pool": "micro_batch"}],
     "dynamic_k": [{"max_k": 3}, {"threshold": 0.4, "min_k": 2}],
+    "expert_choice": [{"capacity_factor": 1.25, "pool": "micro_batch"}, {"capacity_factor": 3.0}],
+    "forced_balance": [{"top_k": 1, "renormalize": False}],
+    "hash": [{"top_k": 3, "seed": 4}],
     "lpr": [
         {"scope": "micro_batch", "prototype_init": "hypersphere"},
         {"scope": "global_batch", "top_k": 3, "latent_dim": 4},
+    ],
+    "quantile_balancing": [
+        {"top_k": 1, "weights": "sigmoid", "scope": "micro_batch"},
+        {"top_k": 3, "weights": "sigmoid", "ema": 0.5},
     ],
     "sigmoid_topk": [
         {"top_k": 3, "renormalize": False},
         {"top_k": 3, "num_groups": 4, "groups_per_token": 2, "scaling": 2.5},
         {"num_groups": 8, "groups_per_token": 3},
     ],
+    "sinkhorn": [{"top_k": 2, "pool": "micro_batch"}, {"top_k": 3, "iterations": 5, "temperature": 0.5}],
     "softmax_topk": [{"top_k": 3, "renormalize": False}, {"top_k": 2, "softmax": "after"}],
+    "uniform_random": [{"top_k": 3}],
 }

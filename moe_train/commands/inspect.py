@@ -14,6 +14,7 @@ _EXAMPLE = """examples:
   moe-train inspect data/demo/train --document 3
   moe-train inspect data/demo/train --sample 0 --sequence-length 256 --seed 1
   moe-train inspect data/demo/train --sample 0 --sampler documents --pack-documents
+  moe-train inspect data/demo/train --token-counts counts.json
   moe-train inspect runs/demo
   moe-train inspect runs/demo --step 100 --rank 0
   moe-train inspect runs/demo --sample 812
@@ -32,6 +33,9 @@ def register(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--document", type=int, metavar="N", help="of a data set: text and origin of a document")
     what.add_argument("--sample", type=int, metavar="N", help="text and origin of a sample of a data set or a run")
     what.add_argument("--step", type=int, metavar="K", help="of a run: the documents that this step read (from 1)")
+    what.add_argument(
+        "--token-counts", metavar="FILE", help="of a data set: write how often each token id occurs (for gate hash)"
+    )
     parser.add_argument("--rank", type=int, metavar="R", help="with --step: of this data-parallel rank alone")
     cut = parser.add_argument_group(
         "samples of a data set", "what the run's configuration says under data and seed; with a RUN it says so itself"
@@ -61,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
         return show_run_sample(args)
     if folder and args.document is not None:
         raise ValueError(f"{args.path} is a folder; --document belongs to a data set, which is named by its prefix")
+    if folder and args.token_counts is not None:
+        raise ValueError(f"{args.path} is a folder; --token-counts belongs to a data set, which is named by its prefix")
     if folder:
         return _show_folder(args)
     from moe_train.data.dataset import data_prefixes, open_dataset
@@ -78,6 +84,11 @@ def run(args: argparse.Namespace) -> int:
         if not 0 <= args.document < len(dataset):
             raise ValueError(f"{args.path} has documents 0 to {len(dataset) - 1}, not {args.document}")
         show_text(dataset, [dataset.document_span(args.document)])
+    elif args.token_counts is not None:
+        from moe_train.data.token_counts import write_token_counts
+
+        found = write_token_counts(dataset, Path(args.token_counts))
+        print(f"{args.token_counts}: counts of {found:,} token ids that occur among {dataset.token_count:,} tokens")
     else:
         show_overview(args.path, dataset)
     return 0

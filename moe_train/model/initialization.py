@@ -43,7 +43,7 @@ def initial_gate(gate: Gate, name: str, seed: int, std: float) -> dict[str, Tens
     values = {full: _initial(full, p, modules, std, _generator(seed, full)).float() for full, p in parameters.items()}
     for full, buffer in ((f"{name}.{own}", buffer) for own, buffer in gate.named_buffers()):
         own = _of_gate(full, buffer, modules, _generator(seed, full))
-        values[full] = buffer.clone() if own is None else own
+        values[full] = buffer.clone() if own is None else own.to(buffer.dtype)
     return values
 
 

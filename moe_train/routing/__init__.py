@@ -4,10 +4,18 @@
 from moe_train.routing.balanced_gate import BalancedGate
 from moe_train.routing.balancing import importance_loss
 from moe_train.routing.capacity import apply_capacity, looks_ahead
+from moe_train.routing.gates.base import BaseGate, BaseOptions
+from moe_train.routing.gates.dense import DenseGate, DenseOptions
 from moe_train.routing.gates.dynamic_k import DynamicKGate, DynamicKOptions
+from moe_train.routing.gates.expert_choice import ExpertChoiceGate, ExpertChoiceOptions
+from moe_train.routing.gates.forced_balance import ForcedBalanceGate, ForcedBalanceOptions
+from moe_train.routing.gates.hash import HashGate, HashOptions
 from moe_train.routing.gates.lpr import LatentPrototypeGate, LatentPrototypeOptions
+from moe_train.routing.gates.quantile_balancing import QuantileBalancingGate, QuantileBalancingOptions
 from moe_train.routing.gates.sigmoid_topk import SigmoidTopKGate, SigmoidTopKOptions
+from moe_train.routing.gates.sinkhorn import SinkhornGate, SinkhornOptions
 from moe_train.routing.gates.softmax_topk import SoftmaxTopKGate, SoftmaxTopKOptions
+from moe_train.routing.gates.uniform_random import UniformRandomGate, UniformRandomOptions
 from moe_train.routing.interface import Gate, LossTerm, Routing, TokenBatch, keep_buffers_float32
 from moe_train.routing.registry import (
     available_gates,
@@ -22,19 +30,35 @@ from moe_train.routing.statistics import balance_statistics, gini_floor
 
 __all__ = [
     "BalancedGate",
+    "BaseGate",
+    "BaseOptions",
+    "DenseGate",
+    "DenseOptions",
     "DynamicKGate",
     "DynamicKOptions",
+    "ExpertChoiceGate",
+    "ExpertChoiceOptions",
+    "ForcedBalanceGate",
+    "ForcedBalanceOptions",
     "Gate",
+    "HashGate",
+    "HashOptions",
     "LatentPrototypeGate",
     "LatentPrototypeOptions",
     "LossTerm",
+    "QuantileBalancingGate",
+    "QuantileBalancingOptions",
     "Routing",
     "SigmoidTopKGate",
     "SigmoidTopKOptions",
+    "SinkhornGate",
+    "SinkhornOptions",
     "SoftmaxTopKGate",
     "SoftmaxTopKOptions",
     "TokenBatch",
     "apply_capacity",
+    "UniformRandomGate",
+    "UniformRandomOptions",
     "available_gates",
     "balance_statistics",
     "blank_gate",

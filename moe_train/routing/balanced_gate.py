@@ -15,6 +15,7 @@ from moe_train.routing.capacity import apply_capacity, rows_per_expert
 from moe_train.routing.interface import Routing, TokenBatch, keep_buffers_float32
 from moe_train.routing.options import RouterOptions
 from moe_train.routing.registry import build_gate, check_options
+from moe_train.routing.round_robin import round_robin
 from moe_train.routing.schedule import is_on, value_at
 from moe_train.routing.scopes import TokenSets
 
@@ -116,12 +117,3 @@ class BalancedGate(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BalancedGate:
         keep_buffers_float32(self, lambda: super(BalancedGate, self)._apply(fn, recurse))
         return self
-
-
-def round_robin(batch: TokenBatch, k: int, num_experts: int) -> Tensor:
-    """Selection bool [T, E] of k neighbouring experts per token that walks through the experts with the position, so
-    that a sequence of length S is exactly balanced where E divides S * k. The same under every layout."""
-    expert_E = torch.arange(num_experts, device=batch.position_T.device)
-    start_T = batch.position_T * k + batch.sample_T
-    offset_TE = torch.remainder(expert_E - start_T[:, None], num_experts)
-    return (offset_TE < k) & ~batch.padding_T[:, None]

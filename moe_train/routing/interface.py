@@ -126,6 +126,10 @@ class Gate(nn.Module):
     """Whether ``forward`` waits for the device (values are read on the host)."""
     expert_rows: tuple[str, ...] = ()
     """Parameters with a row per expert: experts with equal rows get equal scores. What upcycling needs to know."""
+    vocab_size: int | None = None
+    """Token ids that it has an entry for, which must be those of the model; None where it reads no ids."""
+    initial_files: tuple[str, ...] = ()
+    """Files that ``initial`` reads: a training needs them; where a checkpoint is loaded they may be gone."""
     shift_parameters: tuple[str, ...] = ()
     """Parameters that, when they are zero, make ``expert_input_shift_TH`` zero."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_train.config.errors import Problem
@@ -150,6 +151,13 @@ def _routing(config: RunConfig) -> Iterator[Problem]:
         yield Problem("" if message.startswith("router.") else "router.options", message)
         return
     gate = blank_gate(router.gate, router.options, experts)
+    vocabulary = config.model.vocab_size
+    if gate.vocab_size is not None and gate.vocab_size != vocabulary:
+        yield Problem(
+            "router.options",
+            f"vocab_size is {gate.vocab_size}, but model.vocab_size is {vocabulary}, and {router.gate} needs an entry "
+            f"for each token id: set router.options.vocab_size={vocabulary}",
+        )
     if not gate.causal and router.gate not in config.causal_exceptions:
         yield Problem(
             "router.gate",
@@ -163,6 +171,18 @@ def _routing(config: RunConfig) -> Iterator[Problem]:
             "token, whose capacity depends on what all tokens choose); take drop: position and a bound, or, to accept "
             "that, name capacity in causal_exceptions",
         )
+
+
+def check_gate_files(config: RunConfig) -> None:
+    """ValueError where training cannot read what the gate's initial values are made of."""
+    from moe_train.routing import blank_gate
+
+    if not family_of(config.model).experts:
+        return
+    gate = blank_gate(config.router.gate, config.router.options, config.model.moe.num_experts)
+    for path in gate.initial_files:
+        if not Path(path).is_file():
+            raise ValueError(f"router.options names {path}, but there is no such file (seen from {Path.cwd()})")
 
 
 def _unsupported(config: RunConfig) -> Iterator[Problem]:

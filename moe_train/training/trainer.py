@@ -22,6 +22,7 @@ from moe_train.training.beginning import begin
 from moe_train.training.callbacks.base import Callbacks, RunInfo, Status
 from moe_train.training.callbacks.build import build_callbacks
 from moe_train.training.callbacks.profiling import profile_hook
+from moe_train.training.checks import check_gate_files
 from moe_train.training.engine import Engine
 from moe_train.training.environment import environment, write_environment
 from moe_train.training.history import Stretch, continued, to_plain, write_history
@@ -83,6 +84,7 @@ class Trainer:
         """The checkpoint of another run or model that this one began with, as long as it has saved none of its own."""
         self.names = all_names(config.data)
         cache = index_folder(config, run_dir)
+        check_gate_files(config)
         check_vocabulary([*self.names, *names_of(config.data.validation)], config.model.vocab_size)
         self.samples = open_training_set(
             config.data,

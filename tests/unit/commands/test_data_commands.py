@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -186,6 +187,14 @@ def test_inspect_document(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert f"{origin['id']} from text.parquet row {origin['row']}, domain prose" in out
     assert text in out
     assert main(["inspect", f"{folder}/out/train", "--document", "81"]) == 2
+
+
+def test_inspect_writes_token_counts(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = tmp_path / "counts.json"
+    assert main(["inspect", f"{folder}/out/train", "--token-counts", str(written)]) == 0
+    counts = json.loads(written.read_text())
+    assert f"among {sum(counts):,} tokens" in capsys.readouterr().out
+    assert main(["inspect", str(folder), "--token-counts", str(written)]) == 2
 
 
 def test_inspect_sample_names_its_documents(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from moe_train.model.language_model import LanguageModel, build_language_model
 from moe_train.model.options import InitOptions, ModelOptions, RopeScaling
 from moe_train.parallel.groups import initialize
 from moe_train.parallel.options import ParallelOptions
-from moe_train.routing import available_gates
+from moe_train.routing import available_gates, blank_gate
 from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions
 from tests.distributed.harness.interop import forward
 
@@ -32,7 +32,10 @@ DENSE = ModelOptions(
     init=InitOptions(std=0.2, scaled_residual=False),
 )
 BIAS = BalancingOptions(bias=BiasOptions(rate=0.001))
-GATES: dict[str, RouterOptions] = {
+GATES: dict[str, RouterOptions] = {name: RouterOptions(name) for name in available_gates()} | {
+    "forced_balance": RouterOptions("forced_balance", {"top_k": 4}),
+    "hash": RouterOptions("hash", {"vocab_size": 101}),
+    "quantile_balancing": RouterOptions("quantile_balancing", {"top_k": 4}),
     "softmax_topk": RouterOptions("softmax_topk", {"top_k": 4}, BIAS),
     "lpr": RouterOptions("lpr", {"top_k": 4, "latent_dim": 4}, BIAS),
     "dynamic_k": RouterOptions("dynamic_k", {"threshold": 0.5}),
@@ -79,6 +82,18 @@ def upcycled(
     return result
 
 
+def refusal(router: RouterOptions, options: UpcycleOptions) -> str | None:
+    """What is said where a gate's declarations rule it out."""
+    gate = blank_gate(router.gate, router.options, options.num_experts)
+    if gate.weight_sum is None:
+        return "combine weights whose sum differs"
+    if options.granularity == 1:
+        return None
+    if gate.max_k is None or gate.max_k % options.granularity or not gate.expert_rows:
+        return "needs a fixed number of experts per token that is a multiple of gran"
+    return "does not choose the slices of a copy together" if gate.ties == "none" else None
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("gate", available_gates())
 @pytest.mark.parametrize("family", ["qwen3", "llama3"])
@@ -90,8 +105,8 @@ def test_the_output_is_the_dense_one(family: Any, gate: str, shape: str) -> None
     router = GATES[gate]
     if options.num_experts < 4 and "top_k" in router.options:
         router = replace(router, options=router.options | {"top_k": 2})
-    if gate == "dynamic_k" and options.granularity > 1:
-        with pytest.raises(ValueError, match="needs a fixed number of experts per token that is a multiple of gran"):
+    if (why := refusal(router, options)) is not None:
+        with pytest.raises(ValueError, match=why):
             plan(model, router, options)
         return
     dense = built(model, RouterOptions())
@@ -131,6 +146,14 @@ def test_bfloat16_is_not_rounded_again(router: dict[str, Any], options: UpcycleO
     want = forward(dense, ids_BS)
     assert want.abs().max() > 1
     assert (forward(result, ids_BS) - want).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("gate", "own", "want"), [("hash", "table", torch.int64), ("quantile_balancing", "beta", torch.float32)]
+)
+def test_buffers_of_a_gate_keep_their_type(gate: str, own: str, want: torch.dtype) -> None:
+    found, name = plan(DENSE, GATES[gate], SHAPES["copies"]), f"decoder.layers.0.mlp.router.gate.{own}"
+    assert found.dtype(name, torch.bfloat16) == want == dict(found.tensors())[name]({}.__getitem__).dtype
 
 
 def test_what_the_model_becomes() -> None:

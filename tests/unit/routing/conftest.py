@@ -72,6 +72,7 @@ CASES_FOR: dict[str, Callable[[Case], bool]] = {
     "inference_case": lambda case: case.gate.inference_rule is not None,
     "learned_case": lambda case: bool(list(case.gate.parameters())),
     "bounded_case": lambda case: case.gate.max_k is not None,
+    "learned_bounded_case": lambda case: case.gate.max_k is not None and bool(list(case.gate.parameters())),
     "unbounded_case": lambda case: case.gate.max_k is None,
 }
 

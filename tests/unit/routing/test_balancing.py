@@ -258,8 +258,8 @@ class TestForcedBalance:
         assert torch.equal(whole.selected_TE.view(8, 3, 8)[:, 1], alone.selected_TE)
         assert torch.equal(whole.selected_TE, whole.weights_TE != 0)
 
-    def test_gate_still_computes_and_learns(self, bounded_case, make_batch):
-        gate = bounded_case.balanced(forced_balance=True)
+    def test_gate_still_computes_and_learns(self, learned_bounded_case, make_batch):
+        gate = learned_bounded_case.balanced(forced_balance=True)
         routing = gate(torch.randn(10, 16, dtype=torch.float64), make_batch([5, 3], 5))
         (routing.weights_TE.square().sum() + routing.losses["z"].sum).backward()
         assert any(p.grad is not None and bool(p.grad.any()) for p in gate.parameters())

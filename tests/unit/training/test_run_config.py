@@ -162,6 +162,33 @@ def test_other_deepspeed_keys_pass_through() -> None:
     assert config.deepspeed == {"zero_optimization": {"reduce_bucket_size": 1000}}
 
 
+def test_a_table_of_token_ids_must_be_that_of_the_model() -> None:
+    wrong = paths(
+        "router.gate=hash", "router.options={vocab_size: 100}", "router.balancing.switch_loss.coefficient=0.0"
+    )["router.options"]
+    vocabulary = load_run_config("tiny").model.vocab_size
+    assert f"set router.options.vocab_size={vocabulary}" in wrong
+    fits = f"router.options={{vocab_size: {vocabulary}}}"
+    assert (
+        load_run_config("tiny", ["router.gate=hash", fits, "router.balancing.switch_loss.coefficient=0.0"]).router.gate
+        == "hash"
+    )
+
+
+def test_training_needs_the_file_of_a_gate_and_a_checkpoint_does_not(tmp_path: Path) -> None:
+    from moe_train.training.checks import check_gate_files
+
+    path, vocabulary = tmp_path / "counts.json", load_run_config("tiny").model.vocab_size
+    options = f"router.options={{vocab_size: {vocabulary}, counts: '{path}'}}"
+    config = load_run_config(
+        "tiny", ["router.gate=hash", options, "router.balancing.switch_loss.coefficient=0.0"]
+    )  # what evaluation reads
+    with pytest.raises(ValueError, match="there is no such file"):
+        check_gate_files(config)
+    path.write_text("[1]")
+    check_gate_files(config)
+
+
 def test_a_gate_that_looks_ahead_must_be_accepted_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     from moe_train.routing import gate_class
 

@@ -19,6 +19,7 @@ from moe_train.model.options import (
     MultiTokenOptions,
     RopeScaling,
 )
+from moe_train.routing import available_gates, gate_class
 from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions
 from moe_train.training.convert import Report
 from moe_train.training.options import TrainOptions
@@ -63,10 +64,11 @@ DENSE = {
     "llama3": replace(MODEL, family="llama3", ffn_hidden_size=40, rope_scaling=RopeScaling("llama3", 8.0, 32)),
 }
 BIAS = BalancingOptions(bias=BiasOptions(rate=0.001))
-ROUTERS: dict[str, RouterOptions] = {
+ROUTERS: dict[str, RouterOptions] = {name: RouterOptions(name) for name in available_gates()} | {
     "softmax_topk": RouterOptions("softmax_topk", {"top_k": 2}, BIAS),
     "lpr": RouterOptions("lpr", {"top_k": 2, "latent_dim": 4}, BIAS),
     "dynamic_k": RouterOptions("dynamic_k", {"threshold": 0.6}),
+    "hash": RouterOptions("hash", {"vocab_size": VOCAB, "top_k": 2}),
     "sigmoid_topk": RouterOptions("sigmoid_topk", {"top_k": 2, "num_groups": 4, "groups_per_token": 2}, BIAS),
 }
 
@@ -95,7 +97,9 @@ def saved(
         for n, v in state.items()
         if not (model.tie_embeddings and n == "output_layer.weight")
     ]
-    config = RunConfig(name="a_run", model=model, router=router, train=TrainOptions(precision=precision))
+    exceptions = [] if gate_class(router.gate).causal else [router.gate]
+    train = TrainOptions(precision=precision)
+    config = RunConfig(name="a_run", model=model, router=router, train=train, causal_exceptions=exceptions)
     write_weights(run / "checkpoints", 7, boxes, {"config": to_dict(config)})
     return run
 
