@@ -6,6 +6,7 @@ from typing import Any
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "dynamic_k": [{"max_k": 3}, {"threshold": 0.4, "min_k": 2}],
+    "gshard": [{"second": "threshold", "threshold": 0.3}, {"second": "all"}, {"second": "none", "threshold": 0.2}],
     "lpr": [
         {"scope": "micro_batch", "prototype_init": "hypersphere"},
         {"scope": "global_batch", "top_k": 3, "latent_dim": 4},
@@ -16,4 +17,5 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"num_groups": 8, "groups_per_token": 3},
     ],
     "softmax_topk": [{"top_k": 3, "renormalize": False}, {"top_k": 2, "softmax": "after"}],
+    "switch": [{"jitter": 0.1}],
 }

@@ -3,9 +3,11 @@
 
 from moe_train.routing.balanced_gate import BalancedGate
 from moe_train.routing.gates.dynamic_k import DynamicKGate, DynamicKOptions
+from moe_train.routing.gates.gshard import GShardGate, GShardOptions
 from moe_train.routing.gates.lpr import LatentPrototypeGate, LatentPrototypeOptions
 from moe_train.routing.gates.sigmoid_topk import SigmoidTopKGate, SigmoidTopKOptions
 from moe_train.routing.gates.softmax_topk import SoftmaxTopKGate, SoftmaxTopKOptions
+from moe_train.routing.gates.switch import SwitchGate, SwitchOptions
 from moe_train.routing.interface import Gate, LossTerm, Routing, TokenBatch, keep_buffers_float32
 from moe_train.routing.registry import (
     available_gates,
@@ -22,6 +24,8 @@ __all__ = [
     "BalancedGate",
     "DynamicKGate",
     "DynamicKOptions",
+    "GShardGate",
+    "GShardOptions",
     "Gate",
     "LatentPrototypeGate",
     "LatentPrototypeOptions",
@@ -31,6 +35,8 @@ __all__ = [
     "SigmoidTopKOptions",
     "SoftmaxTopKGate",
     "SoftmaxTopKOptions",
+    "SwitchGate",
+    "SwitchOptions",
     "TokenBatch",
     "available_gates",
     "balance_statistics",

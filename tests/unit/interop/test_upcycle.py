@@ -15,7 +15,7 @@ from moe_train.model.language_model import LanguageModel, build_language_model
 from moe_train.model.options import InitOptions, ModelOptions, RopeScaling
 from moe_train.parallel.groups import initialize
 from moe_train.parallel.options import ParallelOptions
-from moe_train.routing import available_gates
+from moe_train.routing import available_gates, build_gate
 from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions
 from tests.distributed.harness.interop import forward
 
@@ -35,6 +35,7 @@ GATES: dict[str, RouterOptions] = {
     "softmax_topk": RouterOptions("softmax_topk", {"top_k": 4}, BIAS),
     "lpr": RouterOptions("lpr", {"top_k": 4, "latent_dim": 4}, BIAS),
     "dynamic_k": RouterOptions("dynamic_k", {"threshold": 0.5}),
+    "gshard": RouterOptions("gshard", {"second": "all"}, BIAS),
     "sigmoid_topk": RouterOptions("sigmoid_topk", {"top_k": 4, "scaling": 2.5}, BIAS),
 }
 SHAPES = {
@@ -73,6 +74,18 @@ def upcycled(
     return result
 
 
+def refusal(router: RouterOptions, options: UpcycleOptions) -> str | None:
+    """Why a plan is refused, from what the gate declares."""
+    gate = build_gate(router.gate, router.options, DENSE.hidden_size, options.num_experts)
+    if gate.weight_sum is None:
+        return "combine weights whose sum differs from token to token"
+    if options.granularity > 1 and (gate.max_k is None or gate.max_k % options.granularity or not gate.expert_rows):
+        return "needs a fixed number of experts per token that is a multiple of granularity"
+    if options.granularity > 1 and gate.ties == "none":
+        return "does not choose the slices of a copy together"
+    return None
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("gate", available_gates())
 @pytest.mark.parametrize("family", ["qwen3", "llama3"])
@@ -81,11 +94,11 @@ def test_the_output_is_the_dense_one(family: Any, gate: str, shape: str) -> None
     options = SHAPES[shape]
     scaling = RopeScaling("llama3", factor=8.0, original_length=16) if family == "llama3" else None
     model = replace(DENSE, family=family, rope_scaling=scaling)
-    router = GATES[gate]
+    router = GATES.get(gate, RouterOptions(gate))
     if options.num_experts < 4 and "top_k" in router.options:
         router = replace(router, options=router.options | {"top_k": 2})
-    if gate == "dynamic_k" and options.granularity > 1:
-        with pytest.raises(ValueError, match="needs a fixed number of experts per token that is a multiple of gran"):
+    if (reason := refusal(router, options)) is not None:
+        with pytest.raises(ValueError, match=reason):
             plan(model, router, options)
         return
     dense = built(model, RouterOptions())

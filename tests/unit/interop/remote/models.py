@@ -65,6 +65,8 @@ DENSE = {
 BIAS = BalancingOptions(bias=BiasOptions(rate=0.001))
 ROUTERS: dict[str, RouterOptions] = {
     "softmax_topk": RouterOptions("softmax_topk", {"top_k": 2}, BIAS),
+    "switch": RouterOptions("switch", {"jitter": 0.1}, BIAS),
+    "gshard": RouterOptions("gshard", {}, BIAS),
     "lpr": RouterOptions("lpr", {"top_k": 2, "latent_dim": 4}, BIAS),
     "dynamic_k": RouterOptions("dynamic_k", {"threshold": 0.6}),
     "sigmoid_topk": RouterOptions("sigmoid_topk", {"top_k": 2, "num_groups": 4, "groups_per_token": 2}, BIAS),
