@@ -11,6 +11,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"scope": "micro_batch", "prototype_init": "hypersphere"},
         {"scope": "global_batch", "top_k": 3, "latent_dim": 4},
     ],
+    "noisy_topk": [{"top_k": 3, "scope": "micro_batch"}, {"scope": "global_batch", "importance": 0.3}],
     "sigmoid_topk": [
         {"top_k": 3, "renormalize": False},
         {"top_k": 3, "num_groups": 4, "groups_per_token": 2, "scaling": 2.5},

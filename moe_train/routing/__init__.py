@@ -5,6 +5,7 @@ from moe_train.routing.balanced_gate import BalancedGate
 from moe_train.routing.gates.dynamic_k import DynamicKGate, DynamicKOptions
 from moe_train.routing.gates.gshard import GShardGate, GShardOptions
 from moe_train.routing.gates.lpr import LatentPrototypeGate, LatentPrototypeOptions
+from moe_train.routing.gates.noisy_topk import NoisyTopKGate, NoisyTopKOptions
 from moe_train.routing.gates.sigmoid_topk import SigmoidTopKGate, SigmoidTopKOptions
 from moe_train.routing.gates.softmax_topk import SoftmaxTopKGate, SoftmaxTopKOptions
 from moe_train.routing.gates.switch import SwitchGate, SwitchOptions
@@ -30,6 +31,8 @@ __all__ = [
     "LatentPrototypeGate",
     "LatentPrototypeOptions",
     "LossTerm",
+    "NoisyTopKGate",
+    "NoisyTopKOptions",
     "Routing",
     "SigmoidTopKGate",
     "SigmoidTopKOptions",

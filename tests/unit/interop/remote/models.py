@@ -67,6 +67,7 @@ ROUTERS: dict[str, RouterOptions] = {
     "softmax_topk": RouterOptions("softmax_topk", {"top_k": 2}, BIAS),
     "switch": RouterOptions("switch", {"jitter": 0.1}, BIAS),
     "gshard": RouterOptions("gshard", {}, BIAS),
+    "noisy_topk": RouterOptions("noisy_topk", {"top_k": 2}, BIAS),
     "lpr": RouterOptions("lpr", {"top_k": 2, "latent_dim": 4}, BIAS),
     "dynamic_k": RouterOptions("dynamic_k", {"threshold": 0.6}),
     "sigmoid_topk": RouterOptions("sigmoid_topk", {"top_k": 2, "num_groups": 4, "groups_per_token": 2}, BIAS),
@@ -82,6 +83,8 @@ def random_model(model: ModelOptions, router: RouterOptions) -> LanguageModel:
         for name, value in (*built.named_parameters(), *built.named_buffers()):
             if name.endswith("bias_E"):
                 value.normal_(std=0.3)
+            elif value.dim() == 2 and not value.any():
+                value.normal_(std=0.2)
             elif value.dim() == 1:
                 value.copy_(1 + 0.3 * torch.randn_like(value))
     return built
