@@ -12,6 +12,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"scope": "global_batch", "top_k": 3, "latent_dim": 4},
     ],
     "noisy_topk": [{"top_k": 3, "scope": "micro_batch"}, {"scope": "global_batch", "importance": 0.3}],
+    "relu": [
+        {"scope": "global_batch", "initial_coefficient": 0.3, "mean_k": 3},
+        {"balanced": False, "initial_coefficient": 0.01},
+        {"scope": "micro_batch", "initial_coefficient": 0.1},
+    ],
     "sigmoid_topk": [
         {"top_k": 3, "renormalize": False},
         {"top_k": 3, "num_groups": 4, "groups_per_token": 2, "scaling": 2.5},

@@ -6,6 +6,7 @@ from moe_train.routing.gates.dynamic_k import DynamicKGate, DynamicKOptions
 from moe_train.routing.gates.gshard import GShardGate, GShardOptions
 from moe_train.routing.gates.lpr import LatentPrototypeGate, LatentPrototypeOptions
 from moe_train.routing.gates.noisy_topk import NoisyTopKGate, NoisyTopKOptions
+from moe_train.routing.gates.relu import ReLUGate, ReLUOptions
 from moe_train.routing.gates.sigmoid_topk import SigmoidTopKGate, SigmoidTopKOptions
 from moe_train.routing.gates.softmax_topk import SoftmaxTopKGate, SoftmaxTopKOptions
 from moe_train.routing.gates.switch import SwitchGate, SwitchOptions
@@ -33,6 +34,8 @@ __all__ = [
     "LossTerm",
     "NoisyTopKGate",
     "NoisyTopKOptions",
+    "ReLUGate",
+    "ReLUOptions",
     "Routing",
     "SigmoidTopKGate",
     "SigmoidTopKOptions",
