@@ -22,6 +22,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"top_k": 3, "num_groups": 4, "groups_per_token": 2, "scaling": 2.5},
         {"num_groups": 8, "groups_per_token": 3},
     ],
+    "simbal": [{"top_k": 3, "renormalize": False}],
     "softmax_topk": [
         {"top_k": 3, "renormalize": False},
         {"top_k": 2, "softmax": "after"},

@@ -8,6 +8,7 @@ from moe_train.routing.gates.lpr import LatentPrototypeGate, LatentPrototypeOpti
 from moe_train.routing.gates.noisy_topk import NoisyTopKGate, NoisyTopKOptions
 from moe_train.routing.gates.relu import ReLUGate, ReLUOptions
 from moe_train.routing.gates.sigmoid_topk import SigmoidTopKGate, SigmoidTopKOptions
+from moe_train.routing.gates.simbal import SimBalGate, SimBalOptions
 from moe_train.routing.gates.softmax_topk import SoftmaxTopKGate, SoftmaxTopKOptions
 from moe_train.routing.gates.switch import SwitchGate, SwitchOptions
 from moe_train.routing.interface import Gate, LossTerm, Routing, TokenBatch, keep_buffers_float32
@@ -39,6 +40,8 @@ __all__ = [
     "Routing",
     "SigmoidTopKGate",
     "SigmoidTopKOptions",
+    "SimBalGate",
+    "SimBalOptions",
     "SoftmaxTopKGate",
     "SoftmaxTopKOptions",
     "SwitchGate",

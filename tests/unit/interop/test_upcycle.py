@@ -36,6 +36,7 @@ GATES: dict[str, RouterOptions] = {
     "lpr": RouterOptions("lpr", {"top_k": 4, "latent_dim": 4}, BIAS),
     "dynamic_k": RouterOptions("dynamic_k", {"threshold": 0.5}),
     "noisy_topk": RouterOptions("noisy_topk", {"top_k": 4, "load": 0.0}, BIAS),
+    "simbal": RouterOptions("simbal", {"top_k": 4}, BIAS),
     "gshard": RouterOptions("gshard", {"second": "all"}, BIAS),
     "sigmoid_topk": RouterOptions("sigmoid_topk", {"top_k": 4, "scaling": 2.5}, BIAS),
 }

@@ -67,6 +67,7 @@ ROUTERS: dict[str, RouterOptions] = {
     "softmax_topk": RouterOptions("softmax_topk", {"top_k": 2}, BIAS),
     "switch": RouterOptions("switch", {"jitter": 0.1}, BIAS),
     "gshard": RouterOptions("gshard", {}, BIAS),
+    "simbal": RouterOptions("simbal", {"top_k": 2}, BIAS),
     "relu": RouterOptions("relu"),
     "noisy_topk": RouterOptions("noisy_topk", {"top_k": 2}, BIAS),
     "lpr": RouterOptions("lpr", {"top_k": 2, "latent_dim": 4}, BIAS),
