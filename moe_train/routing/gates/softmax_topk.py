@@ -93,7 +93,8 @@ class SoftmaxTopKGate(Gate):
         dtype = gate_dtype(tokens_TH, self.weight)
         with full_precision(tokens_TH):
             logits_TE = F.linear(tokens_TH.to(dtype), self.weight.to(dtype))
-        scores_TE = logits_TE if bias_E is None else logits_TE + bias_E
+        # Detached, so that recomputation, which has its selection already, keeps as many tensors as the first pass.
+        scores_TE = logits_TE.detach() if bias_E is None else logits_TE.detach() + bias_E
         options = self.options
         if replay_TE is None and options.groups_per_token < options.num_groups:
             reached_TE = in_best_groups(scores_TE, options.num_groups, options.groups_per_token, best=1)

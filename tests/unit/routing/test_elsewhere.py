@@ -124,12 +124,40 @@ def test_the_same_router_gives_transformers_its_own_logits(implementation):
     assert torch.equal(generated, again)
 
 
+def forget_memory():
+    """Fills memory that is free with NaN, so that what is never written shows (row 16)."""
+    junk = [torch.full((size,), float("nan")) for size in (64, 512, 1024, 4096, 16384, 65536) for _ in range(4)]
+    del junk
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm"])
+@pytest.mark.parametrize("gate", ["relu", "gshard"])
+def test_unused_slots_change_nothing_in_transformers(gate, implementation):
+    """Row 16 (transformers PR48205, pytorch#193633): grouped_mm does not write the rows of slots without an expert."""
+    use_gate = without_training("elsewhere.md")["use_gate"]
+    ids_BS = torch.randint(1, 100, (2, 8), generator=torch.Generator().manual_seed(1))
+    real_BS = torch.ones_like(ids_BS)
+    real_BS[1, 5:] = 0
+    logits = []
+    for chosen in ("eager", implementation):
+        model = qwen3(experts_implementation=chosen)
+        use_gate(model, RouterOptions(gate))
+        forget_memory()
+        out = model(input_ids=ids_BS, attention_mask=real_BS).logits[real_BS.bool()]
+        logits.append(out.detach())
+        forget_memory()
+        out.square().sum().backward()
+        assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("gate", available_gates())
 def test_every_gate_trains_in_transformers(gate):
     names = without_training("elsewhere.md")
     model = qwen3()
     routed = names["use_gate"](model, RouterOptions(gate))
     ids_BS = torch.randint(1, 100, (2, 8))
+    forget_memory()
     loss = model(input_ids=ids_BS, labels=ids_BS).loss + names["auxiliary_loss"](routed)
     loss.backward()
     assert bool(torch.isfinite(loss))
