@@ -44,12 +44,20 @@ def by_micro_batch(case: Case) -> bool:
     return "micro_batch" in (gate.pool, getattr(gate.options, "scope", None))
 
 
+def by_global_batch(case: Case) -> bool:
+    """Whether a loss of the gate looks at the window so far, which accumulation only approximates by design."""
+    gate = build_gate(case.router.gate, case.router.options, MODEL.hidden_size, MODEL.moe.num_experts)
+    return bool(getattr(gate.options, "scope", None) == "global_batch")
+
+
 def same(processes: Processes, case: Case, way: tuple[int, int, int, bool]) -> None:
     """Steps of SGD with learning rate 1, so that gradients show. A near-tie can fall either way by rounding: then
     the loads differ, and other data is taken."""
     size, expert, accumulation, recompute = way
     if by_micro_batch(case):
         accumulation, case = 4 // size, case.with_(accumulation=4)
+    if by_global_batch(case):
+        accumulation = 1
     for seed in range(4):
         case = case.with_(data_seed=seed)
         want = processes(1).run(training.train, case=case)[0]

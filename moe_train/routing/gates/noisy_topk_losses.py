@@ -22,18 +22,20 @@ def variation_loss(mass_TE: Tensor, sets: TokenSets, name: str, layer: int, coef
     Padding is left out. ``sequence`` and ``micro_batch``: the loss of each set. ``global_batch``: value and gradient
     at the sum over ranks and the window so far; its unit is the token.
     """
-    mass_GE = sets.sums(mass_TE)
+    # In float64: near balance CV^2 is what is left of masses that are almost equal.
+    mass_GE = sets.sums(mass_TE.double())
     if sets.scope != "global_batch":
-        return sets.term(squared_cv(mass_GE), coefficient)
+        return sets.term(squared_cv(mass_GE).to(mass_TE.dtype), coefficient)
     tokens = sets.tokens_G.sum()
     # One collective: the count travels with the masses. Exact in float64.
-    packed = torch.cat([mass_GE.detach().flatten().double(), tokens.double().view(1)])
+    packed = torch.cat([mass_GE.detach().flatten(), tokens.double().view(1)])
     packed = sets.batch.sum_over_window(f"noisy_topk_{name}", layer, packed)
-    window_GE, window_tokens = packed[:-1].view_as(mass_GE).to(mass_GE.dtype), packed[-1].to(mass_GE.dtype)
+    window_GE, window_tokens = packed[:-1].view_as(mass_GE), packed[-1]
     # Linear in this rank's part, with the slope of the whole. Values add up over ranks weighted with their tokens,
     # gradients must add up to that of the whole times its tokens.
     loss = squared_cv(window_GE + (mass_GE - mass_GE.detach())).sum()
-    return LossTerm(loss.detach() * tokens + (loss - loss.detach()) * window_tokens, tokens, "token", coefficient)
+    total = loss.detach() * tokens + (loss - loss.detach()) * window_tokens
+    return LossTerm(total.to(mass_TE.dtype), tokens, "token", coefficient)
 
 
 def squared_cv(mass_GE: Tensor) -> Tensor:
