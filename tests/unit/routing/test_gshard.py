@@ -40,7 +40,7 @@ POLICIES = [
 
 
 @pytest.mark.usefixtures("fresh_seed")
-@pytest.mark.parametrize(("options", "training", "rule"), POLICIES, ids=str)
+@pytest.mark.parametrize(("options", "training", "rule"), POLICIES)
 def test_equals_the_formula(options, training, rule, make_batch):
     """The weights are normalised over both before the second is dropped: g1 alone stays below 1."""
     batch = make_batch([20, 12], 20)
