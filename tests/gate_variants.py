@@ -9,21 +9,34 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "dynamic_k": [{"max_k": 3}, {"threshold": 0.4, "min_k": 2}],
     "expert_choice": [{"capacity_factor": 1.25, "pool": "micro_batch"}, {"capacity_factor": 3.0}],
     "forced_balance": [{"top_k": 1, "renormalize": False}],
+    "gshard": [{"second": "threshold", "threshold": 0.3}, {"second": "all"}, {"second": "none", "threshold": 0.2}],
     "hash": [{"top_k": 3, "seed": 4}],
     "lpr": [
         {"scope": "micro_batch", "prototype_init": "hypersphere"},
         {"scope": "global_batch", "top_k": 3, "latent_dim": 4},
     ],
+    "noisy_topk": [{"top_k": 3, "scope": "micro_batch"}, {"scope": "global_batch", "importance": 0.3}],
     "quantile_balancing": [
         {"top_k": 1, "weights": "sigmoid", "scope": "micro_batch"},
         {"top_k": 3, "weights": "sigmoid", "ema": 0.5},
+    ],
+    "relu": [
+        {"scope": "global_batch", "initial_coefficient": 0.3, "mean_k": 3},
+        {"balanced": False, "initial_coefficient": 0.01},
+        {"scope": "micro_batch", "initial_coefficient": 0.1},
     ],
     "sigmoid_topk": [
         {"top_k": 3, "renormalize": False},
         {"top_k": 3, "num_groups": 4, "groups_per_token": 2, "scaling": 2.5},
         {"num_groups": 8, "groups_per_token": 3},
     ],
+    "simbal": [{"top_k": 3, "renormalize": False}],
     "sinkhorn": [{"top_k": 2, "pool": "micro_batch"}, {"top_k": 3, "iterations": 5, "temperature": 0.5}],
-    "softmax_topk": [{"top_k": 3, "renormalize": False}, {"top_k": 2, "softmax": "after"}],
+    "softmax_topk": [
+        {"top_k": 3, "renormalize": False},
+        {"top_k": 2, "softmax": "after"},
+        {"top_k": 3, "renormalize": False, "num_groups": 4, "groups_per_token": 2, "scaling": 16.0},
+    ],
+    "switch": [{"jitter": 0.1}],
     "uniform_random": [{"top_k": 3}],
 }

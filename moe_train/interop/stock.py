@@ -20,10 +20,8 @@ def stock_class_problems(model: ModelOptions, router: RouterOptions) -> list[str
     gate = "sigmoid_topk" if name == "deepseek_v3" else "softmax_topk"
     if router.gate != gate:
         problems.append(f"router.gate is {router.gate}, while {name} routes by {gate}")
-    elif gate == "softmax_topk":
-        options: Any = parse_options(gate_options(gate), router.options, f"gate {gate!r}")
-        if name == "mixtral" and not options.sums_to_one:
-            problems.append("router.options.renormalize is false, while mixtral's weights sum to one")
+    else:
+        problems += _gate_problems(name, gate, router, model.moe.num_experts)
     if router.forced_balance:
         problems.append("router.forced_balance replaces the gate's choice")
     if bias and name != "deepseek_v3":
@@ -46,4 +44,27 @@ def stock_class_problems(model: ModelOptions, router: RouterOptions) -> list[str
         problems.append(f"model.dense_layers is {dense}, while those of deepseek_v3 are the first ones")
     if name == "olmoe" and model.head_dim not in (None, model.hidden_size // model.num_attention_heads):
         problems.append(f"model.head_dim is {model.head_dim}, while olmoe's is hidden_size / num_attention_heads")
+    return problems
+
+
+def _gate_problems(family: str, gate: str, router: RouterOptions, experts: int) -> list[str]:
+    """Options of the right gate for which the family has no place."""
+    options: Any = parse_options(gate_options(gate), router.options, f"gate {gate!r}")
+    problems = []
+    if gate == "sigmoid_topk":
+        if options.num_groups == experts > 1:
+            problems.append(
+                f"router.options.num_groups is {experts}, a group for each expert, while those of {family} hold at"
+                " least two"
+            )
+        return problems
+    if family == "mixtral" and not options.sums_to_one:
+        problems.append("router.options.renormalize is false, while mixtral's weights sum to one")
+    if options.scaling != 1:
+        problems.append(f"router.options.scaling is {options.scaling}, while {family} does not scale its weights")
+    if options.groups_per_token < options.num_groups:
+        problems.append(
+            f"router.options.groups_per_token is {options.groups_per_token} of {options.num_groups}, while {family} has"
+            " no groups of experts"
+        )
     return problems

@@ -1,6 +1,6 @@
 """DeepSeek-V3's gate: a sigmoid per expert, the k largest, optionally inside the best groups of experts.
 
-Suffixes: T tokens, H hidden, E experts, K chosen, G groups of N neighbouring experts (E = G * N).
+Suffixes: T tokens, H hidden, E experts, K chosen.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_train.routing.arithmetic import full_precision, gate_dtype
+from moe_train.routing.groups import check_group_options, check_groups_fit, in_best_groups
 from moe_train.routing.interface import Gate, Routing, TokenBatch
 from moe_train.routing.registry import register_gate
-from moe_train.routing.topk import mask_of, select_top_k, top_k
+from moe_train.routing.topk import select_top_k
 
 _TINY = 1e-20
 """Added to the sum that weights are divided by, as in the published model."""
@@ -33,16 +34,11 @@ class SigmoidTopKOptions:
     """Groups that a token may choose experts from."""
 
     def __post_init__(self) -> None:
-        for name in ("top_k", "num_groups", "groups_per_token"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}; it must be at least 1")
         if not 0 < self.scaling < float("inf"):
             raise ValueError(f"scaling is {self.scaling}; it must be above 0 and finite")
-        if self.groups_per_token > self.num_groups:
-            raise ValueError(
-                f"groups_per_token is {self.groups_per_token}; it must not be above num_groups, which is"
-                f" {self.num_groups}"
-            )
+        check_group_options(self.num_groups, self.groups_per_token)
         if self.top_k == 1 and self.renormalize:
             raise ValueError(
                 "top_k 1 with renormalize gives every weight the value of scaling and the gate no gradient:"
@@ -71,14 +67,7 @@ class SigmoidTopKGate(Gate):
         self.options = options = options or SigmoidTopKOptions()
         if options.top_k > num_experts:
             raise ValueError(f"top_k is {options.top_k}, but there are only {num_experts} experts")
-        if num_experts % options.num_groups:
-            raise ValueError(f"num_groups is {options.num_groups}; it must divide the {num_experts} experts")
-        reachable = options.groups_per_token * (num_experts // options.num_groups)
-        if reachable < options.top_k:
-            raise ValueError(
-                f"top_k is {options.top_k}, but groups_per_token {options.groups_per_token} of {options.num_groups}"
-                f" groups leaves a token {reachable} of {num_experts} experts: raise groups_per_token"
-            )
+        check_groups_fit(num_experts, options.top_k, options.num_groups, options.groups_per_token)
         self.max_k = options.top_k
         self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
         nn.init.normal_(self.weight, std=0.02)
@@ -100,26 +89,20 @@ class SigmoidTopKGate(Gate):
             logits_TE = F.linear(tokens_TH.to(dtype), self.weight.to(dtype))
         scores_TE = torch.sigmoid(logits_TE)
         ranked_TE = scores_TE.detach() if bias_E is None else scores_TE.detach() + bias_E
-        if replay_TE is None and self.options.groups_per_token < self.options.num_groups:
-            ranked_TE = ranked_TE.masked_fill(~self._in_best_groups(ranked_TE), -torch.inf)
-        selected_TE, experts_TK = select_top_k(ranked_TE, self.options.top_k, batch.padding_T, replay_TE)
+        options = self.options
+        if replay_TE is None and options.groups_per_token < options.num_groups:
+            reached_TE = in_best_groups(ranked_TE, options.num_groups, options.groups_per_token, best=2)
+            ranked_TE = ranked_TE.masked_fill(~reached_TE, -torch.inf)
+        selected_TE, experts_TK = select_top_k(ranked_TE, options.top_k, batch.padding_T, replay_TE)
         weights_TE = scores_TE * selected_TE
-        if self.options.renormalize:
+        if options.renormalize:
             weights_TE = weights_TE / (weights_TE.sum(dim=-1, keepdim=True) + _TINY)
         return Routing(
             logits_TE=logits_TE,
             # s_e / sum of all s, finite also where every sigmoid underflows.
             probs_TE=torch.softmax(F.logsigmoid(logits_TE), dim=-1),
-            weights_TE=weights_TE * self.options.scaling,
+            weights_TE=weights_TE * options.scaling,
             selected_TE=selected_TE,
             kept_TE=selected_TE,
             experts_TK=experts_TK,
         )
-
-    def _in_best_groups(self, ranked_TE: Tensor) -> Tensor:
-        """bool [T, E], True for the experts of each token's best groups."""
-        size = self.num_experts // self.options.num_groups
-        ranked_TGN = ranked_TE.unflatten(1, (self.options.num_groups, size))
-        best_TG = torch.topk(ranked_TGN, min(2, size), dim=-1).values.sum(dim=-1)
-        groups = top_k(best_TG, self.options.groups_per_token)
-        return mask_of(groups, self.options.num_groups).repeat_interleave(size, dim=1)

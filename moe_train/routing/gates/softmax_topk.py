@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_train.routing.arithmetic import full_precision, gate_dtype, softmax_over
+from moe_train.routing.groups import check_group_options, check_groups_fit, in_best_groups
 from moe_train.routing.interface import Gate, Routing, TokenBatch
 from moe_train.routing.registry import register_gate
 from moe_train.routing.topk import select_top_k
@@ -25,13 +26,22 @@ class SoftmaxTopKOptions:
     """before: over all experts, then select; after: over the selected experts only."""
     renormalize: bool = True
     """Divide the selected probabilities by their sum; only asked where softmax is ``before``."""
+    scaling: float = 1.0
+    """All combine weights times this, after renormalisation."""
+    num_groups: int = 1
+    """Groups of neighbouring experts, all of one size."""
+    groups_per_token: int = 1
+    """Groups that a token may choose experts from."""
 
     def __post_init__(self) -> None:
         if self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}; it must be at least 1")
+        if not 0 < self.scaling < float("inf"):
+            raise ValueError(f"scaling is {self.scaling}; it must be above 0 and finite")
+        check_group_options(self.num_groups, self.groups_per_token)
         if self.top_k == 1 and self.sums_to_one:
             raise ValueError(
-                "top_k 1 with weights that sum to one gives every weight the value 1 and the gate no gradient:"
+                "top_k 1 with weights that sum to one gives every weight the value of scaling and the gate no gradient:"
                 " set softmax: before and renormalize: false, or a larger top_k"
             )
 
@@ -43,11 +53,16 @@ class SoftmaxTopKOptions:
 @register_gate("softmax_topk", SoftmaxTopKOptions)
 class SoftmaxTopKGate(Gate):
     """l = W x; the k experts with the largest l + bias; weights p_e = softmax(l)_e of the selected, or p_e / sum of the
-    selected p (which is the softmax over the selected logits: ``after``, and ``before`` with ``renormalize``).
+    selected p (which is the softmax over the selected logits: ``after``, and ``before`` with ``renormalize``), times
+    ``scaling``.
 
-    Shapes: x [T, H], ``weight`` [E, H], logits, probabilities and weights [T, E]. Time O(T E H), memory O(T E).
-    Sources: Shazeer et al. 2017 (softmax after selection); Fedus et al. 2021, Lepikhin et al. 2020 (before);
-    Jiang et al. 2024 (Mixtral: after); Qwen3-MoE (before, renormalised). Bias in logit space, for selection only.
+    With ``num_groups`` above 1 only experts of the ``groups_per_token`` best groups can be selected; the score of a
+    group is its largest l + bias (DeepSeek-V2, arXiv 2405.04434, section 2.2.2: device-limited routing, a group being
+    the experts of one device; its published code scales unless it renormalises, here both go together). Ties, also of
+    groups, go to the lower index. Shapes: x [T, H], ``weight`` [E, H], logits, probabilities and weights [T, E]. Time
+    O(T E H), memory O(T E). ValueError where groups do not divide the experts or hold fewer than k of them. Sources:
+    Shazeer et al. 2017 (softmax after selection); Fedus et al. 2021, Lepikhin et al. 2020 (before); Jiang et al. 2024
+    (Mixtral: after); Qwen3-MoE (before, renormalised). Bias in logit space, for selection only.
     """
 
     takes_bias = True
@@ -58,13 +73,14 @@ class SoftmaxTopKGate(Gate):
         self.options = options or SoftmaxTopKOptions()
         if self.options.top_k > num_experts:
             raise ValueError(f"top_k is {self.options.top_k}, but there are only {num_experts} experts")
+        check_groups_fit(num_experts, self.options.top_k, self.options.num_groups, self.options.groups_per_token)
         self.max_k = self.options.top_k
         self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
         nn.init.normal_(self.weight, std=0.02)
 
     @property
     def weight_sum(self) -> float | None:
-        return 1.0 if self.options.sums_to_one else None
+        return self.options.scaling if self.options.sums_to_one else None
 
     def forward(
         self,
@@ -77,17 +93,22 @@ class SoftmaxTopKGate(Gate):
         dtype = gate_dtype(tokens_TH, self.weight)
         with full_precision(tokens_TH):
             logits_TE = F.linear(tokens_TH.to(dtype), self.weight.to(dtype))
-        scores_TE = logits_TE if bias_E is None else logits_TE + bias_E
-        selected_TE, experts_TK = select_top_k(scores_TE, self.options.top_k, batch.padding_T, replay_TE)
+        # Detached, so that recomputation, which has its selection already, keeps as many tensors as the first pass.
+        scores_TE = logits_TE.detach() if bias_E is None else logits_TE.detach() + bias_E
+        options = self.options
+        if replay_TE is None and options.groups_per_token < options.num_groups:
+            reached_TE = in_best_groups(scores_TE, options.num_groups, options.groups_per_token, best=1)
+            scores_TE = scores_TE.masked_fill(~reached_TE, -torch.inf)
+        selected_TE, experts_TK = select_top_k(scores_TE, options.top_k, batch.padding_T, replay_TE)
         probs_TE = torch.softmax(logits_TE, dim=-1)
-        if self.options.sums_to_one:
+        if options.sums_to_one:
             weights_TE = softmax_over(logits_TE, selected_TE)
         else:
             weights_TE = probs_TE * selected_TE
         return Routing(
             logits_TE=logits_TE,
             probs_TE=probs_TE,
-            weights_TE=weights_TE,
+            weights_TE=weights_TE * options.scaling,
             selected_TE=selected_TE,
             kept_TE=selected_TE,
             experts_TK=experts_TK,

@@ -16,6 +16,7 @@ from moe_train.routing.options import BalancingOptions, BiasOptions, CapacityOpt
 
 BIAS = BalancingOptions(bias=BiasOptions(0.001))
 MODEL = ModelOptions()
+EIGHT_GROUPS = {"num_groups": 8, "groups_per_token": 3}
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,11 @@ MODEL = ModelOptions()
         (MODEL, RouterOptions(options={"softmax": "after"}), None),
         (replace(MODEL, family="mixtral"), RouterOptions(), None),
         (replace(MODEL, family="mixtral"), RouterOptions(options={"renormalize": False}), "renormalize"),
+        (MODEL, RouterOptions(options={"scaling": 2.5}), "router.options.scaling is 2.5"),
+        (replace(MODEL, family="mixtral"), RouterOptions(options={"scaling": 2.5}), "router.options.scaling is 2.5"),
+        (MODEL, RouterOptions(options={"num_groups": 4, "groups_per_token": 2}), "groups_per_token is 2 of 4"),
+        (MODEL, RouterOptions(options={"num_groups": 4, "groups_per_token": 4}), None),
+        (replace(MODEL, family="deepseek_v3"), RouterOptions("sigmoid_topk", EIGHT_GROUPS), "a group for each expert"),
         (replace(MODEL, family="qwen3"), RouterOptions("lpr"), None),
         (MODEL, RouterOptions("lpr"), "router.gate is lpr"),
         (MODEL, RouterOptions("sigmoid_topk"), "router.gate is sigmoid_topk"),

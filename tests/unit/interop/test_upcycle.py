@@ -39,6 +39,9 @@ GATES: dict[str, RouterOptions] = {name: RouterOptions(name) for name in availab
     "softmax_topk": RouterOptions("softmax_topk", {"top_k": 4}, BIAS),
     "lpr": RouterOptions("lpr", {"top_k": 4, "latent_dim": 4}, BIAS),
     "dynamic_k": RouterOptions("dynamic_k", {"threshold": 0.5}),
+    "noisy_topk": RouterOptions("noisy_topk", {"top_k": 4, "load": 0.0}, BIAS),
+    "simbal": RouterOptions("simbal", {"top_k": 4}, BIAS),
+    "gshard": RouterOptions("gshard", {"second": "all"}, BIAS),
     "sigmoid_topk": RouterOptions("sigmoid_topk", {"top_k": 4, "scaling": 2.5}, BIAS),
 }
 SHAPES = {
@@ -102,7 +105,7 @@ def test_the_output_is_the_dense_one(family: Any, gate: str, shape: str) -> None
     options = SHAPES[shape]
     scaling = RopeScaling("llama3", factor=8.0, original_length=16) if family == "llama3" else None
     model = replace(DENSE, family=family, rope_scaling=scaling)
-    router = GATES[gate]
+    router = GATES.get(gate, RouterOptions(gate))
     if options.num_experts < 4 and "top_k" in router.options:
         router = replace(router, options=router.options | {"top_k": 2})
     if (why := refusal(router, options)) is not None:

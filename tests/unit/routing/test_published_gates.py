@@ -29,13 +29,29 @@ SIGMOID = [
 ]
 
 
+GREEDY = [
+    ({"topk_method": "greedy"}, {}),
+    ({"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}, {"num_groups": 4, "groups_per_token": 2}),
+    ({"topk_method": "group_limited_greedy", "n_group": 8, "topk_group": 3}, {"num_groups": 8, "groups_per_token": 3}),
+    (
+        {"topk_method": "group_limited_greedy", "n_group": 16, "topk_group": 5},
+        {"num_groups": 16, "groups_per_token": 5},
+    ),
+]
+
+
 def theirs(family: str, prefix: str, **options: Any) -> Any:
     """The router of a family with random weights."""
     module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     config = getattr(importlib.import_module(f"transformers.models.{family}"), f"{prefix}Config")
-    experts = {"mixtral": "num_local_experts", "deepseek_v3": "n_routed_experts"}.get(family, "num_experts")
+    experts = {
+        "mixtral": "num_local_experts",
+        "deepseek_v2": "n_routed_experts",
+        "deepseek_v3": "n_routed_experts",
+    }.get(family, "num_experts")
     config = config(hidden_size=HIDDEN, num_experts_per_tok=K, **{experts: EXPERTS}, **options)
-    router = getattr(module, "DeepseekV3TopkRouter" if family == "deepseek_v3" else f"{prefix}TopKRouter")(config)
+    name = f"{prefix}TopkRouter" if prefix.startswith("Deepseek") else f"{prefix}TopKRouter"
+    router = getattr(module, name)(config)
     torch.nn.init.normal_(router.weight, std=0.3)
     return router
 
@@ -64,6 +80,14 @@ def compare(name, options, router, make_batch, bias_E=None, ranked=lambda logits
 @pytest.mark.parametrize(("family", "prefix", "published", "options"), SOFTMAX)
 def test_softmax_topk_is_the_gate_of(family, prefix, published, options, make_batch):
     compare("softmax_topk", options, theirs(family, prefix, **published), make_batch)
+
+
+@pytest.mark.parametrize(("groups", "options"), GREEDY)
+@pytest.mark.parametrize("scaling", [1.0, 16.0])
+def test_softmax_topk_is_the_gate_of_deepseek_v2(groups, options, scaling, make_batch):
+    """Device-limited routing: the score of a group is its largest probability."""
+    router = theirs("deepseek_v2", "DeepseekV2", routed_scaling_factor=scaling, **groups)
+    compare("softmax_topk", {"renormalize": False, "scaling": scaling, **options}, router, make_batch)
 
 
 @pytest.mark.parametrize(("groups", "options"), SIGMOID)

@@ -10,10 +10,14 @@ from moe_train.routing import SoftmaxTopKGate, SoftmaxTopKOptions
 VARIANTS = [("before", True), ("before", False), ("after", True), ("after", False)]
 
 
-def transcription(x, weight, bias, k, softmax, renormalize):
-    """One token at a time, in Python floats."""
+def transcription(x, weight, bias, k, softmax, renormalize, groups=1, allowed=1):
+    """One token at a time, in Python floats, before scaling."""
     logits = [sum(a * b for a, b in zip(x, row, strict=True)) for row in weight]
-    chosen = sorted(range(len(logits)), key=lambda e: (-(logits[e] + bias[e]), e))[:k]
+    scores = [a + b for a, b in zip(logits, bias, strict=True)]
+    size = len(scores) // groups
+    best = sorted(range(groups), key=lambda g: (-max(scores[g * size : (g + 1) * size]), g))[:allowed]
+    reached = [e for e in range(len(scores)) if e // size in best]
+    chosen = sorted(reached, key=lambda e: (-scores[e], e))[:k]
     weights = [0.0] * len(logits)
     if softmax == "after":
         total = sum(math.exp(logits[e]) for e in chosen)
@@ -42,6 +46,36 @@ def test_equals_the_formula(softmax, renormalize, k, make_batch):
         torch.testing.assert_close(routing.weights_TE[t].tolist(), expected, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(routing.logits_TE, x_TH @ gate.weight.T)
     torch.testing.assert_close(routing.probs_TE, (x_TH @ gate.weight.T).softmax(1))
+
+
+@pytest.mark.usefixtures("fresh_seed")
+@pytest.mark.parametrize(("softmax", "renormalize"), VARIANTS)
+@pytest.mark.parametrize(("groups", "allowed"), [(4, 2), (2, 1), (8, 3)])
+def test_groups_and_scaling_equal_the_formula(softmax, renormalize, groups, allowed, make_batch):
+    options = SoftmaxTopKOptions(3, softmax, renormalize, scaling=2.5, num_groups=groups, groups_per_token=allowed)
+    gate = SoftmaxTopKGate(6, 8, options).double()
+    torch.nn.init.normal_(gate.weight)
+    x_TH, bias_E = torch.randn(10, 6, dtype=torch.float64), torch.randn(8)
+    routing = gate(x_TH, make_batch([10], 10), bias_E=bias_E)
+    arguments = (gate.weight.tolist(), bias_E.tolist(), 3, softmax, renormalize, groups, allowed)
+    for t in range(10):
+        expected = [2.5 * w for w in transcription(x_TH[t].tolist(), *arguments)]
+        torch.testing.assert_close(routing.weights_TE[t].tolist(), expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scaling": 0.0}, "scaling is 0.0"),
+        ({"num_groups": 0}, "num_groups is 0"),
+        ({"num_groups": 3}, "must divide the 8 experts"),
+        ({"groups_per_token": 2}, "must not be above num_groups"),
+        ({"top_k": 3, "num_groups": 4}, "leaves a token 2 of 8 experts"),
+    ],
+)
+def test_impossible_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        SoftmaxTopKGate(6, 8, SoftmaxTopKOptions(**options))
 
 
 @pytest.mark.parametrize(("softmax", "renormalize"), VARIANTS)

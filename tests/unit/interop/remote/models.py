@@ -66,6 +66,11 @@ DENSE = {
 BIAS = BalancingOptions(bias=BiasOptions(rate=0.001))
 ROUTERS: dict[str, RouterOptions] = {name: RouterOptions(name) for name in available_gates()} | {
     "softmax_topk": RouterOptions("softmax_topk", {"top_k": 2}, BIAS),
+    "switch": RouterOptions("switch", {"jitter": 0.1}, BIAS),
+    "gshard": RouterOptions("gshard", {}, BIAS),
+    "simbal": RouterOptions("simbal", {"top_k": 2}, BIAS),
+    "relu": RouterOptions("relu"),
+    "noisy_topk": RouterOptions("noisy_topk", {"top_k": 2}, BIAS),
     "lpr": RouterOptions("lpr", {"top_k": 2, "latent_dim": 4}, BIAS),
     "dynamic_k": RouterOptions("dynamic_k", {"threshold": 0.6}),
     "hash": RouterOptions("hash", {"vocab_size": VOCAB, "top_k": 2}),
@@ -82,6 +87,8 @@ def random_model(model: ModelOptions, router: RouterOptions) -> LanguageModel:
         for name, value in (*built.named_parameters(), *built.named_buffers()):
             if name.endswith("bias_E"):
                 value.normal_(std=0.3)
+            elif value.dim() == 2 and not value.any():
+                value.normal_(std=0.2)
             elif value.dim() == 1:
                 value.copy_(1 + 0.3 * torch.randn_like(value))
     return built

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from moe_train.routing import available_gates
+from moe_train.routing import available_gates, build_gate
 from moe_train.routing.options import RouterOptions
 from moe_train.training.convert import export_model
 from tests.reference import hub
@@ -112,20 +112,28 @@ def test_a_new_model_from_its_configuration(exported: Exported, gate: str) -> No
     assert result.logits.isfinite().all()
     result.loss.backward()
     different = dict(other.named_parameters())
+    own = build_gate(gate, ROUTERS[gate].options, config.hidden_size, 8)
+
+    def chosen(name: str, value: torch.Tensor) -> torch.Tensor | None:
+        """What the gate itself gives such a tensor at the start."""
+        mine = name.rpartition(".mlp.gate.")[2]
+        return own.initial(mine, tuple(value.shape), torch.Generator().manual_seed(1)) if mine != name else None
+
     for name, value in new.named_parameters():
-        if value.dim() == 1:
+        if (by_gate := chosen(name, value)) is not None:
+            assert 0.5 * by_gate.std() <= value.std() <= 2 * by_gate.std(), name
+            assert bool(by_gate.std() == 0) == torch.equal(value, different[name]), name
+        elif value.dim() == 1:
             assert (value == (0 if name.endswith("bias") else 1)).all(), name
-        elif name.endswith("prototypes"):
-            assert 0.5 < float(value.std()) < 1.5, name  # the gate's own choice, 1
         else:
             assert 0.15 < float(value.std()) < 0.25, name  # model.init.std is 0.2
-        assert value.dim() == 1 or not torch.equal(value, different[name]), name
+            assert not torch.equal(value, different[name]), name
     drawn = dict(other.named_buffers())
     for name, value in new.named_buffers():
         if name.endswith("table"):
             assert value.unique().tolist() == list(range(8)) and not torch.equal(value, drawn[name]), name
         else:
-            assert not value.any(), name
+            assert not value.any() or chosen(name, value) is not None, name
 
 
 def test_what_a_file_lacks_begins_anew(exported: Exported) -> None:
