@@ -54,6 +54,9 @@ def test_the_resolved_configuration_holds_the_gates_defaults() -> None:
         "top_k": 2,
         "softmax": "before",
         "renormalize": True,
+        "scaling": 1.0,
+        "num_groups": 1,
+        "groups_per_token": 1,
     }
 
 
