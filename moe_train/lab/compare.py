@@ -62,9 +62,7 @@ def prepare(request: Request, accelerators: int = 0) -> Comparison:
     source = str(path)
     everything = plan(experiment, out, source=source, overrides=request.overrides, seeds=request.seeds)
     # A second time for its checks of --only.
-    chosen = plan(
-        experiment, out, source=source, overrides=request.overrides, seeds=request.seeds, only=request.only
-    )
+    chosen = plan(experiment, out, source=source, overrides=request.overrides, seeds=request.seeds, only=request.only)
     processes = request.processes or accelerators or max(run.config.layout_size for run in everything)
     check_processes(everything, processes, source)
     check_same_experiment(everything, out, source)

@@ -35,14 +35,9 @@ def page(table: Mapping[str, Any], curves: Mapping[str, bytes]) -> str:
     """The whole document. ``curves``: those of `curve_figures`."""
     header, *rows = main_rows(table)
     parts = [
-        html.section(
-            "Results", html.table(header, rows), *map(html.paragraph, table["notes"]), note=EXPLANATION
-        ),
+        html.section("Results", html.table(header, rows), *map(html.paragraph, table["notes"]), note=EXPLANATION),
         _differences(table),
-        *(
-            html.section(title, html.svg(image, title), note=BAND_NOTE)
-            for title, image in curves.items()
-        ),
+        *(html.section(title, html.svg(image, title), note=BAND_NOTE) for title, image in curves.items()),
         _loads(table),
         html.section(
             "How it was made",

@@ -91,9 +91,7 @@ def run_folder(out: Path, arm: str, seed: int) -> Path:
     return out / arm / f"seed_{seed}"
 
 
-def arm_config(
-    experiment: Experiment, arm: str, changes: dict[str, Any], overrides: Sequence[str]
-) -> RunConfig:
+def arm_config(experiment: Experiment, arm: str, changes: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
     """The configuration of an arm with the experiment's first seed, checked but for the number of processes."""
     lines = [*dotted(experiment.overrides), *dotted(changes), *overrides]
     data = compose(experiment.base, lines)
