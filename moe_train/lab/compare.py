@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from moe_train.config.errors import listing
+from moe_train.data.files import write_atomically
 from moe_train.data.options import label_of
 from moe_train.lab import demo_data
 from moe_train.lab.experiment import Budget, Experiment, load_experiment
@@ -22,6 +24,8 @@ from moe_train.training.environment import device_facts, git_commit
 
 Say = Callable[[str], None]
 FAILED = 1
+COPY = "experiment.yaml"
+"""The experiment's file as it was when the last run started."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,11 @@ def prepare(request: Request, accelerators: int = 0) -> Comparison:
         experiment = dataclasses.replace(experiment, budget=Budget(request.steps, request.tokens))
     out = request.out or Path("runs") / "compare" / name
     source = str(path)
+    unknown = [name for name in request.only if name not in experiment.arms]
+    if unknown:
+        raise ValueError(f"--only {unknown[0]}: no such arm in {source}; arms: {listing(experiment.arms)}")
     everything = plan(experiment, out, source=source, overrides=request.overrides, seeds=request.seeds)
-    # A second time for its checks of --only.
-    chosen = plan(experiment, out, source=source, overrides=request.overrides, seeds=request.seeds, only=request.only)
+    chosen = [run for run in everything if not request.only or run.arm in request.only]
     processes = request.processes or accelerators or max(run.config.layout_size for run in everything)
     check_processes(everything, processes, source)
     check_same_experiment(everything, out, source)
@@ -78,6 +84,8 @@ def compare(comparison: Comparison, runner: Runner, command: str, say: Say) -> i
         if not is_finished(run):
             check_data(run.config)
     facts = table_facts(comparison, command)
+    comparison.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(comparison.out / COPY, Path(comparison.source).read_bytes())
 
     def progress() -> None:
         write_tables(comparison.experiment, comparison.everything, comparison.out, facts, figures=False)

@@ -39,13 +39,15 @@ def difference_rows(table: Mapping[str, Any]) -> list[list[str]]:
 
 
 def cell(column: Column, value: Mapping[str, Any] | None, signed: bool = False) -> str:
-    """``3.6830 (3.6712, 3.6921)``; a dash in place of the interval of one seed, or of all that is not known."""
+    """``3.6830 (3.6712, 3.6921)``; a dash for the interval of one seed, and for what is not known at all; no interval
+    where all seeds have the same value."""
     if value is None:
         return DASH
     mean = _number(column, value["mean"], signed)
     if value["low"] is None:
         return f"{mean} ({DASH})"
-    return f"{mean} ({_number(column, value['low'], signed)}, {_number(column, value['high'], signed)})"
+    ends = [_number(column, value[end], signed) for end in ("low", "high")]
+    return mean if ends == [mean, mean] else f"{mean} ({ends[0]}, {ends[1]})"
 
 
 def _number(column: Column, value: float, signed: bool) -> str:
@@ -78,10 +80,15 @@ def made_with(table: Mapping[str, Any]) -> str:
     """Date, commit and machine in one line."""
     whole = table["finished_runs"] == table["planned_runs"]
     runs = f"{table['finished_runs']} runs" if whole else f"{table['finished_runs']} of {table['planned_runs']} runs"
-    parts = [runs, table.get("date"), table.get("commit") and f"commit {table['commit']}", table.get("device")]
+    parts = [runs, table.get("date"), table.get("commit") and f"commit {_short(table['commit'])}", table.get("device")]
     if table.get("python"):
         parts.append(f"Python {table['python']}")
     return ", ".join(str(part) for part in parts if part)
+
+
+def _short(commit: str) -> str:
+    name, plus, changes = commit.partition("+")
+    return name[:12] + plus + changes
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_train.config.compose import compose
-from moe_train.config.errors import ConfigError, Problem, listing
+from moe_train.config.errors import ConfigError, Problem
 from moe_train.data.options import DataOptions
 from moe_train.lab.experiment import EvaluationProtocol, Experiment, dotted, reserved
 from moe_train.training.options import TrainOptions
@@ -37,20 +37,16 @@ def plan(
     *,
     source: str,
     overrides: Sequence[str] = (),
-    only: Sequence[str] = (),
     seeds: Sequence[int] = (),
 ) -> list[PlannedRun]:
     """The runs in their order: all arms of the first seed, then of the next, so that a first table comes early.
 
-    overrides: ``key=value`` for every arm, after its own.   only, seeds: these arms and seeds alone (empty: all of the
-    experiment; seeds that it does not name are allowed).   source: the experiment's file, for messages.
-    Every arm's configuration is built and checked, also of arms left out: ConfigError lists the problems of all. What
-    depends on the number of processes is for `check_processes`.
+    overrides: ``key=value`` for every arm, after its own.   seeds: in place of the experiment's, where any are given.
+    source: the experiment's file, for messages.
+    Every arm's configuration is built and checked: ConfigError lists the problems of all. What depends on the number of
+    processes is for `check_processes`.
     """
     problems = list(reserved(list(overrides), ""))
-    for name in only:
-        if name not in experiment.arms:
-            problems.append(Problem("--only", f"no arm {name!r}; arms: {listing(experiment.arms)}"))
     if any(seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
         problems.append(Problem("--seeds", f"must be different numbers of at least 0, got {list(seeds)}"))
     configs: dict[str, RunConfig] = {}
@@ -71,18 +67,17 @@ def plan(
         )
         for seed in (seeds or experiment.seeds)
         for arm, config in configs.items()
-        if not only or arm in only
     ]
 
 
 def check_processes(runs: Sequence[PlannedRun], processes: int, source: str) -> None:
     """ConfigError where an arm does not fit so many processes."""
-    problems: dict[Problem, None] = {}
-    for run in runs:
+    problems: list[Problem] = []
+    for arm, config in {run.arm: run.config for run in runs}.items():
         try:
-            check(run.config, processes, source=run.arm)
+            check(config, processes, source=arm)
         except ConfigError as error:
-            problems |= {Problem(f"arms.{run.arm}", str(problem)): None for problem in error.problems}
+            problems += [Problem(f"arms.{arm}", str(problem)) for problem in error.problems]
     if problems:
         raise ConfigError(problems, source)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from moe_train.evaluation.run_files import Record, read_run
 from moe_train.lab.plan import PlannedRun
 from moe_train.training.account import active_parameters, flops_per_token, gate_facts, parameters
 from moe_train.training.run_config import RunConfig, to_dict
-from moe_train.training.run_folder import CHECKPOINTS, holds_run, load
+from moe_train.training.run_folder import CHECKPOINTS, METRICS, holds_run, load
 
 RESULT = "result.json"
 _SHOWN = 6
@@ -68,6 +69,7 @@ def write_result(run: PlannedRun, evaluation: Mapping[str, Any], processes: int)
             "flops_per_token": measured_flops(config, mean.get("mean_k")),
             "tokens_per_second": throughput(files.train),
         },
+        "alarms": alarms(run.folder / METRICS),
         "parameters": parameters(config).total,
         "active_parameters": active_parameters(config),
         "trained_tokens": files.train[-1].get("tokens") if files.train else None,
@@ -78,6 +80,17 @@ def write_result(run: PlannedRun, evaluation: Mapping[str, Any], processes: int)
         "environment": {name: files.environment.get(name) for name in ("date", "commit", "device", "python")},
     }
     write_atomically(run.folder / RESULT, (json.dumps(result, indent=1) + "\n").encode())
+
+
+def alarms(metrics: Path) -> dict[str, int]:
+    """Cause -> how often an alarm of it began in a layer, from the records of kind "alarm" of metrics.jsonl."""
+    found: Counter[str] = Counter()
+    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []:
+        if '"alarm"' in line:
+            record = json.loads(line)
+            if record.get("kind") == "alarm" and record.get("state") == "began":
+                found[str(record.get("cause"))] += 1
+    return dict(found)
 
 
 def measured_flops(config: RunConfig, mean_k: float | None) -> float:

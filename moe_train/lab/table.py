@@ -60,6 +60,7 @@ def build_table(
                 "label": experiment.label(arm),
                 "changes": experiment.arms[arm],
                 "seeds": [result["seed"] for result in found],
+                "alarms": {str(result["seed"]): result.get("alarms") or {} for result in found},
                 "steps": found[0]["step"] if found else None,
                 "parameters": found[0]["parameters"] if found else None,
                 "active_parameters": found[0]["active_parameters"] if found else None,
@@ -101,6 +102,11 @@ def _notes(by_arm: Mapping[str, Sequence[Result]], results: Sequence[Result]) ->
     notes = [worth(seeds) for seeds in sorted({len(found) for found in by_arm.values() if found})]
     if missing := [arm for arm, found in by_arm.items() if not found]:
         notes.append(f"Without a finished run: {', '.join(missing)}.")
+    for arm, found in by_arm.items():
+        for result in found:
+            if rung := result.get("alarms"):
+                causes = ", ".join(f"{cause} {count}" for cause, count in rung.items())
+                notes.append(f"Collapse alarm in {arm}, seed {result['seed']}: {causes} (layers in which it began).")
     if floors := _all([result["metrics"] for result in results], "gini_floor"):
         low, high = f"{min(floors):.4f}", f"{max(floors):.4f}"
         notes.append(
@@ -111,10 +117,10 @@ def _notes(by_arm: Mapping[str, Sequence[Result]], results: Sequence[Result]) ->
         ("unigram_entropy", "the evaluated data are not the same"),
         ("processes", "runs used different numbers of processes, so their tokens/s do not compare"),
     ):
-        if len(found := sorted({str(result.get(key)) for result in results})) > 1:
-            notes.append(f"Attention: {what} ({', '.join(found)}).")
+        if len(values := sorted({str(result.get(key)) for result in results})) > 1:
+            notes.append(f"Attention: {what} ({', '.join(values)}).")
     for key in ("commit", "device", "python"):
-        found = sorted({str((result.get("environment") or {}).get(key)) for result in results})
-        if len(found) > 1:
-            notes.append(f"Attention: runs differ in {key}: {', '.join(found)}.")
+        values = sorted({str((result.get("environment") or {}).get(key)) for result in results})
+        if len(values) > 1:
+            notes.append(f"Attention: runs differ in {key}: {', '.join(values)}.")
     return [note for note in notes if note]
