@@ -14,7 +14,7 @@ import yaml
 
 from tests.e2e.conftest import VOCAB, command, environment, moe_train
 
-STEPS = 12
+STEPS = 40
 
 
 def experiment(folder: Path, data: Path) -> Path:
@@ -35,7 +35,7 @@ def experiment(folder: Path, data: Path) -> Path:
         "arms": {"plain": {}, "free": {"parts.router": "dynamic_k_free"}},
     }
     path = folder / "two.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
 
