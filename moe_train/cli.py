@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": Command("loss, perplexity and balance of a run on held-out text", "moe-train evaluate runs/demo"),
     "generate": Command("continue prompts with a trained model", "moe-train generate runs/demo --prompt 'def main('"),
     "report": Command("write a run's report as one HTML file", "moe-train report runs/demo"),
+    "compare": Command("one table of several runs, over seeds", "moe-train compare lpr_table_small"),
     "prepare": Command(
         "text to indexed tokens", "moe-train prepare books.parquet --output data/books --tokenizer m.model"
     ),

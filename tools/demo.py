@@ -15,9 +15,9 @@ import sys
 import time
 from pathlib import Path
 
+from moe_train.lab import demo_data
 from moe_train.launch.devices import accelerator_count
 
-DATA = Path("data/demo")
 RUNS = Path("runs")
 PROCESSES = 2
 
@@ -31,23 +31,7 @@ def main() -> int:
         # Too few for one each; on a machine with a single one both processes compute on the processor.
         os.environ["DS_ACCELERATOR"] = "cpu"
     steps = [
-        (
-            "text",
-            DATA / "corpus" / "stdlib.parquet",
-            ["prepare", "--corpus", "stdlib", "--output", str(DATA / "corpus")],
-        ),
-        (
-            "tokenizer",
-            DATA / "tokenizer.model",
-            ["tokenizer", "train", str(DATA / "corpus"), "--output", str(DATA / "tokenizer.model")]
-            + ["--vocab-size", "8192"],
-        ),
-        (
-            "tokens",
-            DATA / "validation.manifest.json",
-            ["prepare", str(DATA / "corpus"), "--output", f"{DATA}/", "--tokenizer", str(DATA / "tokenizer.model")]
-            + ["--validation-fraction", "0.05"],
-        ),
+        *demo_data.steps(),
         (
             "training",
             run / FINISHED,

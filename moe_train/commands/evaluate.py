@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import uuid
 from pathlib import Path
 
 WORKER = "moe_train.training.evaluate"
@@ -109,24 +108,15 @@ def launch(module: str, worker: list[str], run_dir: Path, processes: int | None)
     """Runs ``python -m module *worker`` on one process per accelerator, or on as many as the run's layout needs;
     returns the exit status."""
     from moe_train.launch.devices import accelerator_count
-    from moe_train.launch.plan import LaunchOptions, command, worker_environment
-    from moe_train.launch.supervise import supervise
+    from moe_train.launch.plan import LaunchOptions, worker_environment
+    from moe_train.launch.run import launch_module
     from moe_train.training.run_config import load_run_config
 
     config = load_run_config(run_dir / "config.yaml", [])
     accelerators = accelerator_count(os.environ)
     options = LaunchOptions(processes=processes or accelerators or config.layout_size)
     environment = worker_environment(options, os.environ, cpu=not accelerators)
-    name = uuid.uuid4().hex[:12]
-    worker = [*worker, "--status", name]
-    return supervise(
-        command(options, worker, scratch=run_dir / "nodes", environment=environment, module=module),
-        run_dir=run_dir,
-        launch=name,
-        environment=environment,
-        local_processes=options.local_processes,
-        saves=False,
-    )
+    return launch_module(module, worker, run_dir, options, environment, saves=False)
 
 
 def positive(text: str) -> int:

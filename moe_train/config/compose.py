@@ -19,6 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from moe_train.config.errors import ConfigError, Problem, listing, nearest
 
 EXPERIMENTS = "experiments"
+ARMS = "arms"
+"""The key that tells a comparison of several runs (``moe-train compare``) from the experiment of one run."""
 
 
 def shipped_configs() -> Path:
@@ -29,8 +31,19 @@ def shipped_configs() -> Path:
 
 
 def names(kind: str, folder: Path | None = None) -> list[str]:
-    """Names of the shipped files of one kind, such as ``experiments`` or ``router``."""
-    return sorted(path.stem for path in ((folder or shipped_configs()) / kind).glob("*.yaml"))
+    """Names of the shipped files of one kind, such as ``experiments`` or ``router``; without comparisons."""
+    paths = ((folder or shipped_configs()) / kind).glob("*.yaml")
+    return sorted(path.stem for path in paths if kind != EXPERIMENTS or not _is_comparison(path))
+
+
+def comparisons(folder: Path | None = None) -> list[str]:
+    """Names of the shipped comparisons of several runs."""
+    paths = ((folder or shipped_configs()) / EXPERIMENTS).glob("*.yaml")
+    return sorted(path.stem for path in paths if _is_comparison(path))
+
+
+def _is_comparison(path: Path) -> bool:
+    return any(line.startswith(f"{ARMS}:") for line in path.read_text(encoding="utf-8").splitlines())
 
 
 def find_experiment(name_or_path: str) -> Path:
@@ -54,6 +67,9 @@ def compose(name_or_path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The merged configuration as plain dictionaries, without its ``parts``; raises ConfigError or ValueError."""
     path = find_experiment(name_or_path)
     own = _read(path)
+    if ARMS in own:
+        message = f"this file compares several runs: moe-train compare {name_or_path}"
+        raise ConfigError([Problem(ARMS, message)], str(path))
     changes = _parse_overrides(overrides)
     parts = {**(own.get("parts") or {}), **(changes.get("parts") or {})}
     files = [_find_part(str(kind), name, path) for kind, name in parts.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from moe_train.data.dataset import data_prefixes
 from moe_train.data.indexed import bin_path
 from moe_train.data.options import members_of
-from moe_train.launch.plan import LaunchOptions, command, remote_environment, worker_environment
+from moe_train.launch.plan import WORKER, LaunchOptions, command, remote_environment, worker_environment
 from moe_train.launch.supervise import Limits, supervise
 from moe_train.training.run_config import RunConfig, check, to_yaml
 from moe_train.training.run_folder import check_free, check_initial_weights
@@ -58,8 +59,12 @@ def launch_run(
     limits: Limits | None = None,
     base_environment: Mapping[str, str] | None = None,
     init_from: Path | None = None,
+    in_process: bool = True,
 ) -> int:
-    """Starts the workers, which make the run folder, and waits for them; returns the exit code of the run."""
+    """Starts the workers, which make the run folder, and waits for them; returns the exit code of the run.
+
+    in_process: without a launcher, whether this process becomes the worker; False starts one for it.
+    """
     check_launch(config, options, accelerators)
     if options.node_rank == 0:
         check_free(run_dir, resume)
@@ -72,21 +77,44 @@ def launch_run(
     config_path = run_dir / "nodes" / f"config.node_{options.node_rank}.yaml"
     config_path.parent.mkdir(parents=True, exist_ok=True)
     config_path.write_text(to_yaml(config), encoding="utf-8")
-    if options.launcher == "none":
+    if options.launcher == "none" and in_process:
         return _in_process(worker_arguments(run_dir, resume, config_path, init_from=init_from), environment)
     if options.hostfile is not None and not options.no_ssh and "DS_ENV_FILE" not in environment:
         path = config_path.with_name("environment")
         path.write_text(remote_environment(environment, (Path.home(), Path())), encoding="utf-8")
         environment["DS_ENV_FILE"] = str(path.resolve())
+    arguments = worker_arguments(run_dir, resume, config_path, init_from=init_from)
+    return launch_module(WORKER, arguments, run_dir, options, environment, limits=limits)
+
+
+def launch_module(
+    module: str,
+    arguments: list[str],
+    run_dir: Path,
+    options: LaunchOptions,
+    environment: Mapping[str, str],
+    *,
+    saves: bool = True,
+    limits: Limits | None = None,
+) -> int:
+    """``python -m module *arguments`` on the processes of ``options`` until its end; returns the exit code.
+
+    ``saves``: whether the workers save before they stop on a signal. Launcher "none": one process, nothing around it.
+    """
     launch = uuid.uuid4().hex[:12]
-    arguments = worker_arguments(run_dir, resume, config_path, launch, init_from)
+    arguments = [*arguments, "--status", launch]
+    if options.launcher == "none":
+        line = [sys.executable, "-m", module, *arguments]
+    else:
+        line = command(options, arguments, scratch=run_dir / "nodes", environment=environment, module=module)
     return supervise(
-        command(options, arguments, scratch=run_dir / "nodes", environment=environment),
+        line,
         run_dir=run_dir,
         launch=launch,
         environment=environment,
         local_processes=options.local_processes,
         limits=limits or Limits(),
+        saves=saves,
     )
 
 

@@ -1,0 +1,101 @@
+"""The tables as rows of text, and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moe_train.lab.table import COLUMNS, Column
+
+DASH = "-"
+DIFFERENCES = ("loss", "gini", "flops_per_token")
+EXPLANATION = (
+    "Mean over seeds with the 95 % percentile bootstrap interval of the mean. Test loss in nats per token, without "
+    "auxiliary terms. Balance statistics from exact counts over the evaluated tokens before capacity, averaged over "
+    "the layers (docs/metrics.md). FLOPs: forward and backward, active experts by the measured mean k. tokens/s: "
+    "training, without its first interval."
+)
+
+
+def main_rows(table: Mapping[str, Any]) -> list[list[str]]:
+    """Header and one row for each arm."""
+    rows = [["arm", "seeds", "active parameters", *(column.title for column in COLUMNS.values())]]
+    for arm in table["arms"]:
+        active = f"{arm['active_parameters']:,}" if arm["active_parameters"] else DASH
+        cells = [cell(column, arm["metrics"][name]) for name, column in COLUMNS.items()]
+        rows.append([arm["label"], str(len(arm["seeds"])), active, *cells])
+    return rows
+
+
+def difference_rows(table: Mapping[str, Any]) -> list[list[str]]:
+    """Header and one row for each arm but the baseline; nothing else where there is none."""
+    rows = [["arm", "pairs", *(f"Δ {COLUMNS[name].title}" for name in DIFFERENCES)]]
+    for arm in table["arms"]:
+        found = arm["difference_to_baseline"]
+        if found and found["loss"]:
+            cells = [cell(COLUMNS[name], found[name], signed=True) for name in DIFFERENCES]
+            rows.append([arm["label"], str(len(found["loss"]["values"])), *cells])
+    return rows
+
+
+def cell(column: Column, value: Mapping[str, Any] | None, signed: bool = False) -> str:
+    """``3.6830 (3.6712, 3.6921)``; a dash for the interval of one seed, and for what is not known at all; no interval
+    where all seeds have the same value."""
+    if value is None:
+        return DASH
+    mean = _number(column, value["mean"], signed)
+    if value["low"] is None:
+        return f"{mean} ({DASH})"
+    ends = [_number(column, value[end], signed) for end in ("low", "high")]
+    return mean if ends == [mean, mean] else f"{mean} ({ends[0]}, {ends[1]})"
+
+
+def _number(column: Column, value: float, signed: bool) -> str:
+    value *= column.scale
+    sign = "+" if signed else ""
+    if value and abs(value) < 0.5 * 10.0**-column.digits:
+        return f"{value:{sign}.1e}"  # A min-max of 1e-6 is something else than none at all.
+    return f"{value:{sign},.{column.digits}f}"
+
+
+def baseline_label(table: Mapping[str, Any]) -> str:
+    return next(str(arm["label"]) for arm in table["arms"] if arm["name"] == table["baseline"])
+
+
+def markdown(table: Mapping[str, Any], figures: Sequence[tuple[str, str]] = ()) -> str:
+    """``figures``: title and path of each image, relative to the file."""
+    lines = [f"# {table['title']}", ""]
+    lines += [f"{made_with(table)}", "", f"```\n{table['command']}\n```", ""]
+    lines += [*_table(main_rows(table)), "", EXPLANATION, ""]
+    lines += [f"- {note}" for note in table["notes"]]
+    rows = difference_rows(table)
+    if len(rows) > 1:
+        lines += ["", f"Difference to {baseline_label(table)}, seed by seed:", "", *_table(rows)]
+    for title, path in figures:
+        lines += ["", f"![{title}]({path})"]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def made_with(table: Mapping[str, Any]) -> str:
+    """Date, commit and machine in one line."""
+    whole = table["finished_runs"] == table["planned_runs"]
+    runs = f"{table['finished_runs']} runs" if whole else f"{table['finished_runs']} of {table['planned_runs']} runs"
+    parts = [runs, table.get("date"), table.get("commit") and f"commit {_short(table['commit'])}", table.get("device")]
+    if table.get("python"):
+        parts.append(f"Python {table['python']}")
+    return ", ".join(str(part) for part in parts if part)
+
+
+def _short(commit: str) -> str:
+    name, plus, changes = commit.partition("+")
+    return name[:12] + plus + changes
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    header, *body = rows
+    lines = [_line(header), "|" + "|".join(["---", *("---:" for _ in header[1:])]) + "|"]
+    return lines + [_line(row) for row in body]
+
+
+def _line(row: Sequence[str]) -> str:
+    return "| " + " | ".join(text.replace("|", "\\|") for text in row) + " |"

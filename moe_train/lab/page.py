@@ -1,0 +1,76 @@
+"""A comparison as one self-contained HTML file, and the figures that the Markdown shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moe_train.evaluation import html
+from moe_train.evaluation.heatmaps import load_matrix
+from moe_train.evaluation.run_files import Record
+from moe_train.lab.curves import band_curves, bands
+from moe_train.lab.markdown import EXPLANATION, baseline_label, difference_rows, made_with, main_rows
+
+Records = Mapping[str, Sequence[Sequence[Record]]]
+"""Arm -> the training records of each of its seeds."""
+BAND_NOTE = "Mean over seeds; the band reaches from the lowest to the highest."
+CURVES = {
+    "loss": ("Training loss against tokens", "nats per token", False),
+    "balance/gini": ("Gini of expert load against tokens", "Gini, mean over layers (0 is even)", True),
+}
+
+
+def curve_figures(table: Mapping[str, Any], records: Records) -> dict[str, bytes]:
+    """Title -> SVG of every curve that there is something to show of."""
+    labels = {arm["name"]: arm["label"] for arm in table["arms"]}
+    found = {}
+    for key, (title, y_label, from_zero) in CURVES.items():
+        if lines := bands(labels, records, key):
+            found[title] = band_curves(lines, y_label, from_zero=from_zero)
+    return found
+
+
+def page(table: Mapping[str, Any], curves: Mapping[str, bytes]) -> str:
+    """The whole document. ``curves``: those of `curve_figures`."""
+    header, *rows = main_rows(table)
+    parts = [
+        html.section("Results", html.table(header, rows), *map(html.paragraph, table["notes"]), note=EXPLANATION),
+        _differences(table),
+        *(html.section(title, html.svg(image, title), note=BAND_NOTE) for title, image in curves.items()),
+        _loads(table),
+        html.section(
+            "How it was made",
+            html.facts([("command", table["command"]), ("runs", made_with(table))]),
+            html.collapsed("What each arm changes", _changes(table)),
+        ),
+    ]
+    return html.page(table["title"], made_with(table), [part for part in parts if part], table.get("version") or "")
+
+
+def _differences(table: Mapping[str, Any]) -> str:
+    header, *rows = difference_rows(table)
+    if not rows:
+        return ""
+    note = "Seed by seed, so that what the seeds have in common drops out; the interval is over the pairs."
+    return html.section(f"Difference to {baseline_label(table)}", html.table(header, rows), note=note)
+
+
+def _loads(table: Mapping[str, Any]) -> str:
+    parts = []
+    for arm in table["arms"]:
+        if arm["load"] and arm["layers"]:
+            seed, load_LE = next(iter(arm["load"].items()))
+            parts.append(html.paragraph(f"{arm['label']}, seed {seed}"))
+            parts.append(html.svg(load_matrix(load_LE, arm["layers"]), f"expert load per layer of {arm['label']}"))
+    if not parts:
+        return ""
+    note = (
+        "Layers by experts, exact counts over the evaluated tokens, relative to an even share: white is even, orange "
+        "more, blue less, dark grey nothing. One seed of each arm: experts of different seeds have nothing in common."
+    )
+    return html.section("Expert load", *parts, note=note)
+
+
+def _changes(table: Mapping[str, Any]) -> str:
+    return json.dumps({arm["name"]: arm["changes"] for arm in table["arms"]}, indent=2, ensure_ascii=False)

@@ -1,0 +1,126 @@
+"""The results of a comparison as one JSON object, from which Markdown and HTML are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from moe_train.lab.bootstrap import Interval, interval, paired, worth
+from moe_train.lab.experiment import Experiment
+from moe_train.lab.plan import PlannedRun
+from moe_train.lab.results import is_finished, read_result
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    title: str
+    digits: int
+    scale: float = 1.0
+
+
+COLUMNS = {
+    "loss": Column("test loss", 4),
+    "perplexity": Column("perplexity", 2),
+    "gini": Column("Gini", 4),
+    "min_max": Column("min-max", 4),
+    "mean_k": Column("mean k", 3),
+    "drop_rate": Column("dropped %", 2, 100.0),
+    "flops_per_token": Column("MFLOP/token", 2, 1e-6),
+    "tokens_per_second": Column("tokens/s", 0),
+}
+
+
+def read_results(runs: Sequence[PlannedRun]) -> list[Result]:
+    """Those of the runs that are finished, in the order of ``runs``."""
+    return [read_result(run) for run in runs if is_finished(run)]
+
+
+def build_table(
+    experiment: Experiment, results: Sequence[Result], *, planned: int, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The object of table.json (docs/compare.md).
+
+    planned: runs of the whole comparison.   facts: what the tables say about themselves: title, date, command, ...
+    """
+    by_arm = {arm: [result for result in results if result["arm"] == arm] for arm in experiment.arms}
+    baseline = experiment.compared_with
+    return {
+        **facts,
+        "planned_runs": planned,
+        "finished_runs": len(results),
+        "seeds": sorted({result["seed"] for result in results}),
+        "baseline": baseline,
+        "arms": [
+            {
+                "name": arm,
+                "label": experiment.label(arm),
+                "changes": experiment.arms[arm],
+                "seeds": [result["seed"] for result in found],
+                "alarms": {str(result["seed"]): result.get("alarms") or {} for result in found},
+                "steps": found[0]["step"] if found else None,
+                "parameters": found[0]["parameters"] if found else None,
+                "active_parameters": found[0]["active_parameters"] if found else None,
+                "trained_tokens": _json(interval(_all(found, "trained_tokens"))),
+                "metrics": {name: _json(interval(list(_metric(found, name).values()))) for name in METRICS},
+                "difference_to_baseline": {
+                    name: _json(paired(_metric(found, name), _metric(by_arm[baseline], name))) for name in METRICS
+                }
+                if arm != baseline
+                else None,
+                "layers": found[0]["layers"] if found else [],
+                "load": {str(result["seed"]): result["load"] for result in found},
+            }
+            for arm, found in by_arm.items()
+        ],
+        "notes": _notes(by_arm, results),
+    }
+
+
+METRICS = (*COLUMNS, "gini_floor")
+
+
+def _metric(results: Sequence[Result], name: str) -> dict[int, float]:
+    """By seed; without what does not exist or is not finite."""
+    found = {result["seed"]: result["metrics"].get(name) for result in results}
+    return {seed: float(value) for seed, value in found.items() if value is not None and math.isfinite(value)}
+
+
+def _all(results: Sequence[Result], key: str) -> list[float]:
+    return [float(result[key]) for result in results if result.get(key) is not None]
+
+
+def _json(value: Interval | None) -> dict[str, object] | None:
+    return None if value is None else value.to_json()
+
+
+def _notes(by_arm: Mapping[str, Sequence[Result]], results: Sequence[Result]) -> list[str]:
+    """What a reader of the table must know."""
+    notes = [worth(seeds) for seeds in sorted({len(found) for found in by_arm.values() if found})]
+    if missing := [arm for arm, found in by_arm.items() if not found]:
+        notes.append(f"Without a finished run: {', '.join(missing)}.")
+    for arm, found in by_arm.items():
+        for result in found:
+            if rung := result.get("alarms"):
+                causes = ", ".join(f"{cause} {count}" for cause, count in rung.items())
+                notes.append(f"Collapse alarm in {arm}, seed {result['seed']}: {causes} (layers in which it began).")
+    if floors := _all([result["metrics"] for result in results], "gini_floor"):
+        low, high = f"{min(floors):.4f}", f"{max(floors):.4f}"
+        notes.append(
+            f"Even random routing of as many slots would show a Gini of {low if low == high else f'{low} to {high}'}."
+        )
+    for key, what in (
+        ("evaluated_tokens", "different numbers of tokens were evaluated"),
+        ("unigram_entropy", "the evaluated data are not the same"),
+        ("processes", "runs used different numbers of processes, so their tokens/s do not compare"),
+    ):
+        if len(values := sorted({str(result.get(key)) for result in results})) > 1:
+            notes.append(f"Attention: {what} ({', '.join(values)}).")
+    for key in ("commit", "device", "python"):
+        values = sorted({str((result.get("environment") or {}).get(key)) for result in results})
+        if len(values) > 1:
+            notes.append(f"Attention: runs differ in {key}: {', '.join(values)}.")
+    return [note for note in notes if note]

@@ -1,0 +1,171 @@
+"""Tables, curves and the page of a comparison whose runs were made up."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from moe_train.lab.curves import band
+from moe_train.lab.experiment import load_experiment
+from moe_train.lab.markdown import cell
+from moe_train.lab.runner import execute
+from moe_train.lab.table import Column
+from moe_train.lab.writing import write_tables
+from tests.unit.lab.experiments import FakeRunner, planned
+
+FACTS = {"title": "Two <b>arms</b>", "date": "2026-01-02", "command": "moe-train compare 'a<b'", "commit": "f" * 40}
+VOID = {"meta", "img", "br"}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made but not drawn, which is what takes the time."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: file.write(b"<svg></svg>"))
+
+
+def made(folder: Path, *, figures: bool = False, unfinished: str = "", **changes: Any) -> dict[str, Any]:
+    runs = planned(folder, **changes)
+    execute([run for run in runs if run.arm != unfinished], FakeRunner(), lambda text: None)
+    _, _, experiment = load_experiment(str(folder / "two.yaml"))
+    return write_tables(experiment, runs, folder / "out", FACTS, figures=figures)
+
+
+def rows(folder: Path) -> dict[str, list[str]]:
+    """First cell of each row of the first table -> the others."""
+    text = (folder / "out" / "table.md").read_text(encoding="utf-8").split("Mean over seeds")[0]
+    cells = [re.split(r"(?<!\\)\|", line.strip("| ")) for line in text.splitlines() if line.startswith("| ")]
+    return {row[0].strip(): [text.strip() for text in row[1:]] for row in cells}
+
+
+def test_one_seed_has_dashes(tmp_path: Path) -> None:
+    table = made(tmp_path, seeds=[1])
+    plain = dict(zip(rows(tmp_path)["arm"], rows(tmp_path)["plain"], strict=True))
+    assert plain["test loss"] == "4.1000 (-)"
+    assert plain["Gini"] == "0.2100 (-)"
+    assert plain["min-max"] == "0.0000 (-)"
+    assert "One seed" in (tmp_path / "out" / "table.md").read_text()
+    assert table["arms"][0]["metrics"]["loss"] == {"mean": 4.1, "low": None, "high": None, "values": [4.1]}
+
+
+def test_several_seeds_have_intervals_and_paired_differences(tmp_path: Path) -> None:
+    table = made(tmp_path)
+    found = rows(tmp_path)
+    plain, free = (dict(zip(found["arm"], found[name], strict=True)) for name in ("plain", r"k < \| $x$ <free>"))
+    assert plain["test loss"] == "4.1500 (4.1000, 4.2000)"
+    assert plain["mean k"] == "2.500", "the same in both seeds: no interval"
+    assert plain["tokens/s"] == "1,000", "the first interval, which warms up, is left out"
+    assert free["seeds"] == "2"
+    difference = table["arms"][1]["difference_to_baseline"]["loss"]
+    assert difference["mean"] == pytest.approx(-0.5) and difference["high"] == pytest.approx(-0.5)
+    assert table["arms"][0]["difference_to_baseline"] is None
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "Difference to plain" in text and "-0.5000" in text and "50 %" in text
+    assert "commit ffffffffffff\n" in text and FACTS["command"] in text
+
+
+def test_an_arm_without_a_result_is_a_row_of_dashes(tmp_path: Path) -> None:
+    table = made(tmp_path, unfinished="free")
+    assert set(rows(tmp_path)[r"k < \| $x$ <free>"][1:]) == {"-"}
+    assert "Without a finished run: free." in table["notes"]
+    assert (table["finished_runs"], table["planned_runs"]) == (2, 4)
+
+
+def test_json_is_the_table(tmp_path: Path) -> None:
+    table = made(tmp_path)
+    text = (tmp_path / "out" / "table.json").read_text(encoding="utf-8")
+    assert json.loads(text) == table
+    assert "NaN" not in text and "Infinity" not in text
+
+
+def test_a_loss_that_is_not_a_number_is_a_dash(tmp_path: Path) -> None:
+    runs = planned(tmp_path, seeds=[1])
+    execute(runs, FakeRunner(), lambda text: None)
+    path = runs[0].folder / "result.json"
+    result = json.loads(path.read_text())
+    result["metrics"]["loss"] = None
+    path.write_text(json.dumps(result))
+    made(tmp_path, seeds=[1])
+    assert rows(tmp_path)["plain"][2] == "-"
+
+
+def test_runs_that_do_not_compare_are_noted(tmp_path: Path) -> None:
+    runs = planned(tmp_path)
+    execute(runs, FakeRunner(), lambda text: None)
+    path = runs[1].folder / "result.json"
+    result = json.loads(path.read_text()) | {"processes": 2, "evaluated_tokens": 7, "alarms": {"entropy": 2}}
+    path.write_text(json.dumps(result))
+    notes = " ".join(made(tmp_path)["notes"])
+    assert "different numbers of processes" in notes and "different numbers of tokens" in notes
+    assert "Collapse alarm in free, seed 1: entropy 2" in notes
+
+
+def test_small_values_are_not_rounded_away() -> None:
+    column = Column("min-max", 4)
+    assert cell(column, {"mean": 1.27e-16, "low": None, "high": None}) == "1.3e-16 (-)"
+    assert cell(column, {"mean": 0.0, "low": None, "high": None}) == "0.0000 (-)"
+    assert (
+        cell(Column("x", 2, 100.0), {"mean": 0.5, "low": 0.25, "high": 0.75}, signed=True) == "+50.00 (+25.00, +75.00)"
+    )
+
+
+class Reader(HTMLParser):
+    """Notes elements that are not closed, or close what is not open; and every address."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_is_well_formed_and_needs_nothing_else(tmp_path: Path, quick: None) -> None:
+    made(tmp_path, figures=True)
+    reader = Reader()
+    reader.feed((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert reader.open == []
+    assert len(reader.addresses) == 4, "two curves, two heat maps"
+    assert all(address.startswith("data:image/svg") for address in reader.addresses)
+    assert "Two <b>arms</b>" in reader.text and "k < | $x$ <free>" in reader.text
+    text = (tmp_path / "out" / "table.md").read_text()
+    for path in re.findall(r"\]\((figures/.*?)\)", text):
+        assert (tmp_path / "out" / path).is_file()
+    assert text.count("](figures/") == 2
+
+
+def test_figures_can_be_drawn(tmp_path: Path) -> None:
+    """With a label that matplotlib would take for a formula, and more arms than colours."""
+    from moe_train.lab.curves import band_curves
+
+    lines = [band(f"$x_{number}", [[{"step": 1, "tokens": 5, "a": 1.0}]], "a") for number in range(9)]
+    assert band_curves(lines, "y", from_zero=True).startswith(b"<?xml")
+
+
+def test_a_band_is_of_the_steps_that_all_seeds_have() -> None:
+    def records(*points: tuple[int, int, float | None]) -> list[dict[str, Any]]:
+        return [{"step": step, "tokens": tokens, "loss": loss} for step, tokens, loss in points]
+
+    found = band(
+        "x",
+        [records((1, 10, 4.0), (2, 20, 3.0), (3, 30, None)), records((1, 12, 2.0), (2, 24, 5.0), (4, 9, 1.0))],
+        "loss",
+    )
+    assert found.tokens == [11.0, 22.0]
+    assert (found.mean, found.low, found.high) == ([3.0, 4.0], [2.0, 3.0], [4.0, 5.0])
+    assert band("x", [], "loss").tokens == []
