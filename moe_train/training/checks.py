@@ -65,6 +65,7 @@ def _values(config: RunConfig) -> Iterator[Problem]:
         "optimizer.gate_lr_factor": optimizer.gate_lr_factor,
         "schedule.warmup_steps": schedule.warmup_steps,
         "eval.every": config.eval.every,
+        "logging.max_layer_tags": config.logging.max_layer_tags,
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "checkpoint.every_minutes": config.checkpoint.every_minutes,
         "profile.start_step": config.profile.start_step,

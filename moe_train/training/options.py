@@ -71,6 +71,8 @@ class LoggingOptions:
     csv: bool = False
     per_layer: bool = True
     """Also write balance/layer_i/* tags."""
+    max_layer_tags: int = 400
+    """Most tags of that kind; a model whose layers need more has the summary over layers only."""
 
 
 @dataclass(frozen=True)

@@ -233,6 +233,7 @@ class Trainer:
             memory_bytes=self.groups.largest(_memory(self.groups.device)),
             facts=self.facts,
             per_layer=self.config.logging.per_layer,
+            max_layer_tags=self.config.logging.max_layer_tags,
         )
         self.callbacks.on_record(record)
 
