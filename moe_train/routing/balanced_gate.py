@@ -14,6 +14,7 @@ from moe_train.routing.balancing import move_bias, switch_loss, z_loss
 from moe_train.routing.interface import Routing, TokenBatch, keep_buffers_float32
 from moe_train.routing.options import RouterOptions
 from moe_train.routing.registry import build_gate, check_options
+from moe_train.routing.scores import z_sum
 
 
 class BalancedGate(nn.Module):
@@ -21,7 +22,7 @@ class BalancedGate(nn.Module):
 
     ``gate`` is the gate; ``bias_E`` a float32 buffer, None where the bias is off. The routing that comes back has the
     gate's own losses and ``switch``, ``z``, and the sums ``load`` and ``kept`` (int64 [E], before and after capacity)
-    and ``tokens`` (int64 scalar), padding excluded.
+    and ``tokens`` (int64 scalar), padding excluded; and ``z`` (float64), the sum of the z-loss where it makes sense.
     """
 
     bias_E: Tensor | None
@@ -55,6 +56,8 @@ class BalancedGate(nn.Module):
             replay_TE = round_robin(batch, self.gate.max_k, self.num_experts)
         routing = self.gate(tokens_TH, batch, bias_E=self.bias_E, replay_TE=replay_TE)
         load_BE = self._count(routing, batch)
+        if self.gate.takes_z_loss:
+            routing.sums["z"] = z_sum(routing.logits_TE, batch.padding_T)
         balancing = self.options.balancing
         if balancing.switch_loss.coefficient > 0:
             routing.losses["switch"] = switch_loss(routing.probs_TE, load_BE, batch, self.layer, balancing.switch_loss)
