@@ -109,6 +109,12 @@ def build_eval_record(step: int, evaluation: Mapping[str, Any]) -> dict[str, Any
     }
     if evaluation["mean"]:
         record["balance"] = dict(evaluation["mean"])
+        if len(evaluation.get("layers", ())) > 1:
+            record["balance"] |= {
+                f"{name}/{place}": value
+                for name, places in evaluation["over_layers"].items()
+                for place, value in places.items()
+            }
     if evaluation.get("bits_per_byte") is not None:
         record["eval/bits_per_byte"] = evaluation["bits_per_byte"]
     return record
