@@ -11,7 +11,8 @@ WORKER = "moe_train.training.evaluate"
 _EXAMPLE = """examples:
   moe-train evaluate runs/demo
   moe-train evaluate runs/demo --data data/books_validation --checkpoint 200
-  moe-train evaluate runs/demo --documents --max-length 1024"""
+  moe-train evaluate runs/demo --documents --max-length 1024
+  moe-train evaluate runs/demo --trace routing.parquet --against 200"""
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +35,12 @@ def register(parser: argparse.ArgumentParser) -> None:
         type=positive,
         metavar="N",
         help="with --documents: documents of a batch of the average of batch means (25)",
+    )
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="write the experts of every token to a parquet file")
+    parser.add_argument(
+        "--against",
+        metavar="latest|STEP|PATH",
+        help="compare the routing of each token with that of this checkpoint, of this run or (PATH) of another",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE (- for the screen)")
 
@@ -65,6 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
         write_evaluation(arguments.json, evaluation)
     print_table(evaluation)
     print(f"result: {result_file}")
+    if arguments.trace is not None:
+        print(f"trace: {arguments.trace}")
     return 0
 
 
@@ -80,6 +89,12 @@ def worker_arguments(arguments: argparse.Namespace, output: Path) -> list[str]:
             if not arguments.documents:
                 raise ValueError(f"--{name.replace('_', '-')} is for evaluation of --documents")
             command += [f"--{name.replace('_', '-')}", str(value)]
+    if arguments.trace is not None:
+        if arguments.trace.is_dir():
+            raise ValueError(f"--trace {arguments.trace} is a folder; give the name of a file")
+        command += ["--trace", str(arguments.trace.resolve())]
+    if arguments.against is not None:
+        command += ["--against", arguments.against]
     if arguments.documents:
         command.append("--documents")
     return [*command, "--output", str(output)]

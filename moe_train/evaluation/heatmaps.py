@@ -108,6 +108,46 @@ def domain_matrix(
         return to_png(fig), layers
 
 
+def pair_ratio(pairs_LEE: Sequence[Sequence[Sequence[int]]]) -> np.ndarray:
+    """float64 [L, E, E]: how often two experts are chosen together, relative to what their loads alone let expect. 1 is
+    that, also on the diagonal, which says nothing; 0 a pair that never occurs.
+
+    c_ij / (c_i c_j) over its mean with weights c_i c_j, i and j different: tokens that choose k different experts have
+    fewer pairs than independent draws, which is no preference.
+    """
+    counts = np.asarray(pairs_LEE, dtype=np.float64)
+    load_LE = np.diagonal(counts, axis1=1, axis2=2)
+    other_EE = ~np.eye(counts.shape[1], dtype=bool)
+    product = load_LE[:, :, None] * load_LE[:, None, :] * other_EE
+    pairs = counts * other_EE
+    scale_L = np.divide(product.sum((1, 2)), pairs.sum((1, 2)), out=np.zeros(len(counts)), where=pairs.sum((1, 2)) > 0)
+    ratio = np.divide(pairs * scale_L[:, None, None], product, out=np.zeros_like(counts), where=product > 0)
+    return np.where(other_EE, ratio, 1.0)
+
+
+def pair_matrices(pairs_LEE: Sequence[Sequence[Sequence[int]]], numbers: Sequence[int]) -> bytes:
+    """PNG with one panel per layer (evenly chosen above 16), experts by experts; ``numbers``: those of the layers."""
+    ratio_LEE = pair_ratio(pairs_LEE)
+    experts = ratio_LEE.shape[1]
+    layers = thin(range(len(ratio_LEE)), MAX_LAYERS)
+    rows = -(-len(layers) // COLUMNS)
+    with figure(11.0, _height(rows, 3.2), constrained=False) as fig:
+        grid = _panels(fig, rows, left=0.65)
+        image = None
+        for panel, layer in zip(grid.flat, layers, strict=False):
+            image = _image(panel, ratio_LEE[layer], extent=(-0.5, experts - 0.5, experts - 0.5, -0.5))
+            panel.set_title(f"layer {numbers[layer]}")
+        for panel in grid.flat[len(layers) :]:
+            panel.set_visible(False)
+        for panel in grid[:, 0]:
+            panel.set_ylabel("expert")
+        for panel in grid.flat[max(0, len(layers) - COLUMNS) : len(layers)]:
+            panel.set_xlabel("expert")
+            panel.xaxis.set_tick_params(labelbottom=True)
+        _colour_bar(fig, image, "together / expected")
+        return to_png(fig)
+
+
 def shorten(name: str, most: int = 24) -> str:
     """Text for an axis. A dollar sign would start matplotlib's formula mode."""
     name = name if len(name) <= most else name[: most - 1] + "…"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from moe_train.data.batches import Batch
+from moe_train.evaluation.mutual_information import domain_information
 from moe_train.evaluation.result import DomainResult, EvaluationResult, LayerResult
 from moe_train.routing.interface import Routing
 from moe_train.routing.statistics import balance_statistics, gini_floor
@@ -147,7 +148,7 @@ def _result(sums: Sums, layers: Sequence[int], domains: list[str], *, with_bytes
         bits_per_byte=bits_per_byte(loss * tokens, total_bytes),
         routed_tokens=routed,
         layers=[
-            _layer(number, load_DE.sum(0), kept_DE.sum(0), routed)
+            _layer(number, load_DE, kept_DE.sum(0), routed)
             for number, load_DE, kept_DE in zip(layers, sums.load_LDE, sums.kept_LDE, strict=True)
         ],
         domains={
@@ -158,13 +159,17 @@ def _result(sums: Sums, layers: Sequence[int], domains: list[str], *, with_bytes
     )
 
 
-def _layer(number: int, load_E: Tensor, kept_E: Tensor, tokens: int) -> LayerResult:
+def _layer(number: int, load_DE: Tensor, kept_E: Tensor, tokens: int) -> LayerResult:
+    load_E = load_DE.sum(0)
+    # The last row has tokens without a domain.
+    information = domain_information(load_DE[:-1].tolist())
     return LayerResult(
         layer=number,
         statistics=balance_statistics(load_E, kept_E, tokens),
         gini_floor=float(gini_floor(int(load_E.sum()), len(load_E))),
         load=load_E.tolist(),
         kept=kept_E.tolist(),
+        more=information or {},
     )
 
 

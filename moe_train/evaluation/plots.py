@@ -135,6 +135,30 @@ def layer_curves(
         return to_svg(fig)
 
 
+def k_histogram(counts_LK: Sequence[Sequence[int]], numbers: Sequence[int]) -> bytes:
+    """SVG: share of the tokens by number of experts, one line per layer."""
+    with figure(11.0, 2.8) as fig:
+        axes = fig.subplots()
+        colours = layer_colours(len(counts_LK))
+        for index, (counts_K, colour) in enumerate(zip(counts_LK, colours, strict=True)):
+            total = sum(counts_K) or 1
+            shown = len(counts_LK) <= 8 or index in (0, len(counts_LK) - 1)
+            axes.plot(
+                range(len(counts_K)),
+                [100 * count / total for count in counts_K],
+                marker="o",
+                markersize=3.5,
+                color=colour,
+                label=f"layer {numbers[index]}" if shown else None,
+            )
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("experts per token")
+        axes.set_ylabel("% of tokens")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(loc="best", ncols=2)
+        return to_svg(fig)
+
+
 def one_axes(fig: Figure, title: str, y_label: str) -> Axes:
     """Axes with margins in inches that do not depend on the labels, so that those of neighbours are in line (and
     nothing has to be drawn twice to find them)."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_train.data.dataset import sidecar_stem
+from moe_train.routing.statistics import spread
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,13 @@ class LayerResult:
     """Exact slots per expert before capacity, padding excluded."""
     kept: list[int]
     """The same after capacity."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """Further facts by their keys in the JSON form (moe_train.evaluation.routing_details)."""
+
+    def numbers(self) -> dict[str, float]:
+        """Everything that is one number, and so can be averaged over layers."""
+        more = {name: value for name, value in self.more.items() if isinstance(value, float)}
+        return {**self.statistics, "gini_floor": self.gini_floor, **more}
 
 
 @dataclass(frozen=True)
@@ -58,9 +66,16 @@ class EvaluationResult:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def mean(self) -> dict[str, float]:
-        """Each balance statistic and the Gini floor, averaged over the layers."""
-        rows = [{**layer.statistics, "gini_floor": layer.gini_floor} for layer in self.layers]
-        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
+        """Each statistic that every layer has, averaged over the layers."""
+        return {name: sum(values) / len(values) for name, values in self._columns().items()}
+
+    def over_layers(self) -> dict[str, dict[str, float]]:
+        """Minimum, quartiles and maximum over the layers of each statistic that every layer has."""
+        return {name: spread(values) for name, values in self._columns().items()}
+
+    def _columns(self) -> dict[str, list[float]]:
+        rows = [layer.numbers() for layer in self.layers]
+        return {name: [row[name] for row in rows] for name in (rows or [{}])[0] if all(name in row for row in rows)}
 
     def to_json(
         self, *, step: int | None = None, data: str | None = None, unigram_entropy: float | None = None
@@ -83,10 +98,12 @@ class EvaluationResult:
                     "gini_floor": layer.gini_floor,
                     "load": layer.load,
                     "kept": layer.kept,
+                    **layer.more,
                 }
                 for layer in self.layers
             ],
             "mean": self.mean(),
+            "over_layers": self.over_layers(),
             "domains": {
                 name: {
                     "loss": domain.loss,

@@ -20,6 +20,8 @@ class RunFiles:
     """Records of kind "train", by step."""
     validation: list[Record] = field(default_factory=list)
     """Records of kind "eval", by step."""
+    alarms: list[Record] = field(default_factory=list)
+    """Records of kind "alarm", by step."""
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Results of ``moe-train evaluate`` by name; that of the run's own validation set first."""
     config: dict[str, Any] = field(default_factory=dict)
@@ -63,6 +65,7 @@ def read_run(run_dir: Path) -> RunFiles:
         run_dir=run_dir,
         train=[record for record in records if record.get("kind") == "train"],
         validation=[record for record in records if record.get("kind") == "eval"],
+        alarms=[record for record in records if record.get("kind") == "alarm"],
         evaluations=evaluations,
         config=config,
         config_text=config_text,

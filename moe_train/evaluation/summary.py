@@ -32,8 +32,10 @@ def _evaluation_cards(evaluation: dict[str, Any]) -> list[Card]:
         cards.append(("unigram entropy", number(entropy), remark))
         if evaluation["loss"] is not None:
             difference = entropy - evaluation["loss"]
-            where = "nats below unigram" if difference >= 0 else "nats ABOVE unigram"
-            cards.append((where, number(abs(difference)), "unigram entropy - loss"))
+            if difference >= 0:
+                cards.append(("nats below unigram", number(difference), "unigram entropy - loss"))
+            else:
+                cards.append(("nats ABOVE unigram", number(-difference), "loss - unigram entropy"))
     return cards
 
 

@@ -16,6 +16,9 @@ COLUMNS = {
     "dead_experts": "dead",
     "drop_rate": "dropped",
     "mean_k": "mean k",
+    "router_entropy": "router entropy",
+    "router_margin": "margin",
+    "domain_nmi": "domain NMI",
 }
 
 

@@ -18,6 +18,7 @@ from moe_train.routing.registry import build_gate, check_options
 from moe_train.routing.round_robin import round_robin
 from moe_train.routing.schedule import is_on, value_at
 from moe_train.routing.scopes import TokenSets
+from moe_train.routing.scores import z_sum
 
 
 class BalancedGate(nn.Module):
@@ -25,7 +26,8 @@ class BalancedGate(nn.Module):
 
     ``gate`` is the gate; ``bias_E`` a float32 buffer, None where the bias is off. The routing that comes back has the
     gate's own losses and ``switch``, ``z``, ``importance``, all before capacity, and the sums ``load`` and ``kept``
-    (int64 [E], before and after capacity) and ``tokens`` (int64 scalar), padding excluded.
+    (int64 [E], before and after capacity) and ``tokens`` (int64 scalar), padding excluded; and ``z`` (float64), the sum of the z-loss where it
+    makes sense.
     """
 
     bias_E: Tensor | None
@@ -86,6 +88,8 @@ class BalancedGate(nn.Module):
 
     def _add_losses(self, routing: Routing, batch: TokenBatch) -> None:
         load_BE, balancing = self._count(routing, batch), self.options.balancing
+        if self.gate.takes_z_loss:
+            routing.sums["z"] = z_sum(routing.logits_TE, batch.padding_T)
         if is_on(balancing.switch_loss.coefficient):
             routing.losses["switch"] = switch_loss(routing.probs_TE, load_BE, batch, self.layer, balancing.switch_loss)
         if is_on(balancing.z_loss):

@@ -44,6 +44,9 @@ def _values(config: RunConfig) -> Iterator[Problem]:
         "data.sequence_length": config.data.sequence_length,
         "optimizer.eps": optimizer.eps,
         "logging.every": config.logging.every,
+        "alarm.window": config.alarm.window,
+        "alarm.min_slots": config.alarm.min_slots,
+        "alarm.z_steps": config.alarm.z_steps,
         "checkpoint.keep": config.checkpoint.keep,
         "parallel.timeout_seconds": config.parallel.timeout_seconds,
     }
@@ -66,6 +69,8 @@ def _values(config: RunConfig) -> Iterator[Problem]:
         "optimizer.gate_lr_factor": optimizer.gate_lr_factor,
         "schedule.warmup_steps": schedule.warmup_steps,
         "eval.every": config.eval.every,
+        "alarm.quiet_steps": config.alarm.quiet_steps,
+        "logging.max_layer_tags": config.logging.max_layer_tags,
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "checkpoint.every_minutes": config.checkpoint.every_minutes,
         "profile.start_step": config.profile.start_step,
@@ -76,9 +81,13 @@ def _values(config: RunConfig) -> Iterator[Problem]:
     for path, fraction in (
         ("schedule.decay_fraction", schedule.decay_fraction),
         ("schedule.final_lr_fraction", schedule.final_lr_fraction),
+        ("alarm.load_share", config.alarm.load_share),
+        ("alarm.entropy", config.alarm.entropy),
     ):
         if not 0 <= fraction <= 1:
             yield Problem(path, f"must lie between 0 and 1, got {fraction}")
+    if config.alarm.z_growth and not 1 < config.alarm.z_growth < math.inf:
+        yield Problem("alarm.z_growth", f"must be greater than 1, or 0 for no alarm, got {config.alarm.z_growth}")
     for index, beta in enumerate(optimizer.betas):
         if not 0 <= beta < 1:
             yield Problem(f"optimizer.betas.{index}", f"must be at least 0 and below 1, got {beta}")

@@ -5,7 +5,7 @@ The test protocol of LPR's published code (arXiv 2506.21328, evaluate.py): docum
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from moe_train.evaluation.result import EvaluationResult
 from moe_train.model.families import evaluated_moe_layers
 from moe_train.parallel.groups import Groups
 from moe_train.training.run_config import RunConfig
-from moe_train.training.validation import check_vocabulary, checked, forward_function, token_bytes
+from moe_train.training.validation import Watcher, check_vocabulary, checked, forward_function, token_bytes, watched
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,18 @@ class DocumentProtocol:
 
 
 def validate_documents(
-    model: Callable[..., Any], config: RunConfig, groups: Groups, data: Blend, protocol: DocumentProtocol
+    model: Callable[..., Any],
+    config: RunConfig,
+    groups: Groups,
+    data: Blend,
+    protocol: DocumentProtocol,
+    watchers: Callable[..., Sequence[Watcher]] | None = None,
 ) -> tuple[EvaluationResult, dict[str, Any]]:
     """Loss and expert load over documents, and the key `documents` of docs/evaluation.md; collective over all ranks.
 
     ``model`` must be in evaluation mode. Tokens that end documents are no targets where the manifest names them, and of
-    instruction data only what the loss counts is one. ValueError for a blend.
+    instruction data only what the loss counts is one. ValueError for a blend. ``watchers`` makes those that see each
+    batch and its routings, from the names of the data, samples [B] to their data set, and the labels of domains.
     """
     names = [name for name, _ in members_of(data)]
     if len(names) != 1:
@@ -58,15 +64,17 @@ def validate_documents(
         limit=None if batches is None else batches * micro_size * groups.data_size,
     )
     domains = Domains(dataset) if documents_path(stem).is_file() else None
+    labels = domains.names if domains else None
+    more = watchers([name], lambda sample_B: sample_B.clamp(max=0), labels) if watchers is not None else ()
     average = BatchAverage(documents.index_D, protocol.batch_documents, groups.device)
     everything = documents.batches(micro_size, rank=groups.data_rank, dp_size=groups.data_size, domains=domains)
     result = evaluate(
-        average.watch(forward_function(model, groups)),
+        watched(forward_function(model, groups), [average, *more]),
         checked(everything, names, config.model.vocab_size),
         layers=evaluated_moe_layers(config.model),
         num_experts=config.model.moe.num_experts,
         token_bytes=token_bytes(name),
-        domains=domains.names if domains else None,
+        domains=labels,
         reduce=groups.sum_over_data,
         device=groups.device,
     )

@@ -22,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--documents", action="store_true", help="documents one by one, in place of windows")
     parser.add_argument("--max-length", type=int, metavar="N")
     parser.add_argument("--batch-documents", type=int, metavar="N")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="parquet file with the experts of every token")
+    parser.add_argument("--against", metavar="latest|STEP|PATH", help="compare the routing with this checkpoint's")
     parser.add_argument("--output", type=Path, required=True, help="JSON file, written by rank 0")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="given by launchers, as in the environment")
     parser.add_argument("--status", default="", help="name of the launch, for the file that says how it ended")
@@ -38,6 +40,7 @@ def evaluate_run(arguments: argparse.Namespace) -> bool:
     from moe_train.evaluation.result import write_evaluation
     from moe_train.parallel.groups import initialize
     from moe_train.training.document_validation import DocumentProtocol, validate_documents
+    from moe_train.training.evaluation_watchers import Watchers
     from moe_train.training.run_folder import index_folder, load
     from moe_train.training.validation import ValidationSet
 
@@ -49,15 +52,18 @@ def evaluate_run(arguments: argparse.Namespace) -> bool:
     model, state = weights.model, weights.state
     data = arguments.data or config.data.validation
     more: dict[str, Any] = {}
+    watchers = Watchers(config, groups, arguments.run_dir, trace=arguments.trace, against=arguments.against)
     if arguments.documents:
         given = {"max_length": arguments.max_length, "batch_documents": arguments.batch_documents}
         protocol = DocumentProtocol(max_batches=arguments.limit_batches, **{k: v for k, v in given.items() if v})
-        result, more["documents"] = validate_documents(model, config, groups, data, protocol)
+        result, more["documents"] = validate_documents(model, config, groups, data, protocol, watchers.start)
     else:
         cache = index_folder(config, arguments.run_dir)
         limit = arguments.limit_batches
         validation = ValidationSet(config, groups, data, cache=cache, max_batches=limit, with_domains=True)
-        result = validation.evaluate(model)
+        result = validation.evaluate(model, watchers.start(validation.names, validation.members, validation.labels))
+    result, found = watchers.finish(result)
+    more |= found
     if groups.rank == 0:
         entropy = None
         if isinstance(data, str):

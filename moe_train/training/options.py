@@ -73,6 +73,30 @@ class LoggingOptions:
     csv: bool = False
     per_layer: bool = True
     """Also write balance/layer_i/* tags."""
+    max_layer_tags: int = 400
+    """Most tags of that kind; a model whose layers need more has the summary over layers only."""
+
+
+@dataclass(frozen=True)
+class AlarmOptions:
+    """Warnings of collapsing routing. They are printed and recorded and never stop a run."""
+
+    enabled: bool = True
+    quiet_steps: int = 100
+    """Steps at the start of the run in which nothing is judged."""
+    window: int = 20
+    """Steps that the load is judged over; an expert without a token for so many in a row is dead."""
+    min_slots: int = 100
+    """Slots that an expert must have to expect in the window. Where steps have few tokens the window is longer."""
+    dead_experts: bool = True
+    load_share: float = 0.4
+    """Alarm where an expert has less than this part of its even share 1/E; 0 switches it off."""
+    entropy: float = 0.7
+    """Alarm where the entropy of the load / ln E is lower; 0 switches it off."""
+    z_growth: float = 10.0
+    """Alarm where the z-loss (measured also where it is none) is so many times its lowest of the last ``z_steps``
+    steps; 0 switches it off."""
+    z_steps: int = 100
 
 
 @dataclass(frozen=True)

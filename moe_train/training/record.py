@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from moe_train.routing.statistics import balance_statistics
+from moe_train.routing.statistics import balance_statistics, gini_floor, spread
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,15 @@ def build_record(
     sums: IntervalSums,
     facts: DeviceFacts | None = None,
     per_layer: bool = True,
+    max_layer_tags: int | None = None,
 ) -> dict[str, Any]:
     """The record of kind "train".
 
     ``step`` and ``tokens`` (consumed so far) at the end of the interval, ``lr`` and ``grad_norm`` (before clipping) of
     its last step, ``memory_bytes`` the highest use of one device. ``loss`` is the mean over all target tokens of the
     interval and ``load`` the exact counts of the interval, in the order of ``layers``; a model without experts has
-    neither, and no balance.
+    neither, and no balance. Each balance statistic is there as its mean over the layers and, where there are several,
+    its spread over them; by layer (with ``per_layer``) only where that takes at most ``max_layer_tags`` tags.
     """
     assert sums.steps > 0 and sums.load_LE.shape == sums.kept_LE.shape and len(sums.layers) == len(sums.load_LE)
     per_second = sums.tokens / max(sums.seconds, 1e-9)
@@ -87,7 +89,8 @@ def build_record(
         return record
     layers = layer_statistics(sums.load_LE, sums.kept_LE, sums.tokens)
     record |= {f"balance/{name}": value for name, value in mean_over_layers(layers).items()}
-    if per_layer:
+    record |= {f"balance/{name}": value for name, value in spread_over_layers(layers).items()}
+    if per_layer and (max_layer_tags is None or sum(map(len, layers)) <= max_layer_tags):
         for number, layer in zip(sums.layers, layers, strict=True):
             record |= {f"balance/layer_{number}/{name}": value for name, value in layer.items()}
     record["layers"] = list(sums.layers)
@@ -106,6 +109,12 @@ def build_eval_record(step: int, evaluation: Mapping[str, Any]) -> dict[str, Any
     }
     if evaluation["mean"]:
         record["balance"] = dict(evaluation["mean"])
+        if len(evaluation.get("layers", ())) > 1:
+            record["balance"] |= {
+                f"{name}/{place}": value
+                for name, places in evaluation["over_layers"].items()
+                for place, value in places.items()
+            }
     if evaluation.get("bits_per_byte") is not None:
         record["eval/bits_per_byte"] = evaluation["bits_per_byte"]
     return record
@@ -128,8 +137,11 @@ def mean_losses(losses: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str
 
 
 def layer_statistics(load_LE: Tensor, kept_LE: Tensor, tokens: int) -> list[dict[str, float]]:
-    """Balance statistics of each layer."""
-    return [balance_statistics(load_E, kept_E, tokens) for load_E, kept_E in zip(load_LE, kept_LE, strict=True)]
+    """Balance statistics of each layer, and the finite-sample floor of its Gini."""
+    return [
+        {**balance_statistics(load_E, kept_E, tokens), "gini_floor": gini_floor(int(load_E.sum()), len(load_E))}
+        for load_E, kept_E in zip(load_LE, kept_LE, strict=True)
+    ]
 
 
 def mean_over_layers(layers: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -137,6 +149,17 @@ def mean_over_layers(layers: Sequence[Mapping[str, float]]) -> dict[str, float]:
     if not layers:
         return {}
     return {name: sum(layer[name] for layer in layers) / len(layers) for name in layers[0]}
+
+
+def spread_over_layers(layers: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """``<statistic>/min``, ``/p25``, ``/median``, ``/p75`` and ``/max``; empty for fewer than two layers."""
+    if len(layers) < 2:
+        return {}
+    return {
+        f"{name}/{place}": value
+        for name in layers[0]
+        for place, value in spread([layer[name] for layer in layers]).items()
+    }
 
 
 def _ratio(total: float, count: float) -> float:

@@ -18,6 +18,7 @@ from moe_train.model.options import ModelOptions
 from moe_train.parallel.options import ParallelOptions
 from moe_train.routing.options import RouterOptions
 from moe_train.training.options import (
+    AlarmOptions,
     CheckpointOptions,
     EvalOptions,
     LoggingOptions,
@@ -45,6 +46,7 @@ class RunConfig:
     eval: EvalOptions = field(default_factory=EvalOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     logging: LoggingOptions = field(default_factory=LoggingOptions)
+    alarm: AlarmOptions = field(default_factory=AlarmOptions)
     profile: ProfileOptions = field(default_factory=ProfileOptions)
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Passed through to DeepSpeed's configuration; keys that this project sets itself are refused."""

@@ -50,6 +50,9 @@ class StepResult:
     kept_LE: Tensor
     losses: list[dict[str, tuple[float, float]]]
     """Per MoE layer: name of the auxiliary loss -> (sum, count), without coefficient."""
+    z: list[float | None]
+    """Per MoE layer: mean of logsumexp(logits)^2 over tokens, also without a z-loss; None where the gate has no such
+    logits."""
     requests: Requests
     """Of all ranks together."""
 
@@ -143,6 +146,7 @@ def train_step(
         load_LE=torch.stack([s["load"] for s in sums]).cpu() if sums else empty,
         kept_LE=torch.stack([s["kept"] for s in sums]).cpu() if sums else empty,
         losses=losses,
+        z=_means_of_z(sums),
         requests=Requests(*(bool(x) for x in total[len(_COUNTS) :] > 0)),
     )
 
@@ -200,6 +204,13 @@ class _Collector:
             pairs = {name: next(parts).tolist() for name in sorted(values)}
             losses.append({name: (pair[0], pair[1]) for name, pair in pairs.items()})
         return sums, losses, loss_sum
+
+
+def _means_of_z(sums: list[dict[str, Tensor]]) -> list[float | None]:
+    """Of each layer; all of them have the same gate. Read from the device at once."""
+    if not all("z" in s for s in sums):
+        return [None] * len(sums)
+    return torch.stack([s["z"] / s["tokens"].clamp(min=1) for s in sums]).tolist() if sums else []
 
 
 def _add(into: dict[str, Tensor], name: str, value: Tensor) -> None:

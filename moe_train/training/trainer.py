@@ -19,6 +19,7 @@ from moe_train.parallel.groups import Groups, initialize
 from moe_train.parallel.once import once_per_node
 from moe_train.training.account import active_parameters, flops_per_token, parameters
 from moe_train.training.beginning import begin
+from moe_train.training.callbacks.alarms import alarms
 from moe_train.training.callbacks.base import Callbacks, RunInfo, Status
 from moe_train.training.callbacks.build import build_callbacks
 from moe_train.training.callbacks.profiling import profile_hook
@@ -116,7 +117,7 @@ class Trainer:
             rank=groups.data_rank,
             dp_size=groups.data_size,
         )
-        self.callbacks: Callbacks = build_callbacks(config.logging, run_dir, groups.rank)
+        self.callbacks: Callbacks = build_callbacks(config.logging, run_dir, groups.rank, alarms(config))
         self.profile = profile_hook(config.profile, run_dir, groups.rank)
         self.saved_at = time.monotonic()
         self.facts = DeviceFacts(
@@ -150,6 +151,7 @@ class Trainer:
             self.profile.start_step(self.step + 1)
             result = self._train_step(Requests(stop=stop.requested, save=self._save_is_due()))
             self.profile.end_step(self.step)
+            self.callbacks.on_step(self.step, result)
             interval.add(result)
             last = self.step == options.steps or result.requests.stop
             if self.step % config.logging.every == 0 or last:
@@ -218,6 +220,7 @@ class Trainer:
             memory_bytes=self.groups.largest(memory_used(self.groups.device)),
             facts=self.facts,
             per_layer=self.config.logging.per_layer,
+            max_layer_tags=self.config.logging.max_layer_tags,
         )
         self.callbacks.on_record(record)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from moe_train.data.domains import documents_path, renumber
 from moe_train.data.manifest import read_token_bytes, token_bytes_path
 from moe_train.data.members import check_one_tokenizer, open_reader
 from moe_train.data.options import Blend, members_of
-from moe_train.evaluation.loss import evaluate
+from moe_train.evaluation.loss import Forward, evaluate
 from moe_train.evaluation.result import EvaluationResult
 from moe_train.model.families import evaluated_moe_layers
 from moe_train.model.micro_batch import MicroBatch, use
@@ -71,11 +72,26 @@ def forward_function(model: Callable[..., Any], groups: Groups) -> Callable[[Bat
     return forward
 
 
+class Watcher(Protocol):
+    """Something that looks on while a model is evaluated."""
+
+    def watch(self, forward: Forward) -> Forward:
+        """The same function, whose results are looked at on the way."""
+        ...
+
+
+def watched(forward: Forward, watchers: Sequence[Watcher]) -> Forward:
+    """``forward`` with every watcher around it."""
+    for watcher in watchers:
+        forward = watcher.watch(forward)
+    return forward
+
+
 class ValidationSet:
     """One or several data sets, opened once and evaluated as often as asked for, spread over the data-parallel ranks.
 
     cache: folder for the index of samples where the configuration needs one.   max_batches: at most so many per rank.
-    with_domains: also loss and load of each domain of the data sets that have labels.
+    with_domains: also loss and load of each domain: of the labels, or of the data sets where several have none.
     Must be made by all ranks. Errors: ValueError, FileNotFoundError where a data set is not there, is damaged or too
     small, or is of another tokenizer than the model.
     """
@@ -106,6 +122,11 @@ class ValidationSet:
         ]
         domains = [reader.domains for reader in self.readers if reader.domains is not None]
         self.labels = renumber(domains) if domains else None
+        self.ends = np.cumsum([reader.evaluation_count for reader in self.readers])
+        """Behind the last sample of each data set, counted through all of them."""
+        self.by_name = with_domains and self.labels is None and len(self.names) > 1
+        if self.by_name:  # Where documents have no labels, data sets are the domains.
+            self.labels = list(self.names)
         tables = [token_bytes(name) for name in self.names]
         # They have one tokenizer. Where one has no table, not all of the text could be counted.
         self.token_bytes = None if any(table is None for table in tables) else tables[0]
@@ -118,10 +139,11 @@ class ValidationSet:
             for _ in self._batches():
                 pass
 
-    def evaluate(self, model: Callable[..., Any]) -> EvaluationResult:
-        """Loss and expert load of a model in evaluation mode; collective over all ranks."""
+    def evaluate(self, model: Callable[..., Any], watchers: Sequence[Watcher] = ()) -> EvaluationResult:
+        """Loss and expert load of a model in evaluation mode; collective over all ranks. ``watchers`` see each batch
+        and its routings."""
         return evaluate(
-            forward_function(model, self.groups),
+            watched(forward_function(model, self.groups), watchers),
             self._batches(),
             layers=evaluated_moe_layers(self.config.model),
             num_experts=self.config.model.moe.num_experts,
@@ -140,7 +162,17 @@ class ValidationSet:
             max_batches=self.max_batches,
             weights=self.weights,
         )
-        return checked(batches, self.names, self.config.model.vocab_size)
+        batches = checked(batches, self.names, self.config.model.vocab_size)
+        return map(self._with_names, batches) if self.by_name else batches
+
+    def members(self, sample_B: Tensor) -> Tensor:
+        """int64 [B]: number of the data set of each sample; -1 for a row that is padding only."""
+        member_B = torch.from_numpy(np.searchsorted(self.ends, sample_B.numpy(), side="right"))
+        return member_B.masked_fill(sample_B < 0, -1)
+
+    def _with_names(self, batch: Batch) -> Batch:
+        member_BS = self.members(batch.sample_B)[:, None].expand(batch.ids_BS.shape)
+        return replace(batch, domain_BS=member_BS.masked_fill(batch.padding_BS, -1))
 
 
 def checked(batches: Iterable[Batch], names: Sequence[str], vocab_size: int) -> Iterator[Batch]:

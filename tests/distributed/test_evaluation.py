@@ -26,8 +26,10 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path
 
 
-def numbers(result: EvaluationResult) -> tuple[int, list[list[int]]]:
-    return result.tokens, [layer.load for layer in result.layers]
+def numbers(result: EvaluationResult) -> tuple[object, ...]:
+    """Everything that is counted."""
+    names = ("k_histogram", "coactivation")
+    return result.tokens, [[layer.load, *(layer.more[name] for name in names)] for layer in result.layers]
 
 
 @pytest.mark.parametrize("gate", ROUTERS)
@@ -47,3 +49,7 @@ def test_uneven_batches(
     for got in results:
         assert numbers(got) == numbers(want)
         assert abs(got.loss - want.loss) <= 1e-6 * want.loss
+        for ours, theirs in zip(got.layers, want.layers, strict=True):
+            assert ours.more["soft_load"] == pytest.approx(theirs.more["soft_load"], rel=1e-5)
+            for name in ("router_entropy", "router_margin"):
+                assert ours.more[name] == pytest.approx(theirs.more[name], rel=1e-4, abs=1e-6)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.e2e.checkpoints import records
@@ -31,13 +33,17 @@ MIXED = [
 
 def finished(data: Path, run: Path, processes: int, *model: str) -> dict[str, object]:
     """Trains, evaluates and reports; the evaluation."""
+    alarm = ("alarm.quiet_steps=2", "alarm.window=1", "alarm.min_slots=1", "alarm.load_share=0.99")  # rings for sure
     arguments = overrides(
-        data, *model, "train.steps=6", "train.global_batch_size=8", "train.micro_batch_size=2", "eval.every=3",
+        data, *model, *alarm, "train.steps=6", "train.global_batch_size=8", "train.micro_batch_size=2", "eval.every=3",
         "checkpoint.every_steps=3", "logging.csv=true",
     )  # fmt: skip
     result = moe_train("train", "tiny", *arguments, "--processes", processes, "--run-dir", run)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
-    result = moe_train("evaluate", run)
+    experts = "moe" in str(model)
+    assert ("collapse alarm: " in result.stdout) == experts
+    more = ["--trace", run / "trace.parquet", "--against", 3] if experts else []
+    result = moe_train("evaluate", run, *more)
     assert result.returncode == 0, result.stderr[-3000:]
     printed = result.stdout
     result = moe_train("report", run)
@@ -85,3 +91,13 @@ def test_mixed_layers_keep_their_numbers(data: Path, tmp_path: Path) -> None:
     assert {"train/aux/multi_token", "balance/layer_1/gini", "balance/layer_3/gini"} <= scalars and images
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Balance over time" in page and "Expert load in training" in page
+    alarms = [record for record in records(tmp_path / "run") if record["kind"] == "alarm"]
+    assert {(record["layer"], record["step"]) for record in alarms if record["state"] == "began"} >= {(1, 3), (3, 3)}
+    assert "alarm/load_share" in scalars and "router.balancing.bias.rate (it is 0.01)" in alarms[0]["advice"]
+    trace = pq.read_table(tmp_path / "run" / "trace.parquet").to_pylist()
+    [layer] = evaluation["layers"]  # type: ignore[misc]
+    load = Counter(expert for row in trace for expert in row["experts"])
+    assert [load[expert] for expert in range(len(layer["load"]))] == layer["load"]
+    assert len({(row["sample"], row["position"]) for row in trace}) == len(trace) == evaluation["routed_tokens"]
+    stability = evaluation["stability"]["mean"]  # type: ignore[index]
+    assert stability["same_by_chance"] < stability["same_slots"] <= 1

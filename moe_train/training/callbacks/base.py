@@ -6,11 +6,14 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from moe_train.training.step import StepResult
 
 Status = Literal["finished", "interrupted", "failed"]
 Record = dict[str, Any]
-"""One object of metrics.jsonl; "kind" is "train" or "eval" (docs/metrics.md)."""
+"""One object of metrics.jsonl; "kind" is "train", "eval" or "alarm" (docs/metrics.md)."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,10 @@ class Callback:
     def on_start(self, run: RunInfo) -> None:
         """Once, before the first step. A resumed run removes what it recorded after ``run.start_step``."""
 
+    def on_step(self, step: int, result: StepResult) -> list[Record]:
+        """Each optimizer step, from 1. Returns records that all callbacks are to receive."""
+        return []
+
     def on_record(self, record: Record) -> None:
         """Each record, in the order of steps; not to be changed."""
 
@@ -48,6 +55,13 @@ class Callbacks(Callback):
     def on_start(self, run: RunInfo) -> None:
         for callback in self.callbacks:
             callback.on_start(run)
+
+    def on_step(self, step: int, result: StepResult) -> list[Record]:
+        """What the callbacks return has been passed on to all of them already."""
+        records = [record for callback in self.callbacks for record in callback.on_step(step, result)]
+        for record in records:
+            self.on_record(record)
+        return records
 
     def on_record(self, record: Record) -> None:
         for callback in self.callbacks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from moe_train.training.callbacks.base import Callback, Callbacks
@@ -13,8 +14,8 @@ from moe_train.training.callbacks.wandb_logger import WandbLogger
 from moe_train.training.options import LoggingOptions
 
 
-def build_callbacks(options: LoggingOptions, run_dir: Path, rank: int = 0) -> Callbacks:
-    """metrics.jsonl and the console always, the others by option; none on ranks above 0."""
+def build_callbacks(options: LoggingOptions, run_dir: Path, rank: int = 0, more: Sequence[Callback] = ()) -> Callbacks:
+    """metrics.jsonl and the console always, the others by option, ``more`` last; none on ranks above 0."""
     if rank != 0:
         return Callbacks()
     callbacks: list[Callback] = [JsonlWriter(run_dir / "metrics.jsonl"), Console()]
@@ -24,4 +25,4 @@ def build_callbacks(options: LoggingOptions, run_dir: Path, rank: int = 0) -> Ca
         callbacks.append(CsvWriter(run_dir / "metrics.csv"))
     if options.wandb:
         callbacks.append(WandbLogger())
-    return Callbacks(callbacks)
+    return Callbacks([*callbacks, *more])

@@ -62,7 +62,10 @@ class Console(Callback):
 
 def console_line(record: Record, run: RunInfo) -> str:
     """The line for one record. ETA = remaining steps times the seconds per step of this interval."""
-    fields = _train_fields(record, run) if record["kind"] == "train" else _eval_fields(record)
+    if record["kind"] == "alarm":
+        fields = ["ALARM" if record["state"] == "began" else "alarm", record["line"]]
+    else:
+        fields = _train_fields(record, run) if record["kind"] == "train" else _eval_fields(record)
     width = len(str(run.total_steps))
     return " | ".join([f"step {record['step']:>{width}}/{run.total_steps}", *fields])
 

@@ -1,4 +1,4 @@
-"""From a record to the tags that dashboards show: train/*, eval/*, perf/*, balance/*, balance/layer_i/*."""
+"""From a record to the tags that dashboards show: train/*, eval/*, perf/*, alarm/*, balance/*, balance/layer_i/*."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ _PERFORMANCE = ("tokens_per_second", "step_seconds", "memory_bytes", "mfu")
 
 
 def scalar_tags(record: Record) -> dict[str, float]:
-    """The numbers of a record by tag. Balance in an evaluation record becomes eval/balance/*."""
+    """The numbers of a record by tag. Balance in an evaluation record becomes eval/balance/*; of an alarm there is the
+    number of layers in which its cause is on."""
+    if record["kind"] == "alarm":
+        return {f"alarm/{record['cause']}": record["layers_on"]}
     tags: dict[str, float] = {}
     for key, value in record.items():
         if key == "balance" and isinstance(value, dict):

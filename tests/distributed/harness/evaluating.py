@@ -6,6 +6,7 @@ from pathlib import Path
 
 from moe_train.data.options import DataOptions
 from moe_train.evaluation.result import EvaluationResult
+from moe_train.training.evaluation_watchers import Watchers
 from moe_train.training.options import TrainOptions
 from moe_train.training.run_config import RunConfig
 from moe_train.training.validation import ValidationSet
@@ -22,14 +23,17 @@ def run_config(case: Case, micro_batch: int) -> RunConfig:
 
 
 def evaluate(case: Case, prefix: str, micro_batch: int, in_engine: bool = False) -> EvaluationResult:
-    """Validation of a fresh model, as it stands or inside an engine, on this rank's share of the data."""
+    """Validation of a fresh model, as it stands or inside an engine, on this rank's share of the data, with the details
+    of its routing."""
     groups = groups_for(case.expert)
     validation = ValidationSet(run_config(case, micro_batch), groups, prefix, cache=Path(prefix).parent)
+    watchers = Watchers(run_config(case, micro_batch), groups, Path(prefix).parent)
+    watching = watchers.start(validation.names, validation.members, validation.labels)
     if not in_engine:
-        return validation.evaluate(build_model(case).eval())
+        return watchers.finish(validation.evaluate(build_model(case).eval(), watching))[0]
     engine = make_engine(case, groups)
     try:
         engine.deepspeed.eval()
-        return validation.evaluate(engine)
+        return watchers.finish(validation.evaluate(engine, watching))[0]
     finally:
         engine.close()

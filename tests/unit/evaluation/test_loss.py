@@ -226,7 +226,7 @@ def test_json_file(tmp_path: Path) -> None:
     assert read_evaluation(path) == json.loads(json.dumps(evaluation))
     assert set(evaluation) == {
         *("step", "data", "loss", "perplexity", "bits_per_byte", "tokens", "bytes", "routed_tokens"),
-        *("unigram_entropy", "layers", "mean", "domains"),
+        *("unigram_entropy", "layers", "mean", "over_layers", "domains"),
     }
     assert {"layer", "gini", "gini_floor", "min_max", "load", "kept"} <= set(evaluation["layers"][0])
     assert [file.name for file in path.parent.iterdir()] == ["validation.json"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from moe_train.routing import balance_statistics, gini_floor
+from moe_train.routing.statistics import spread
 
 
 def statistics(load, kept=None, tokens=None):
@@ -80,3 +81,26 @@ def test_floor_is_what_random_routing_shows():
     assert sum(ginis) / 20 == pytest.approx(gini_floor(20000, 64), rel=0.1)
     assert gini_floor(122880, 128) == pytest.approx(0.018, abs=5e-4)
     assert gini_floor(0, 8) == 0.0 and gini_floor(1, 8) <= 1 - 1 / 8
+
+
+def test_variance_is_that_of_the_relative_load():
+    load = torch.randint(1, 1000, (37,)).tolist()
+    relative = [len(load) * c / sum(load) for c in load]
+    expected = sum((x - 1) ** 2 for x in relative) / len(load)
+    assert statistics(load)["variance"] == pytest.approx(expected, rel=1e-12)
+    assert statistics(load)["cv"] ** 2 == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4, 5, 61])
+def test_spread_equals_torch_quantiles(layers):
+    """Row 38 (Megatron-LM #2398): percentiles over layers."""
+    values = torch.rand(layers, dtype=torch.float64)
+    expected = torch.quantile(values, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64)).tolist()
+    found = spread(values.tolist())
+    assert list(found) == ["min", "p25", "median", "p75", "max"]
+    assert list(found.values()) == pytest.approx(expected, abs=1e-15)
+
+
+def test_spread_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        spread([])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from moe_train.routing.statistics import balance_statistics
+from moe_train.routing.statistics import balance_statistics, gini_floor
 from moe_train.training.record import DeviceFacts, IntervalSums, build_eval_record, build_record, mean_losses
 
 
@@ -110,3 +110,26 @@ def test_layers_keep_their_numbers_and_without_experts_there_is_no_balance() -> 
     nothing = torch.zeros(0, 0, dtype=torch.int64)
     dense = record(sums(layers=[], load_LE=nothing, kept_LE=nothing, losses=[]))
     assert dense["loss"] == 6.25 and not [key for key in dense if "balance" in key or key in ("load", "layers", "aux")]
+
+
+def test_spread_over_layers_and_the_floor_beside_the_gini() -> None:
+    """Row 38 (Megatron-LM #2398, torchtitan PR3433): percentiles over layers, and a cap on the number of tags."""
+    torch.manual_seed(5)
+    load = torch.randint(1, 1000, (5, 8))
+    result = record(sums(layers=list(range(5)), load_LE=load, kept_LE=load, losses=[]))
+    for name in ("gini", "min_max", "entropy", "dead_experts", "gini_floor"):
+        values = sorted(float(result[f"balance/layer_{i}/{name}"]) for i in range(5))  # type: ignore[arg-type]
+        places = ("min", "p25", "median", "p75", "max")
+        assert [result[f"balance/{name}/{place}"] for place in places] == pytest.approx(values), "five layers: each"
+    assert result["balance/layer_2/gini_floor"] == gini_floor(int(load[2].sum()), 8)
+    single = record(sums(layers=[3], load_LE=load[:1], kept_LE=load[:1], losses=[]))
+    assert "balance/layer_3/gini" in single and "balance/gini/median" not in single
+
+
+def test_too_many_tags_leave_the_summary() -> None:
+    everything = record(sums())
+    tags = [key for key in everything if key.startswith("balance/layer_")]
+    assert [key for key in record(sums(), max_layer_tags=len(tags)) if "/layer_" in key] == tags
+    capped = record(sums(), max_layer_tags=len(tags) - 1)
+    assert not [key for key in capped if "/layer_" in key] and capped["load"] == everything["load"]
+    assert {key for key in everything if "/layer_" not in key} == set(capped)
