@@ -26,8 +26,8 @@ class BalancedGate(nn.Module):
 
     ``gate`` is the gate; ``bias_E`` a float32 buffer, None where the bias is off. The routing that comes back has the
     gate's own losses and ``switch``, ``z``, ``importance``, all before capacity, and the sums ``load`` and ``kept``
-    (int64 [E], before and after capacity) and ``tokens`` (int64 scalar), padding excluded; and ``z`` (float64), the sum of the z-loss where it
-    makes sense.
+    (int64 [E], before and after capacity), ``tokens`` (int64 scalar) and, where it makes sense, ``z`` (float64, the
+    sum of the z-loss), padding excluded.
     """
 
     bias_E: Tensor | None
