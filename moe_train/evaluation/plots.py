@@ -137,6 +137,8 @@ def layer_curves(
 
 def k_histogram(counts_LK: Sequence[Sequence[int]], numbers: Sequence[int]) -> bytes:
     """SVG: share of the tokens by number of experts, one line per layer."""
+    from matplotlib.ticker import MaxNLocator
+
     with figure(11.0, 2.8) as fig:
         axes = fig.subplots()
         colours = layer_colours(len(counts_LK))
@@ -154,7 +156,7 @@ def k_histogram(counts_LK: Sequence[Sequence[int]], numbers: Sequence[int]) -> b
         axes.set_ylim(bottom=0)
         axes.set_xlabel("experts per token")
         axes.set_ylabel("% of tokens")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="best", ncols=2)
         return to_svg(fig)
 

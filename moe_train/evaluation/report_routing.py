@@ -19,12 +19,15 @@ def alarms(run: RunFiles) -> str:
         return ""
     begun = sum(record.get("state") == "began" for record in run.alarms)
     rows = [(f"step {record['step']:,}", str(record.get("message", ""))) for record in run.alarms[-MAX_ALARMS:]]
-    advice = {str(r["cause"]): str(r["advice"]) for r in run.alarms if r.get("advice") and r.get("cause")}
+    advice: dict[str, list[str]] = {}
+    for record in run.alarms:
+        if record.get("advice") and record.get("cause") not in (causes := advice.setdefault(record["advice"], [])):
+            causes.append(str(record.get("cause")))
     note = f"{begun} alarms" + (f", the last {MAX_ALARMS} records" if len(run.alarms) > MAX_ALARMS else "") + "."
     return html.section(
         "Collapse alarm",
         html.facts(rows),
-        *(html.paragraph(f"Against {cause} try {text}.") for cause, text in advice.items()),
+        *(html.paragraph(f"Against {' and '.join(causes)} try {text}.") for text, causes in advice.items()),
         note=note,
         kind="warning",
     )

@@ -22,6 +22,15 @@ def run_config(case: Case, micro_batch: int) -> RunConfig:
     )
 
 
+def evaluate_blend(case: Case, names: list[str], micro_batch: int, trace: Path) -> EvaluationResult:
+    """A fresh model on several data sets, each a domain where documents have no labels, and the trace of it."""
+    groups, config = groups_for(case.expert), run_config(case, micro_batch)
+    validation = ValidationSet(config, groups, names, cache=trace.parent, with_domains=True)  # type: ignore[arg-type]
+    watchers = Watchers(config, groups, trace.parent, trace=trace)
+    watching = watchers.start(validation.names, validation.members, validation.labels)
+    return watchers.finish(validation.evaluate(build_model(case).eval(), watching))[0]
+
+
 def evaluate(case: Case, prefix: str, micro_batch: int, in_engine: bool = False) -> EvaluationResult:
     """Validation of a fresh model, as it stands or inside an engine, on this rank's share of the data, with the details
     of its routing."""

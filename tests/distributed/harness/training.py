@@ -94,6 +94,8 @@ class Record:
     weights: dict[str, Tensor]
     """Float32 masters as global tensors; on rank 0 only."""
     biases: list[Tensor]
+    z: list[float | None]
+    """Mean of logsumexp(logits)^2 per MoE layer, measured whether or not it is a loss."""
 
 
 _layouts: dict[int, tuple[Groups, dict[str, Any]]] = {}
@@ -166,6 +168,7 @@ def one_step(engine: Engine, case: Case, step: int) -> Record:
         kept_LE=result.kept_LE,
         weights=global_tensors(engine),
         biases=[b.clone() for n, b in engine.module.named_buffers() if n.endswith("bias_E")],
+        z=result.z,
     )
 
 

@@ -13,8 +13,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from moe_train.evaluation.report import render, write_report
-from moe_train.evaluation.run_files import read_run
+from moe_train.evaluation.run_files import RunFiles, read_run
 from moe_train.evaluation.series import balance_by_layer, load_records, series, thin
+from moe_train.evaluation.summary import summary_cards
 
 NASTY = '<script>alert("x")</script> & $y$'
 
@@ -121,6 +122,55 @@ def test_whole_run_is_shown_in_one_self_contained_file(tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert page.addresses and all(address.startswith("data:image/") for address in page.addresses)
     assert not re.search(r"@import|url\(|<link|<script|<iframe", text)
+
+
+def test_routing_in_detail_and_alarms(tmp_path: Path, quick: None) -> None:
+    run = make_run(tmp_path)
+    alarm = {"kind": "alarm", "step": 15, "cause": "entropy", "layer": 1, "state": "began", "message": NASTY}
+    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
+        for cause in ("entropy", "load_share"):
+            file.write(json.dumps({**alarm, "cause": cause, "advice": "a smaller optimizer.lr"}) + "\n")
+    meter = {"gini": 0.1, "min_max": 1.27e-16, "cv": 0.2, "utilisation": 1.0}
+    whole = evaluation()
+    for layer in whole["layers"]:
+        layer["k_histogram"] = [0, 3, 5, 2]
+        layer["coactivation"] = [[1 + (i + j) % 3 for j in range(8)] for i in range(8)]
+        layer["moving_average_of_lpr"] = {"masked": meter, "unmasked": None}
+    rows = [{"layer": 0, "same_slots": 0.81, "jaccard": None, "same_by_chance": 0.25}]
+    whole["stability"] = {"checkpoint": NASTY, "step": 50, "layers": rows, "mean": {"same_slots": 0.81}}
+    (run / "evaluation" / "validation.json").write_text(json.dumps(whole))
+    before = Reader(render(read_run(make_run(tmp_path / "before"))))
+    page = Reader(render(read_run(run)))
+    assert "2 alarms" in page.text and "Against entropy and load_share try a smaller optimizer.lr." in page.text
+    for expected in (
+        "Routing in detail",
+        "0.8100",
+        "1.27e-16",
+        "without padding",
+        "Experts per token",
+        "chosen together",
+    ):
+        assert expected in page.text and expected not in before.text, expected
+    assert "with padding" not in page.text and "Collapse alarm" not in before.text
+    assert page.tags.count("img") == before.tags.count("img") + 2
+    assert "script" not in page.tags
+
+
+def test_one_number_of_experts_needs_no_histogram(tmp_path: Path, quick: None) -> None:
+    run = make_run(tmp_path)
+    whole = evaluation()
+    for layer in whole["layers"]:
+        layer |= {"k_histogram": [0, 9], "coactivation": [[int(i == j) for j in range(8)] for i in range(8)]}
+    (run / "evaluation" / "validation.json").write_text(json.dumps(whole))
+    assert "Routing in detail" not in render(read_run(run)), "one expert per token: no pairs, and nothing to count"
+
+
+@pytest.mark.parametrize(("loss", "words"), [(4.0, "below"), (7.0, "ABOVE")])
+def test_the_distance_to_the_unigram_entropy_says_what_is_subtracted(loss: float, words: str) -> None:
+    run = RunFiles(Path(), evaluations={"v": {**evaluation(), "loss": loss}})
+    [card] = [card for card in summary_cards(run) if card[0] == f"nats {words} unigram"]
+    formula = {"below": "unigram entropy - loss", "ABOVE": "loss - unigram entropy"}[words]
+    assert card[1:] == (f"{abs(6.5 - loss):.4f}", formula)
 
 
 def test_all_text_is_escaped(tmp_path: Path, quick: None) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
+from moe_train.routing import BalancedGate, SoftmaxTopKGate
+from moe_train.routing.options import RouterOptions
 from moe_train.routing.scores import entropy_sum, margin_sum, z_sum
 
 
@@ -61,3 +64,11 @@ def test_a_masked_expert_is_no_runner_up():
     logits_TE = torch.tensor([[1.0, -math.inf]])
     total, counted = margin_sum(logits_TE, torch.tensor([[True, False]]), torch.tensor([True]))
     assert float(total) == 0 and int(counted) == 0
+
+
+def test_a_gate_without_learned_scores_has_no_z(make_batch, monkeypatch: pytest.MonkeyPatch):
+    batch, x_TH = make_batch([3, 5], 5), torch.randn(10, 16)
+    routing = BalancedGate(RouterOptions("softmax_topk", {"top_k": 2}), 16, 8)(x_TH, batch)
+    assert float(routing.sums["z"]) == pytest.approx(float(z_sum(routing.logits_TE, batch.padding_T)))
+    monkeypatch.setattr(SoftmaxTopKGate, "takes_z_loss", False)
+    assert "z" not in BalancedGate(RouterOptions("softmax_topk", {"top_k": 2}), 16, 8)(x_TH, batch).sums
