@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "dynamic_k": [{"max_k": 3}, {"threshold": 0.4, "min_k": 2}],
+    "dynamic_k": [
+        {"max_k": 3},
+        {"threshold": 0.4, "min_k": 2},
+        {"mode": "published", "max_k": 6},
+        {"threshold": {"start": 0.9, "end": 0.3, "steps": 3}},
+    ],
     "lpr": [
         {"scope": "micro_batch", "prototype_init": "hypersphere"},
         {"scope": "global_batch", "top_k": 3, "latent_dim": 4},

@@ -29,7 +29,7 @@ from moe_train.model.initialization import initial_gate, noise_of_expert
 from moe_train.model.options import ModelOptions
 from moe_train.routing.interface import Gate, TokenBatch
 from moe_train.routing.options import RouterOptions
-from moe_train.routing.registry import build_gate, check_options
+from moe_train.routing.registry import blank_gate, build_gate, check_options
 
 FAMILY_WITH_EXPERTS = {"qwen3": "qwen3_moe", "llama3": "mixtral"}
 """The family that has the same attention."""
@@ -80,7 +80,11 @@ class Upcycling:
 
     def dtype(self, name: str, dense: torch.dtype) -> torch.dtype:
         """In which a tensor that is made is stored: as the dense layers (``dense``), or float32 where the product with
-        ``factor`` would be rounded to a shorter type. A power of two changes the exponent only."""
+        ``factor`` would be rounded to a shorter type. A power of two changes the exponent only. The state of a gate
+        has a type of its own."""
+        gate = blank_gate(self.router.gate, self.router.options, self.options.num_experts)
+        if (state := dict(gate.named_buffers()).get(name.partition(".router.gate.")[2])) is not None:
+            return state.dtype
         rounded = name.endswith(".experts.weight2") and math.frexp(self.factor)[0] != 0.5
         return torch.float32 if name.endswith("bias_E") or (rounded and dense.itemsize < 4) else dense
 

@@ -66,7 +66,7 @@ BIAS = BalancingOptions(bias=BiasOptions(rate=0.001))
 ROUTERS: dict[str, RouterOptions] = {
     "softmax_topk": RouterOptions("softmax_topk", {"top_k": 2}, BIAS),
     "lpr": RouterOptions("lpr", {"top_k": 2, "latent_dim": 4}, BIAS),
-    "dynamic_k": RouterOptions("dynamic_k", {"threshold": 0.6}),
+    "dynamic_k": RouterOptions("dynamic_k", {"threshold": {"start": 0.9, "end": 0.6, "steps": 4}}),
     "sigmoid_topk": RouterOptions("sigmoid_topk", {"top_k": 2, "num_groups": 4, "groups_per_token": 2}, BIAS),
 }
 
@@ -80,6 +80,8 @@ def random_model(model: ModelOptions, router: RouterOptions) -> LanguageModel:
         for name, value in (*built.named_parameters(), *built.named_buffers()):
             if name.endswith("bias_E"):
                 value.normal_(std=0.3)
+            elif not value.is_floating_point():
+                value.fill_(3)  # a number of steps
             elif value.dim() == 1:
                 value.copy_(1 + 0.3 * torch.randn_like(value))
     return built
