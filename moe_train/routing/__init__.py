@@ -3,7 +3,8 @@
 
 from moe_train.routing.balanced_gate import BalancedGate
 from moe_train.routing.gates.dynamic_k import DynamicKGate, DynamicKOptions
-from moe_train.routing.gates.lpr import LatentPrototypeGate, LatentPrototypeOptions
+from moe_train.routing.gates.lpr import LatentPrototypeGate
+from moe_train.routing.gates.lpr_options import LatentPrototypeOptions
 from moe_train.routing.gates.sigmoid_topk import SigmoidTopKGate, SigmoidTopKOptions
 from moe_train.routing.gates.softmax_topk import SoftmaxTopKGate, SoftmaxTopKOptions
 from moe_train.routing.interface import Gate, LossTerm, Routing, TokenBatch, keep_buffers_float32

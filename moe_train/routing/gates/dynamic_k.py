@@ -58,7 +58,7 @@ class DynamicKGate(Gate):
     O(T E (H + log E)), memory O(T E). Without ``max_k`` shapes downstream depend on the data. No bias: the choice is a
     sum of probabilities, not a ranking. State: ``steps_taken`` (int64 [1]) where the threshold is a ramp.
     ``Routing.sums["k_histogram"]``: int64 [E + 1], how many tokens had 0, 1, ... E experts, padding excluded.
-    Source: Huang et al. 2024 (arXiv 2403.07652), section 3.2, top-p routing.
+    Source: Huang et al. 2024 (arXiv 2403.07652), top-p routing.
     """
 
     expert_rows = ("weight",)

@@ -145,7 +145,9 @@ def test_more_padding_changes_no_loss_and_no_count(case, make_batch, step_loss):
     y_SBH[:SEQUENCE, :4] = x_SBH
     first, second = gate(x_SBH.reshape(-1, 16), batch), gate(y_SBH.reshape(-1, 16), longer)
     torch.testing.assert_close(step_loss([first]), step_loss([second]), rtol=1e-12, atol=1e-12)
-    assert all(torch.equal(first.sums[name], second.sums[name]) for name in first.sums)
+    for name, value in first.sums.items():  # counts exactly, other sums in whatever order
+        exact = not value.is_floating_point()
+        torch.testing.assert_close(value, second.sums[name], rtol=0 if exact else 1e-12, atol=0 if exact else 1e-12)
 
 
 def test_nothing_but_padding(case, make_batch):
@@ -170,6 +172,8 @@ def test_ties_go_to_the_lower_index(case, make_batch):
     with torch.no_grad():
         for parameter in gate.parameters():
             parameter.zero_()
+        for name in gate.gate.expert_rows:
+            gate.gate.state_dict(keep_vars=True)[name].zero_()  # a parameter, or state
     routing = gate(torch.ones(4, 16), batch)
     if gate.gate.ties == "token":
         for column in to_pools(routing.selected_TE, batch, gate.gate.pool).unbind(0):
@@ -415,8 +419,8 @@ def test_experts_with_equal_rows_have_equal_scores(learned_case, make_batch):
     assert gate.gate.expert_rows
     with torch.no_grad():
         for name in gate.gate.expert_rows:
-            parameter = gate.gate.get_parameter(name)
-            parameter[5] = parameter[2]
+            rows = gate.gate.state_dict(keep_vars=True)[name]  # a parameter, or state
+            rows[5] = rows[2]
     logits_TE = gate(tokens_of(batch), batch).logits_TE
     assert torch.equal(logits_TE[:, 5], logits_TE[:, 2])
     assert not torch.equal(logits_TE[:, 5], logits_TE[:, 3])

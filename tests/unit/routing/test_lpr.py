@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from moe_train.routing import LatentPrototypeGate, LatentPrototypeOptions
-from moe_train.routing.gates.lpr import unit_rows
-from moe_train.routing.gates.lpr_losses import frame_potential
+from moe_train.routing.gates.lpr_diversity import frame_potential
+from moe_train.routing.gates.lpr_similarity import unit_rows
 
 LENGTHS, SEQUENCE = [6, 4, 5], 6
 
