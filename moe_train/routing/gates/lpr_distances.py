@@ -1,12 +1,12 @@
 """Distances of diagonal Gaussians N(m, v), each of T tokens to each of E prototypes, from means and log variances.
 
-kl, js and hellinger divide by a variance of each pair or expert, so that expanding (m1 - m2)^2 into products of matrices
-would lose digits where variances are small: they go over the pairs, in O(T E D) operations and bounded memory
-(chunks.py). wasserstein is a plain distance of points in 2 D dimensions, for which the expansion is accurate.
+kl, js and hellinger divide by a variance of each pair or expert, so that expanding (m1 - m2)^2 into products of
+matrices would lose digits where variances are small: they go over the pairs, in O(T E D) operations and bounded
+memory (chunks.py). wasserstein is a plain distance of points in 2 D dimensions, for which the expansion is accurate.
 
-Variances of at least 1e-6 are assumed, as in published code. Where the published formulas differ: js is taken there, too,
-with a Gaussian in place of the mixture, which leaves out the spread of the means, (m1 - m2)^2 / 4, from its variance;
-Hellinger multiplies D factors, each at least 1e-6, where this sums logarithms.
+Variances count as at least 1e-6, as in published code. js is taken with a Gaussian in place of the mixture, as there,
+which leaves the spread of the means, (m1 - m2)^2 / 4, out of its variance. Published code multiplies the D factors of
+Hellinger, each at least 1e-6, where this sums logarithms.
 
 Suffixes: T tokens, D latent, E experts, N and M points.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from moe_train.routing.chunks import over_rows
 
-_LOWEST = math.log(1e-6)
+_LEAST_LOGVAR = math.log(1e-6)
 
 
 def squared_distances(x_ND: Tensor, y_MD: Tensor) -> Tensor:
@@ -39,9 +39,8 @@ def kl_divergence(mean_TD: Tensor, logvar_TD: Tensor, mean_ED: Tensor, logvar_ED
     """KL(token || prototype) = 1/2 sum_d [log(v2 / v1) + (v1 + (m1 - m2)^2) / v2 - 1], [T, E]."""
     squares_TED = (mean_TD[:, None] - mean_ED).square() * torch.exp(-logvar_ED)
     variances_TE = logvar_TD.exp() @ torch.exp(-logvar_ED).t()
-    return 0.5 * (
-        logvar_ED.sum(-1) - logvar_TD.sum(-1)[:, None] + variances_TE - mean_TD.shape[1] + squares_TED.sum(-1)
-    )
+    logarithms_TE = logvar_ED.sum(-1) - logvar_TD.sum(-1)[:, None]
+    return 0.5 * (logarithms_TE + variances_TE + squares_TED.sum(-1) - mean_TD.shape[1])
 
 
 def js_divergence(mean_TD: Tensor, logvar_TD: Tensor, mean_ED: Tensor, logvar_ED: Tensor) -> Tensor:
@@ -78,7 +77,7 @@ GAUSSIAN_DISTANCES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 def gaussian_distances(kind: str, mean_TD: Tensor, logvar_TD: Tensor, mean_ED: Tensor, logvar_ED: Tensor) -> Tensor:
     """[T, E] by one of ``GAUSSIAN_DISTANCES``."""
-    rows = (mean_TD, logvar_TD.clamp(min=_LOWEST))
-    others = (mean_ED, logvar_ED.clamp(min=_LOWEST))
+    rows = (mean_TD, logvar_TD.clamp(min=_LEAST_LOGVAR))
+    others = (mean_ED, logvar_ED.clamp(min=_LEAST_LOGVAR))
     per_row = mean_ED.shape[0] * (1 if kind == "wasserstein" else mean_ED.shape[1])
     return over_rows(GAUSSIAN_DISTANCES[kind], rows, others, per_row)

@@ -2,12 +2,12 @@
 
 With M rows x, u = x / |x|:
 
-- orthogonal: mean over all M^2 entries of (U U^T - I)^2 = (|U^T U|_F^2 - M) / M^2, at least 1/D - 1/M where M > D (Welch
-  bound). In O(M D^2) instead of O(M^2 D).
+- orthogonal: mean over all M^2 entries of (U U^T - I)^2 = (|U^T U|_F^2 - M) / M^2, at least 1/D - 1/M where M > D
+  (Welch bound). In O(M D^2) instead of O(M^2 D).
 - cosine: mean of u_i . u_j over i != j = (|sum u|^2 - M) / (M (M - 1)), at least -1 / (M - 1). In O(M D).
-- euclidean: minus the mean of |x_i - x_j| over i != j. No sum over rows gives it: it goes over all pairs of a token set, in
-  O(M^2 D) operations and bounded memory (chunks.py). It has no lower bound: the KL, which draws latents towards 0,
-  is what holds it, and nothing holds the prototypes.
+- euclidean: minus the mean of |x_i - x_j| over i != j. No sum over rows gives it: it goes over all pairs of a token
+  set, in O(M^2 D) operations and bounded memory (chunks.py). It has no lower bound: the KL holds the latents, the
+  alignment alone the prototypes.
 
 The first two are exact rewritings, and sums over tokens, so that they can be taken over ranks.
 

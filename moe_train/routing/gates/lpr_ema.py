@@ -1,8 +1,8 @@
 """Prototypes that follow the latents of their tokens by an exponential moving average.
 
-Published code has it but never calls it, and it would not work: the average of the counts begins at 0 while that of the
-sums begins at the prototypes, so that the first step divides the old prototypes by almost nothing; counts that decay
-below its floor draw their prototypes to 0; and the sums are of one rank. Here counts are in shares of the step, 1 for an
+Published code has it but never calls it, and it would not work: the average of the counts begins at 0 while that of
+the sums begins at the prototypes, so that the first step divides them by too small a count; counts that decay below
+its floor draw their prototypes to 0; and the sums are of one rank. Here counts are in shares of the step, 1 for an
 expert with its even part, and begin at 1; the move is written as an increment, so that an expert without tokens
 stays where it is.
 

@@ -1,7 +1,7 @@
 """KL and alignment of latent prototype routing. Each returns a LossTerm; its coefficient is not in its sum.
 
-Where the published code differs: it counts padding, and adds all terms once per micro-batch without dividing by the number
-of micro-batches (``reg_scale``). The alignment: see there.
+Where the published code differs: it counts padding, and adds all terms once per micro-batch without dividing by the
+number of micro-batches (``reg_scale``). The alignment: see there.
 
 Suffixes: T tokens, D latent, E experts, G token sets (scopes.py).
 """
@@ -22,8 +22,8 @@ def kl_to_standard_normal(mu_TD: Tensor, logvar_TD: Tensor, sets: TokenSets, coe
 
 
 def published_shares(logits_TE: Tensor, selected_TE: Tensor) -> Tensor:
-    """Softmax over ALL experts of the scores of the selected ones and zeros for the others, [T, E]: an unselected expert
-    takes part with exp(0). With cosines of 8 among 128 experts nine tenths of the mass are there."""
+    """Softmax over ALL experts of the scores of the selected ones and zeros for the others, [T, E]: an unselected
+    expert takes part with exp(0). With cosines, 8 of 128 experts, nine tenths of the mass are there."""
     return torch.softmax(torch.where(selected_TE, logits_TE, 0.0), dim=-1)
 
 

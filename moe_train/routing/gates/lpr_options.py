@@ -29,8 +29,8 @@ class LatentPrototypeOptions:
     scope: Scope = "sequence"
     """Token set of the diversity of latents, of the KL and of the alignment."""
     similarity: VectorKind | DistanceKind = "cosine"
-    """Of a latent and a prototype (lpr_similarity.py); kl, js, hellinger and wasserstein are distances of Gaussians, and
-    prototypes then have a variance of their own."""
+    """Of a latent and a prototype (lpr_similarity.py); kl, js, hellinger and wasserstein are distances of Gaussians,
+    and prototypes then have a variance of their own."""
     sigma: float = 1.0
     """Width of the gaussian similarity."""
     diversity: DiversityKind = "orthogonal"
@@ -44,8 +44,8 @@ class LatentPrototypeOptions:
     mode: Literal["paper", "published"] = "paper"
     """published: target of the alignment as published code takes it; see ``prototype_alignment``."""
     reg_scale: float = 1.0
-    """Factor on all losses. Published runs added them once per micro-batch without dividing by the number of micro-batches:
-    27 in effect for their Qwen3 and Mixtral models, 18 for DeepSeek-V3."""
+    """Factor on all losses. Published runs added them once per micro-batch without dividing by the number of
+    micro-batches: 27 in effect for their Qwen3 and Mixtral models, 18 for DeepSeek-V3."""
 
     def __post_init__(self) -> None:
         for name in ("top_k", "latent_dim"):
@@ -64,6 +64,6 @@ class LatentPrototypeOptions:
             raise ValueError(f"ema_decay is for prototypes ema, not for {self.prototypes}: leave it out")
         if self.diversity == "euclidean" and self.scope == "global_batch":
             raise ValueError(
-                "diversity euclidean needs every pair of tokens, which no sum over ranks gives: choose scope sequence or"
-                " micro_batch, or another diversity"
+                "diversity euclidean needs every pair of tokens, which no sum over ranks gives: choose scope sequence"
+                " or micro_batch, or another diversity"
             )
