@@ -38,18 +38,20 @@ def router(name: str, options: dict[str, Any]) -> RouterOptions:
     )
 
 
-def by_micro_batch(case: Case) -> bool:
-    """Whether something is taken over a micro-batch, so that its contents must stay what they are."""
+def token_sets(case: Case) -> tuple[str, str | None]:
+    """What the gate's tokens compete in, and what its own losses are taken over."""
     gate = build_gate(case.router.gate, case.router.options, MODEL.hidden_size, MODEL.moe.num_experts)
-    return "micro_batch" in (gate.pool, getattr(gate.options, "scope", None))
+    return gate.pool, getattr(gate.options, "scope", None)
 
 
 def same(processes: Processes, case: Case, way: tuple[int, int, int, bool]) -> None:
     """Steps of SGD with learning rate 1, so that gradients show. A near-tie can fall either way by rounding: then
     the loads differ, and other data is taken."""
     size, expert, accumulation, recompute = way
-    if by_micro_batch(case):
+    if "micro_batch" in token_sets(case):  # the contents of a micro-batch must stay what they are
         accumulation, case = 4 // size, case.with_(accumulation=4)
+    elif "global_batch" in token_sets(case):  # exact over ranks, an approximation over the window so far
+        accumulation = 1
     for seed in range(4):
         case = case.with_(data_seed=seed)
         want = processes(1).run(training.train, case=case)[0]

@@ -24,9 +24,8 @@ def normed(x):
 
 
 def affine(linear, x):
-    return [
-        sum(w * v for w, v in zip(row, x, strict=True)) + b for row, b in zip(linear.weight, linear.bias, strict=True)
-    ]
+    rows = zip(linear.weight, linear.bias, strict=True)
+    return [sum(w * v for w, v in zip(row, x, strict=True)) + b for row, b in rows]
 
 
 def slow_kl(m1, v1, m2, v2):
@@ -44,9 +43,8 @@ def slow_score(kind, module, m, v, p, w):
     if kind == "gaussian":
         return math.exp(-sum((a - b) ** 2 for a, b in zip(m, p, strict=True)) / (2 * 1.7**2))
     if kind == "mahalanobis":
-        return 1 / (
-            1 + sum((m - p) ** 2 / math.exp(s) for (m, _, p, _), s in zip(pairs, module.log_sigma, strict=True))
-        )
+        sigmas = module.log_sigma.tolist()
+        return 1 / (1 + sum((m - p) ** 2 / math.exp(s) for (m, _, p, _), s in zip(pairs, sigmas, strict=True)))
     if kind == "cross_attention":
         query = [a * g for a, g in zip(normed(affine(module.query, m)), module.query_norm.weight, strict=True)]
         key = [a * g for a, g in zip(normed(affine(module.key, p)), module.key_norm.weight, strict=True)]
@@ -85,11 +83,10 @@ def test_scores_equal_the_formula(kind):
         for t in range(6):
             for e in range(4):
                 of = [
-                    x.tolist() for g, i in ((latents, t), (prototypes, e)) for x in (g.mean_ND[i], g.logvar_ND[i].exp())
+                    (g.mean_ND[i].tolist(), g.logvar_ND[i].exp().tolist()) for g, i in ((latents, t), (prototypes, e))
                 ]
-                assert float(scores_TE[t, e]) == pytest.approx(
-                    float(slow_score(kind, module, *of)), rel=1e-8, abs=1e-10
-                )
+                expected = float(slow_score(kind, module, *of[0], *of[1]))
+                assert float(scores_TE[t, e]) == pytest.approx(expected, rel=1e-8, abs=1e-10)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -159,17 +159,14 @@ def test_experts_without_tokens_stay_where_they_are(make_batch):
     for _ in range(60):
         gate.after_step(sums)
     assert torch.equal(gate.prototypes[3:], start_ED[3:])
-    mean_D = (gate(x_TH, batch, replay_TE=replay_TE).weights_TE[:, :1] * encoded(gate, x_TH)[0]).sum(0)
-    assert torch.isfinite(gate.prototypes).all() and not torch.equal(gate.prototypes[:3], start_ED[:3])
-    want_D = sums["lpr_latents"][0] / sums["lpr_mass"][0]
-    torch.testing.assert_close(gate.prototypes[0].double(), want_D, rtol=1e-5, atol=1e-6)
-    assert torch.isfinite(mean_D).all()
+    mean_ED = sums["lpr_latents"][:3] / sums["lpr_mass"][:3, None]
+    torch.testing.assert_close(gate.prototypes[:3].double(), mean_ED, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "wasserstein"])
 @pytest.mark.parametrize("prototypes", ["frozen", "ema"])
 def test_prototypes_that_no_gradient_moves(prototypes, similarity, make_batch):
-    """They are state: in checkpoints, float32 under bfloat16, begun like learned ones, and no loss is for them alone."""
+    """They are state: saved, float32 under bfloat16, begun like learned ones, and no loss is for them alone."""
     gate, batch = make_gate(prototypes=prototypes, similarity=similarity), make_batch(LENGTHS, SEQUENCE)
     own = {"prototypes"} | ({"prototype_logvar"} if similarity == "wasserstein" else set())
     own |= {"prototype_mass"} if prototypes == "ema" else set()
