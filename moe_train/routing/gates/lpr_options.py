@@ -8,8 +8,9 @@ from typing import Literal
 from moe_train.routing.options import Scope
 from moe_train.routing.schedule import Ramp, bounds
 
-VectorKind = Literal["cosine", "cross_attention", "gaussian", "mahalanobis", "dot"]
-DistanceKind = Literal["kl", "js", "hellinger", "wasserstein"]
+SimilarityKind = Literal[
+    "cosine", "cross_attention", "gaussian", "mahalanobis", "dot", "kl", "js", "hellinger", "wasserstein"
+]
 DiversityKind = Literal["orthogonal", "cosine", "euclidean"]
 
 
@@ -28,7 +29,7 @@ class LatentPrototypeOptions:
     """normal: every element from N(0, 1); hypersphere: rows of that scaled to norm 1."""
     scope: Scope = "sequence"
     """Token set of the diversity of latents, of the KL and of the alignment."""
-    similarity: VectorKind | DistanceKind = "cosine"
+    similarity: SimilarityKind = "cosine"
     """Of a latent and a prototype (lpr_similarity.py); kl, js, hellinger and wasserstein are distances of Gaussians,
     and prototypes then have a variance of their own."""
     sigma: float = 1.0
