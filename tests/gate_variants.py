@@ -6,7 +6,12 @@ from typing import Any
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "base": [{"pool": "micro_batch"}],
-    "dynamic_k": [{"max_k": 3}, {"threshold": 0.4, "min_k": 2}],
+    "dynamic_k": [
+        {"max_k": 3},
+        {"threshold": 0.4, "min_k": 2},
+        {"mode": "published", "max_k": 6},
+        {"threshold": {"start": 0.9, "end": 0.3, "steps": 3}},
+    ],
     "expert_choice": [{"capacity_factor": 1.25, "pool": "micro_batch"}, {"capacity_factor": 3.0}],
     "forced_balance": [{"top_k": 1, "renormalize": False}],
     "gshard": [{"second": "threshold", "threshold": 0.3}, {"second": "all"}, {"second": "none", "threshold": 0.2}],
@@ -14,6 +19,16 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "lpr": [
         {"scope": "micro_batch", "prototype_init": "hypersphere"},
         {"scope": "global_batch", "top_k": 3, "latent_dim": 4},
+        {"similarity": "cross_attention", "diversity": "cosine", "scope": "global_batch"},
+        {"similarity": "gaussian", "sigma": 2.0, "diversity": "euclidean", "input_shift": False},
+        {"similarity": "mahalanobis", "diversity": "cosine", "coefficient": {"start": 0.1, "end": 0.01, "steps": 2}},
+        {"similarity": "dot", "mode": "published", "reg_scale": 18.0, "scope": "micro_batch"},
+        {"similarity": "kl", "diversity": "euclidean", "scope": "micro_batch"},
+        {"similarity": "js", "prototypes": "ema", "latent_dim": 4},
+        {"similarity": "hellinger", "latent_dim": 4},
+        {"similarity": "wasserstein", "diversity": "cosine"},
+        {"prototypes": "frozen"},
+        {"prototypes": "ema", "ema_decay": 0.5, "mode": "published"},
     ],
     "noisy_topk": [{"top_k": 3, "scope": "micro_batch"}, {"scope": "global_batch", "importance": 0.3}],
     "quantile_balancing": [

@@ -11,7 +11,8 @@ from moe_train.routing.gates.expert_choice import ExpertChoiceGate, ExpertChoice
 from moe_train.routing.gates.forced_balance import ForcedBalanceGate, ForcedBalanceOptions
 from moe_train.routing.gates.gshard import GShardGate, GShardOptions
 from moe_train.routing.gates.hash import HashGate, HashOptions
-from moe_train.routing.gates.lpr import LatentPrototypeGate, LatentPrototypeOptions
+from moe_train.routing.gates.lpr import LatentPrototypeGate
+from moe_train.routing.gates.lpr_options import LatentPrototypeOptions
 from moe_train.routing.gates.noisy_topk import NoisyTopKGate, NoisyTopKOptions
 from moe_train.routing.gates.quantile_balancing import QuantileBalancingGate, QuantileBalancingOptions
 from moe_train.routing.gates.relu import ReLUGate, ReLUOptions

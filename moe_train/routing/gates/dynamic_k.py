@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from moe_train.routing.arithmetic import full_precision, gate_dtype, softmax_over
 from moe_train.routing.interface import Gate, Routing, TokenBatch
 from moe_train.routing.registry import register_gate
+from moe_train.routing.schedule import Ramp, bounds
 from moe_train.routing.topk import slots, top_k
 
 _ONE = 2**52
@@ -23,14 +25,18 @@ _ONE = 2**52
 
 @dataclass(frozen=True)
 class DynamicKOptions:
-    threshold: float = 0.8
-    """Probability that the chosen experts must gather, in (0, 1]; 1 takes every expert."""
+    threshold: float | Ramp = 0.8
+    """Probability that the chosen experts must gather, in (0, 1]; 1 takes every expert. A ramp counts the optimizer
+    steps taken, so that evaluation, a resumed run and an exported model have the threshold of their step."""
     min_k: int = 1
     max_k: int | None = None
     """Bound on experts per token; null means all of them."""
+    mode: Literal["paper", "published"] = "paper"
+    """published: one expert fewer (but at least one), as published code has it; see the gate."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold <= 1:
+        lowest, highest = bounds(self.threshold)
+        if not (lowest > 0 and highest <= 1):
             raise ValueError(f"threshold is {self.threshold}; it must be above 0 and at most 1")
         if self.min_k < 1:
             raise ValueError(f"min_k is {self.min_k}; it must be at least 1")
@@ -43,14 +49,21 @@ class DynamicKGate(Gate):
     """p = softmax(W x); k = min{j : sum of the j largest p >= threshold}, then kept between min_k and max_k; weights
     p_e / sum of the chosen p.
 
-    The rule is exact: expert j by falling p is chosen while the sum of those before it is below the threshold. Shapes:
-    x [T, H], ``weight`` [E, H] (normal, std 0.02), logits, probabilities and weights [T, E]. Time O(T E (H + log E)),
-    memory O(T E). Without ``max_k`` shapes downstream depend on the data. No bias: the choice is a sum of
-    probabilities, not a ranking. Source: Huang et al. 2024 (arXiv 2403.07652), top-p routing.
+    The rule is exact: expert j by falling p is chosen while the sum of those before it is below the threshold.
+    Published code of "dynamic k" compares the sum *with* p_j instead, and forces the first one, which gives
+    max(1, k - 1) experts, never all of them, and a gathered probability below the threshold wherever there are two or
+    more: ``mode: published``, for comparison with its figures.
+
+    Shapes: x [T, H], ``weight`` [E, H] (normal, std 0.02), logits, probabilities and weights [T, E]. Time
+    O(T E (H + log E)), memory O(T E). Without ``max_k`` shapes downstream depend on the data. No bias: the choice is a
+    sum of probabilities, not a ranking. State: ``steps_taken`` (int64 [1]) where the threshold is a ramp.
+    ``Routing.sums["k_histogram"]``: int64 [E + 1], how many tokens had 0, 1, ... E experts, padding excluded.
+    Source: Huang et al. 2024 (arXiv 2403.07652), top-p routing.
     """
 
     expert_rows = ("weight",)
     weight_sum = 1.0
+    steps_taken: Tensor
 
     def __init__(self, hidden_size: int, num_experts: int, options: DynamicKOptions | None = None) -> None:
         super().__init__(hidden_size, num_experts)
@@ -62,6 +75,8 @@ class DynamicKGate(Gate):
         self.max_k = self.options.max_k
         self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
         nn.init.normal_(self.weight, std=0.02)
+        if isinstance(self.options.threshold, Ramp):
+            self.register_buffer("steps_taken", torch.zeros(1, dtype=torch.int64))
 
     def forward(
         self,
@@ -89,6 +104,7 @@ class DynamicKGate(Gate):
             weights_TE=softmax_over(logits_TE, selected_TE),
             selected_TE=selected_TE,
             kept_TE=selected_TE,
+            sums={"k_histogram": _histogram(selected_TE, batch.padding_T)},
             experts_TK=None if self.max_k is None or experts_TK is None else slots(experts_TK, selected_TE),
         )
 
@@ -96,9 +112,31 @@ class DynamicKGate(Gate):
         """bool [T, E] from the experts by falling probability."""
         # In integers, so that no rounding of the sum decides, and the same on every device.
         probs_TK = (torch.gather(probs_TE.detach(), 1, experts_TK).double() * _ONE).round().long()
-        before_TK = F.pad(probs_TK.cumsum(dim=1)[:, :-1], (1, 0))
-        # All of them by definition at 1, where rounded probabilities may already sum to more.
-        threshold = self.options.threshold
-        chosen_TK = before_TK < (math.ceil(threshold * _ONE) if threshold < 1 else 2 * _ONE)
+        sums_TK = probs_TK.cumsum(dim=1)
+        if self.options.mode == "paper":
+            sums_TK = F.pad(sums_TK[:, :-1], (1, 0))  # of those before it
+        chosen_TK = sums_TK < self._bound()
+        if self.options.mode == "published":
+            chosen_TK[:, self.num_experts - 1 :] = False  # all together have 1, which is below no threshold
         chosen_TK[:, : self.options.min_k] = True
         return torch.zeros_like(probs_TE, dtype=torch.bool).scatter(1, experts_TK, chosen_TK)
+
+    def _bound(self) -> int | Tensor:
+        """The threshold in the unit of the sums."""
+        threshold = self.options.threshold
+        # At 1 more than any sum: all of them by definition, where rounded probabilities may already sum to more.
+        if not isinstance(threshold, Ramp):
+            return math.ceil(threshold * _ONE) if threshold < 1 else 2 * _ONE
+        now = threshold.at(self.steps_taken)
+        return torch.where(now < 1, (now * _ONE).ceil().long(), 2 * _ONE)
+
+    def after_step(self, sums: dict[str, Tensor]) -> None:
+        if isinstance(self.options.threshold, Ramp):
+            self.steps_taken += 1
+
+
+def _histogram(selected_TE: Tensor, padding_T: Tensor) -> Tensor:
+    """int64 [E + 1]: how many tokens have as many experts as the index says."""
+    k_T1 = selected_TE.sum(dim=1, keepdim=True)
+    number_N = torch.arange(selected_TE.shape[1] + 1, device=selected_TE.device)
+    return ((k_T1 == number_N) & ~padding_T[:, None]).sum(dim=0)

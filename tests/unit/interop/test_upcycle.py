@@ -159,6 +159,25 @@ def test_buffers_of_a_gate_keep_their_type(gate: str, own: str, want: torch.dtyp
     assert found.dtype(name, torch.bfloat16) == want == dict(found.tensors())[name]({}.__getitem__).dtype
 
 
+@pytest.mark.parametrize("options", [{"prototypes": "frozen"}, {"prototypes": "ema", "similarity": "kl"}], ids=str)
+def test_state_of_a_gate_keeps_its_type(options: dict[str, Any]) -> None:
+    """Prototypes that a rule moves are float32 beside 16-bit weights, and those of one copy are alike."""
+    router = RouterOptions("lpr", {"top_k": 4, "latent_dim": 4, **options})
+    dense = built(DENSE, RouterOptions())
+    found, old = plan(DENSE, router, SHAPES["slices"]), dense.state_dict()
+    kept = {}
+    for name, make in found.tensors():
+        if found.dtype(name, torch.bfloat16) == torch.float32:
+            kept[name.rpartition("router.gate.")[2]] = make(old.__getitem__)
+    own = {"prototypes"} | ({"prototype_logvar", "prototype_mass"} if "similarity" in options else set())
+    assert kept.keys() == own
+    assert all(torch.equal(rows_E[::2], rows_E[1::2]) for rows_E in kept.values())
+    assert not torch.equal(kept["prototypes"][0], kept["prototypes"][2])
+    ids_BS = torch.randint(101, (3, 20))
+    got = forward(upcycled(dense, DENSE, router, SHAPES["slices"]), ids_BS)
+    assert (got - forward(dense, ids_BS)).abs().max() <= 1e-5
+
+
 def test_what_the_model_becomes() -> None:
     found = plan(DENSE, GATES["softmax_topk"], SHAPES["slices, shared, some layers"])
     assert found.model.family == "qwen3_moe" and found.model.dense_layers == [1]

@@ -72,7 +72,7 @@ ROUTERS: dict[str, RouterOptions] = {name: RouterOptions(name) for name in avail
     "relu": RouterOptions("relu"),
     "noisy_topk": RouterOptions("noisy_topk", {"top_k": 2}, BIAS),
     "lpr": RouterOptions("lpr", {"top_k": 2, "latent_dim": 4}, BIAS),
-    "dynamic_k": RouterOptions("dynamic_k", {"threshold": 0.6}),
+    "dynamic_k": RouterOptions("dynamic_k", {"threshold": {"start": 0.9, "end": 0.6, "steps": 4}}),
     "hash": RouterOptions("hash", {"vocab_size": VOCAB, "top_k": 2}),
     "sigmoid_topk": RouterOptions("sigmoid_topk", {"top_k": 2, "num_groups": 4, "groups_per_token": 2}, BIAS),
 }
@@ -87,6 +87,9 @@ def random_model(model: ModelOptions, router: RouterOptions) -> LanguageModel:
         for name, value in (*built.named_parameters(), *built.named_buffers()):
             if name.endswith("bias_E"):
                 value.normal_(std=0.3)
+            elif not value.is_floating_point():
+                if value.dim() == 1:
+                    value.fill_(3)  # a number of steps
             elif value.dim() == 2 and not value.any():
                 value.normal_(std=0.2)
             elif value.dim() == 1:

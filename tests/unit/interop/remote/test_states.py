@@ -18,11 +18,15 @@ from moe_train.routing import SoftmaxTopKGate, SoftmaxTopKOptions, register_gate
 from moe_train.routing.options import RouterOptions
 from moe_train.routing.registry import _GATES
 from moe_train.training.convert import export_model
+from tests.distributed.harness.interop import forward
 from tests.reference import hub
 from tests.unit.interop.remote.models import (
     BIAS,
     FAMILIES,
     ROUTERS,
+    VOCAB,
+    Exported,
+    load,
     random_model,
     saved,
 )
@@ -52,6 +56,31 @@ def test_the_selection_bias_is_float32_everywhere(tmp_path: Path, family: str, a
         for moved in (theirs, theirs.to(torch.bfloat16)):
             loaded = [value for name, value in moved.named_buffers() if name.endswith("bias_E")]
             assert len(loaded) == len(biases) and all(torch.equal(value, want_E) for value in loaded)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prototypes": "frozen", "similarity": "cross_attention"},
+        {"prototypes": "ema", "similarity": "kl", "input_shift": False},
+        {"similarity": "mahalanobis", "mode": "published"},
+    ],
+    ids=str,
+)
+def test_prototypes_travel(exported: Exported, options: dict[str, Any]) -> None:
+    """As weights or as float32 state, with what belongs to the similarity."""
+    router = RouterOptions("lpr", {"latent_dim": 4, **options})
+    built, folder, _ = exported(FAMILIES["qwen3_moe"], router)
+    ids_BS = torch.randint(1, VOCAB, (2, 12))
+    want = forward(built, ids_BS)
+    assert (load(folder)(ids_BS).logits - want).abs().max() <= 1e-5 * max(1.0, float(want.abs().max()))
+    kinds = dict(dtype=torch.bfloat16, trust_remote_code=True)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, **kinds)
+    state = {name: value for name, value in theirs.named_buffers() if "prototype" in name}
+    assert bool(state) == ("prototypes" in options)
+    ours = [value for name, value in sorted(built.named_buffers()) if "prototype" in name]
+    for value, own in zip((state[name] for name in sorted(state)), ours, strict=True):
+        assert value.dtype == torch.float32 and torch.equal(value, own)
 
 
 def test_what_a_gate_moves_by_rule_is_no_weight() -> None:
