@@ -14,7 +14,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(shell \
 	$(p) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13)' 2>/dev/null && echo $(p))))
 BIN := $(VENV)/bin
 JOBS ?= 2
-# One thread for each process, as the launcher gives them. Which tests stay together: tests/conftest.py.
+# One thread for each process, as the launcher gives them. Which tests run one after another: tests/conftest.py.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 STAMP := $(VENV)/.installed
 # Python compiles what it imports by itself; pip would compile everything, which takes longer than the rest.

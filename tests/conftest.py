@@ -18,12 +18,14 @@ def processes(pytestconfig: pytest.Config) -> Callable[[int], ProcessPool]:
     return lambda size: pools.setdefault(size, ProcessPool(size))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup`: tests of a file stay together, and all with pools, which would poll in each worker."""
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup`: tests of a file stay together, and all that start processes which talk to each other:
+    gloo polls, so that two such tests at a time take far longer than one after the other."""
     for item in items:
-        folder = item.path.parent
-        together = folder if folder.name == "distributed" else item.path
-        item.add_marker(pytest.mark.xdist_group(str(together)))
+        path = item.path.relative_to(config.rootpath)
+        alone = path.parts[:2] in (("tests", "distributed"), ("tests", "e2e"))
+        item.add_marker(pytest.mark.xdist_group("processes" if alone else str(path)))
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
