@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -18,14 +19,18 @@ def processes(pytestconfig: pytest.Config) -> Callable[[int], ProcessPool]:
     return lambda size: pools.setdefault(size, ProcessPool(size))
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup`: tests of a file stay together, and all that start processes which talk to each other:
-    gloo polls, so that two such tests at a time take far longer than one after the other."""
-    for item in items:
-        path = item.path.relative_to(config.rootpath)
-        alone = path.parts[:2] in (("tests", "distributed"), ("tests", "e2e"))
-        item.add_marker(pytest.mark.xdist_group("processes" if alone else str(path)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of a file stay together, and all that start processes which talk to each other: gloo polls, so that two
+    such tests at a time take far longer than one after the other."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            talking = nodeid.startswith(("tests/distributed/", "tests/e2e/"))
+            return "processes" if talking else nodeid.partition("::")[0]
+
+    return Scheduling(config, log)
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
