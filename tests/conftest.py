@@ -21,14 +21,14 @@ def processes(pytestconfig: pytest.Config) -> Callable[[int], ProcessPool]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests of a file stay together, and all that start processes which talk to each other: gloo polls, so that two
-    such tests at a time take far longer than one after the other."""
+    """Tests of a file stay together, and all that use pools of processes: gloo polls, so that two such files at a time
+    take far longer than one after the other."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            talking = nodeid.startswith(("tests/distributed/", "tests/e2e/"))
-            return "processes" if talking else nodeid.partition("::")[0]
+            file = nodeid.partition("::")[0]
+            return "tests/distributed" if file.startswith("tests/distributed/") else file
 
     return Scheduling(config, log)
 

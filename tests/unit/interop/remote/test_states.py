@@ -73,7 +73,9 @@ def test_prototypes_travel(exported: Exported, options: dict[str, Any]) -> None:
     built, folder, _ = exported(FAMILIES["qwen3_moe"], router)
     ids_BS = torch.randint(1, VOCAB, (2, 12))
     want = forward(built, ids_BS)
-    assert (load(folder)(ids_BS).logits - want).abs().max() <= 1e-5 * max(1.0, float(want.abs().max()))
+    # Scores that are distances of tens of nats carry their rounding into the weights.
+    bound = (1e-4 if options.get("similarity") == "kl" else 1e-5) * max(1.0, float(want.abs().max()))
+    assert (load(folder)(ids_BS).logits - want).abs().max() <= bound
     kinds = dict(dtype=torch.bfloat16, trust_remote_code=True)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, **kinds)
     state = {name: value for name, value in theirs.named_buffers() if "prototype" in name}
