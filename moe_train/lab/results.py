@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,14 +83,14 @@ def write_result(run: PlannedRun, evaluation: Mapping[str, Any], processes: int)
 
 
 def alarms(metrics: Path) -> dict[str, int]:
-    """Cause -> how often an alarm of it began in a layer, from the records of kind "alarm" of metrics.jsonl."""
-    found: Counter[str] = Counter()
+    """Cause -> number of layers in which an alarm of it began, from the records of kind "alarm" of metrics.jsonl."""
+    found: defaultdict[str, set[object]] = defaultdict(set)
     for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []:
         if '"alarm"' in line:
             record = json.loads(line)
             if record.get("kind") == "alarm" and record.get("state") == "began":
-                found[str(record.get("cause"))] += 1
-    return dict(found)
+                found[str(record.get("cause"))].add(record.get("layer"))
+    return {cause: len(layers) for cause, layers in found.items()}
 
 
 def measured_flops(config: RunConfig, mean_k: float | None) -> float:

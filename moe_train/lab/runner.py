@@ -59,7 +59,12 @@ def execute(
             ending.finished += 1
             continue
         say(f"{head}: {run.folder}")
-        code = _bring_to_end(run, runner)
+        try:
+            code = _bring_to_end(run, runner)
+        except (OSError, ValueError) as error:  # such as a damaged checkpoint of this run
+            say(f"{head}: FAILED: {error}; going on with the others")
+            ending.failed.append(run.name)
+            continue
         if code in STOPPED:
             ending.stopped = code
             return ending

@@ -89,6 +89,11 @@ def _metric(results: Sequence[Result], name: str) -> dict[int, float]:
     return {seed: float(value) for seed, value in found.items() if value is not None and math.isfinite(value)}
 
 
+def _is_number(value: object, name: str) -> bool:
+    """Whether it can stand in the table; a model without experts has no Gini."""
+    return (value is None and name != "loss") or (isinstance(value, int | float) and math.isfinite(value))
+
+
 def _all(results: Sequence[Result], key: str) -> list[float]:
     return [float(result[key]) for result in results if result.get(key) is not None]
 
@@ -104,6 +109,9 @@ def _notes(by_arm: Mapping[str, Sequence[Result]], results: Sequence[Result]) ->
         notes.append(f"Without a finished run: {', '.join(missing)}.")
     for arm, found in by_arm.items():
         for result in found:
+            broken = [name for name in ("loss", "gini") if not _is_number(result["metrics"].get(name), name)]
+            if broken:
+                notes.append(f"Attention: {', '.join(broken)} of {arm}, seed {result['seed']}, is no number: left out.")
             if rung := result.get("alarms"):
                 causes = ", ".join(f"{cause} {count}" for cause, count in rung.items())
                 notes.append(f"Collapse alarm in {arm}, seed {result['seed']}: {causes} (layers in which it began).")

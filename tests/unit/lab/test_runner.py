@@ -104,10 +104,11 @@ def test_an_evaluation_of_another_step_is_no_result(tmp_path: Path) -> None:
             output.write_text(json.dumps(json.loads(output.read_text()) | {"step": 3}))
             return 0
 
-    [run, *_] = planned(tmp_path)
-    with pytest.raises(ValueError, match="step 3, not of the last, 8"):
-        run_all([run], Early())
-    assert not is_finished(run)
+    runs, said = planned(tmp_path)[:2], list[str]()
+    ending = execute(runs, Early(), said.append)
+    assert ending.failed == [run.name for run in runs], "an error of one run kept the others from running"
+    assert sum("step 3, not of the last, 8" in line for line in said) == 2
+    assert not any(is_finished(run) for run in runs)
 
 
 def test_flops_are_counted_with_the_measured_number_of_experts() -> None:
@@ -134,13 +135,16 @@ def test_throughput_leaves_out_the_first_interval() -> None:
 
 
 def test_alarms_that_began_are_counted(tmp_path: Path) -> None:
+    """Each layer once, however often it rang there."""
     lines = [
-        ("alarm", "began", "entropy"),
-        ("alarm", "ended", "entropy"),
-        ("alarm", "began", "entropy"),
-        ("train", "", ""),
+        ("alarm", "began", "entropy", 0),
+        ("alarm", "ended", "entropy", 0),
+        ("alarm", "began", "entropy", 0),
+        ("alarm", "began", "entropy", 2),
+        ("train", "", "", 0),
     ]
-    text = "".join(json.dumps({"kind": kind, "state": state, "cause": cause}) + "\n" for kind, state, cause in lines)
+    records = [dict(zip(("kind", "state", "cause", "layer"), line, strict=True)) for line in lines]
+    text = "".join(json.dumps(record) + "\n" for record in records)
     (tmp_path / "metrics.jsonl").write_text(text)
     assert alarms(tmp_path / "metrics.jsonl") == {"entropy": 2}
     assert alarms(tmp_path / "nothing") == {}
