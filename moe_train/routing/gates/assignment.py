@@ -29,7 +29,9 @@ def balanced_assignment(scores_PME: Tensor, padding_PM: Tensor) -> Tensor:
     experts = scores_PME.shape[2]
     expert_PM = torch.full(scores_PME.shape[:2], experts)
     real_PM = ~padding_PM.cpu()
-    for pool, scores_ME in enumerate(scores_PME.detach().double().cpu()):
+    # The step of scores that are not finite is refused later; until then they must not keep the search from ending.
+    finite_PME = scores_PME.detach().double().cpu().nan_to_num(0.0, 0.0, 0.0)
+    for pool, scores_ME in enumerate(finite_PME):
         if bool(real_PM[pool].any()):
             expert_PM[pool, real_PM[pool]] = _Pool(scores_ME[real_PM[pool]]).assign()
     return expert_PM
@@ -83,7 +85,7 @@ class _Pool:
         weight_NN[-1, :-1] = torch.where(self.spared_E, 0, _NEVER)
         distance_N = torch.where(self.excess_N > 0, 0, _NEVER)
         before_N = torch.full_like(distance_N, -1)
-        while True:
+        while True:  # Ends: there are no cycles of negative length.
             best_N, through_N = (distance_N[:, None] + weight_NN).min(dim=0)
             # What leads through a node that cannot be reached, or along no edge, is at least _NEVER minus a path.
             shorter_N = (best_N < distance_N) & (best_N < _NEVER >> 1)

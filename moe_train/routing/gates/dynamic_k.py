@@ -42,6 +42,8 @@ class DynamicKOptions:
             raise ValueError(f"min_k is {self.min_k}; it must be at least 1")
         if self.max_k is not None and self.max_k < self.min_k:
             raise ValueError(f"max_k is {self.max_k}; it must not be below min_k, which is {self.min_k}")
+        if self.max_k == 1:
+            raise ValueError("max_k 1 gives every weight the value 1 and the gate no gradient: choose a larger one")
 
 
 @register_gate("dynamic_k", DynamicKOptions)
@@ -58,7 +60,9 @@ class DynamicKGate(Gate):
     O(T E (H + log E)), memory O(T E). Without ``max_k`` shapes downstream depend on the data. No bias: the choice is a
     sum of probabilities, not a ranking. State: ``steps_taken`` (int64 [1]) where the threshold is a ramp.
     ``Routing.sums["k_histogram"]``: int64 [E + 1], how many tokens had 0, 1, ... E experts, padding excluded.
-    Source: Huang et al. 2024 (arXiv 2403.07652), top-p routing.
+    Source of the choice: Huang et al. 2024 (arXiv 2403.07652), top-p routing; their code weights with p_e itself.
+    Dividing by the sum is the rule of the published code of "dynamic k"; a token with one expert then has the weight 1,
+    through which the language loss teaches the gate nothing.
     """
 
     expert_rows = ("weight",)

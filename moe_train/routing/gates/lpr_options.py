@@ -52,6 +52,11 @@ class LatentPrototypeOptions:
         for name in ("top_k", "latent_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.top_k == 1 and not self.input_shift:
+            raise ValueError(
+                "top_k 1 without input_shift gives every weight the value 1, and the language loss reaches the gate no"
+                " way: leave input_shift on, or choose a larger top_k"
+            )
         for name in ("coefficient", "diversity_weight", "kl_weight", "align_weight", "reg_scale"):
             if not bounds(getattr(self, name))[0] >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")

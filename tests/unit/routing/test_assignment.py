@@ -66,3 +66,12 @@ def test_scale_and_shift_of_scores_change_nothing(scale, fresh_seed):
     want = balanced_assignment(scores_PME, padding_PM)
     assert torch.equal(balanced_assignment(scores_PME * scale, padding_PM), want)
     assert torch.equal(balanced_assignment(scores_PME + torch.randn(1, 30, 1).double(), padding_PM), want)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_scores_that_are_not_finite_end(value):
+    """The trainer refuses the step afterwards; a search without end would hide that."""
+    scores_PME = torch.randn(1, 12, 4)
+    scores_PME[0, 5, 2] = value
+    expert_PM = balanced_assignment(scores_PME, torch.zeros(1, 12, dtype=torch.bool))
+    assert torch.bincount(expert_PM[0], minlength=4).tolist() == [3, 3, 3, 3]

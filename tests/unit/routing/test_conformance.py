@@ -93,6 +93,14 @@ def test_gradient_to_every_parameter(case, make_batch, step_loss):
         assert torch.isfinite(gradient).all() and bool((gradient != 0).any()), name
 
 
+def test_language_gradient_alone_is_not_zero(learned_case, make_batch):
+    """Balancing losses must not be all that a gate learns from."""
+    batch = make_batch(LENGTHS, SEQUENCE)
+    gate = learned_case.balanced()
+    found = gradients(gate, surrogate(gate(tokens_of(batch), batch)))
+    assert any(bool((gradient != 0).any()) for gradient in found)
+
+
 def test_auxiliary_gradient_alone_is_not_zero(learned_case, make_batch, step_loss):
     """Row 1 (Automodel#1408): an auxiliary loss must have a gradient of its own."""
     batch = make_batch(LENGTHS, SEQUENCE)

@@ -172,3 +172,8 @@ def test_bounds_beyond_the_experts():
         DynamicKGate(4, 4, DynamicKOptions(max_k=5))
     with pytest.raises(ValueError, match="only 4 experts"):
         DynamicKGate(4, 4, DynamicKOptions(min_k=5))
+
+
+def test_one_expert_for_every_token_is_refused():
+    with pytest.raises(ValueError, match="no gradient"):
+        DynamicKOptions(max_k=1)

@@ -152,3 +152,9 @@ def test_prototype_placement():
 def test_bad_options(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         LatentPrototypeOptions(**options)
+
+
+def test_a_gate_that_nothing_teaches_is_refused():
+    with pytest.raises(ValueError, match="no way"):
+        LatentPrototypeOptions(top_k=1, input_shift=False)
+    LatentPrototypeOptions(top_k=1)
