@@ -11,6 +11,18 @@ from torch import Tensor
 _LOWEST = -(2**63)
 
 
+def check_top_k(top_k: int) -> None:
+    """ValueError for a number of experts per token that no gate can choose."""
+    if top_k < 1:
+        raise ValueError(f"top_k is {top_k}; it must be at least 1")
+
+
+def check_top_k_fits(top_k: int, num_experts: int) -> None:
+    """ValueError where there are fewer experts than each token shall get."""
+    if top_k > num_experts:
+        raise ValueError(f"top_k is {top_k}, but there are only {num_experts} experts")
+
+
 def top_k(scores_TE: Tensor, k: int, among_TE: Tensor | None = None) -> Tensor:
     """Indices of the k largest scores per row, int64 [T, K], by falling score and, among equals, rising index.
 

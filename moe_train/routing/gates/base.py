@@ -8,12 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from moe_train.routing.arithmetic import full_precision, gate_dtype
 from moe_train.routing.gates.assignment import balanced_assignment
-from moe_train.routing.interface import Gate, Routing, TokenBatch
+from moe_train.routing.interface import Routing, TokenBatch
+from moe_train.routing.linear_gate import LinearGate
 from moe_train.routing.pools import Pool, from_pools, padding_in_pools, to_pools
 from moe_train.routing.registry import register_gate
 from moe_train.routing.topk import select_top_k
@@ -26,7 +25,7 @@ class BaseOptions:
 
 
 @register_gate("base", BaseOptions)
-class BaseGate(Gate):
+class BaseGate(LinearGate):
     """l = W x; of all assignments of one expert to each token of a pool that give every expert equally many, the one
     with the largest sum of l; weight sigmoid(l_e).
 
@@ -47,15 +46,12 @@ class BaseGate(Gate):
     takes_capacity = False
     ties = "none"
     synchronises = True
-    expert_rows = ("weight",)
 
     def __init__(self, hidden_size: int, num_experts: int, options: BaseOptions | None = None) -> None:
         super().__init__(hidden_size, num_experts)
         self.options = options or BaseOptions()
         self.max_k = 1
         self.pool = self.options.pool
-        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
-        nn.init.normal_(self.weight, std=0.02)
 
     def forward(
         self,
@@ -66,9 +62,7 @@ class BaseGate(Gate):
         replay_TE: Tensor | None = None,
     ) -> Routing:
         assert bias_E is None, "base takes no bias"
-        dtype = gate_dtype(tokens_TH, self.weight)
-        with full_precision(tokens_TH):
-            logits_TE = F.linear(tokens_TH.to(dtype), self.weight.to(dtype))
+        logits_TE = self.logits(tokens_TH)
         chosen_TE = replay_TE
         if self.training and chosen_TE is None:
             chosen_TE = self._assigned(logits_TE.detach(), batch)

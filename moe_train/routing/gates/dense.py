@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from moe_train.routing.arithmetic import full_precision, gate_dtype, softmax_over
-from moe_train.routing.interface import Gate, Routing, TokenBatch
+from moe_train.routing.arithmetic import softmax_over
+from moe_train.routing.interface import Routing, TokenBatch
+from moe_train.routing.linear_gate import LinearGate
 from moe_train.routing.registry import register_gate
 from moe_train.routing.topk import select_top_k
 
@@ -23,7 +23,7 @@ class DenseOptions:
 
 
 @register_gate("dense", DenseOptions)
-class DenseGate(Gate):
+class DenseGate(LinearGate):
     """All E experts for every token, weights softmax(W x).
 
     The upper end of what a choice of experts could reach with these experts, at E / k times the computation. Shapes:
@@ -33,15 +33,12 @@ class DenseGate(Gate):
     """
 
     takes_switch_loss = False
-    expert_rows = ("weight",)
     weight_sum = 1.0
 
     def __init__(self, hidden_size: int, num_experts: int, options: DenseOptions | None = None) -> None:
         super().__init__(hidden_size, num_experts)
         self.options = options or DenseOptions()
         self.max_k = num_experts
-        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
-        nn.init.normal_(self.weight, std=0.02)
 
     def forward(
         self,
@@ -52,9 +49,7 @@ class DenseGate(Gate):
         replay_TE: Tensor | None = None,
     ) -> Routing:
         assert bias_E is None, "dense takes no bias"
-        dtype = gate_dtype(tokens_TH, self.weight)
-        with full_precision(tokens_TH):
-            logits_TE = F.linear(tokens_TH.to(dtype), self.weight.to(dtype))
+        logits_TE = self.logits(tokens_TH)
         selected_TE, experts_TK = select_top_k(logits_TE, self.num_experts, batch.padding_T, replay_TE)
         return Routing(
             logits_TE=logits_TE,

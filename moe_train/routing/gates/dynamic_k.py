@@ -11,10 +11,11 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from moe_train.routing.arithmetic import full_precision, gate_dtype, softmax_over
-from moe_train.routing.interface import Gate, Routing, TokenBatch
+from moe_train.routing.arithmetic import softmax_over
+from moe_train.routing.interface import Routing, TokenBatch
+from moe_train.routing.linear_gate import LinearGate
 from moe_train.routing.registry import register_gate
 from moe_train.routing.schedule import Ramp, bounds
 from moe_train.routing.topk import slots, top_k
@@ -47,7 +48,7 @@ class DynamicKOptions:
 
 
 @register_gate("dynamic_k", DynamicKOptions)
-class DynamicKGate(Gate):
+class DynamicKGate(LinearGate):
     """p = softmax(W x); k = min{j : sum of the j largest p >= threshold}, then kept between min_k and max_k; weights
     p_e / sum of the chosen p.
 
@@ -65,7 +66,6 @@ class DynamicKGate(Gate):
     through which the language loss teaches the gate nothing.
     """
 
-    expert_rows = ("weight",)
     weight_sum = 1.0
     steps_taken: Tensor
 
@@ -77,8 +77,6 @@ class DynamicKGate(Gate):
             if value is not None and value > num_experts:
                 raise ValueError(f"{name} is {value}, but there are only {num_experts} experts")
         self.max_k = self.options.max_k
-        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
-        nn.init.normal_(self.weight, std=0.02)
         if isinstance(self.options.threshold, Ramp):
             self.register_buffer("steps_taken", torch.zeros(1, dtype=torch.int64))
 
@@ -91,9 +89,7 @@ class DynamicKGate(Gate):
         replay_TE: Tensor | None = None,
     ) -> Routing:
         assert bias_E is None, "dynamic_k takes no bias"
-        dtype = gate_dtype(tokens_TH, self.weight)
-        with full_precision(tokens_TH):
-            logits_TE = F.linear(tokens_TH.to(dtype), self.weight.to(dtype))
+        logits_TE = self.logits(tokens_TH)
         probs_TE = torch.softmax(logits_TE, dim=-1)
         bound = self.num_experts if self.max_k is None else self.max_k
         selected_TE, experts_TK = replay_TE, None

@@ -9,11 +9,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from moe_train.routing.arithmetic import full_precision, gate_dtype
-from moe_train.routing.interface import Gate, Routing, TokenBatch
+from moe_train.routing.interface import Routing, TokenBatch
+from moe_train.routing.linear_gate import LinearGate
 from moe_train.routing.pools import Pool, from_pools, padding_in_pools, rank_in_pool, to_pools, tokens_in_pools
 from moe_train.routing.registry import register_gate
 from moe_train.routing.topk import mask_of, top_k
@@ -32,7 +31,7 @@ class ExpertChoiceOptions:
 
 
 @register_gate("expert_choice", ExpertChoiceOptions)
-class ExpertChoiceGate(Gate):
+class ExpertChoiceGate(LinearGate):
     """S = softmax(W x) over experts; each expert takes the C = ceil(c n / E) tokens with the largest S of a pool of n
     tokens (c the capacity factor); weights S, not renormalised. A token may have any number of experts, also none.
 
@@ -50,7 +49,6 @@ class ExpertChoiceGate(Gate):
     takes_switch_loss = False
     takes_capacity = False
     ties = "token"
-    expert_rows = ("weight",)
 
     def __init__(self, hidden_size: int, num_experts: int, options: ExpertChoiceOptions | None = None) -> None:
         super().__init__(hidden_size, num_experts)
@@ -61,8 +59,6 @@ class ExpertChoiceGate(Gate):
                 " experts"
             )
         self.pool = self.options.pool
-        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
-        nn.init.normal_(self.weight, std=0.02)
 
     def forward(
         self,
@@ -73,9 +69,7 @@ class ExpertChoiceGate(Gate):
         replay_TE: Tensor | None = None,
     ) -> Routing:
         assert bias_E is None, "expert_choice takes no bias"
-        dtype = gate_dtype(tokens_TH, self.weight)
-        with full_precision(tokens_TH):
-            logits_TE = F.linear(tokens_TH.to(dtype), self.weight.to(dtype))
+        logits_TE = self.logits(tokens_TH)
         probs_TE = torch.softmax(logits_TE, dim=-1)
         selected_TE = replay_TE
         if selected_TE is None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from moe_train.routing.arithmetic import full_precision, gate_dtype, softmax_over
-from moe_train.routing.interface import Gate, Routing, TokenBatch
+from moe_train.routing.arithmetic import softmax_over
+from moe_train.routing.interface import Routing, TokenBatch
+from moe_train.routing.linear_gate import LinearGate
 from moe_train.routing.registry import register_gate
 from moe_train.routing.round_robin import round_robin
-from moe_train.routing.topk import slots, top_k
+from moe_train.routing.topk import check_top_k, check_top_k_fits, slots, top_k
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,7 @@ class ForcedBalanceOptions:
     """Divide the selected probabilities by their sum."""
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 1")
+        check_top_k(self.top_k)
         if self.top_k == 1 and self.renormalize:
             raise ValueError(
                 "top_k 1 with renormalize gives every weight the value 1 and the gate no gradient:"
@@ -35,7 +34,7 @@ class ForcedBalanceOptions:
 
 
 @register_gate("forced_balance", ForcedBalanceOptions)
-class ForcedBalanceGate(Gate):
+class ForcedBalanceGate(LinearGate):
     """Token at position s of sample b gets the k experts (k s + b + j) mod E, j < k; weights p_e = softmax(W x)_e of
     those, or p_e / sum of the selected p with ``renormalize``.
 
@@ -48,16 +47,12 @@ class ForcedBalanceGate(Gate):
 
     takes_switch_loss = False
     ties = "none"
-    expert_rows = ("weight",)
 
     def __init__(self, hidden_size: int, num_experts: int, options: ForcedBalanceOptions | None = None) -> None:
         super().__init__(hidden_size, num_experts)
         self.options = options or ForcedBalanceOptions()
-        if self.options.top_k > num_experts:
-            raise ValueError(f"top_k is {self.options.top_k}, but there are only {num_experts} experts")
+        check_top_k_fits(self.options.top_k, num_experts)
         self.max_k = self.options.top_k
-        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
-        nn.init.normal_(self.weight, std=0.02)
 
     @property
     def weight_sum(self) -> float | None:
@@ -72,9 +67,7 @@ class ForcedBalanceGate(Gate):
         replay_TE: Tensor | None = None,
     ) -> Routing:
         assert bias_E is None, "forced_balance takes no bias"
-        dtype = gate_dtype(tokens_TH, self.weight)
-        with full_precision(tokens_TH):
-            logits_TE = F.linear(tokens_TH.to(dtype), self.weight.to(dtype))
+        logits_TE = self.logits(tokens_TH)
         selected_TE = round_robin(batch, self.options.top_k, self.num_experts) if replay_TE is None else replay_TE
         probs_TE = torch.softmax(logits_TE, dim=-1)
         renormalize = self.options.renormalize

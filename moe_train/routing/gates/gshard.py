@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from moe_train.routing.arithmetic import full_precision, gate_dtype, softmax_over
-from moe_train.routing.interface import Gate, Routing, TokenBatch
+from moe_train.routing.arithmetic import softmax_over
+from moe_train.routing.interface import Routing, TokenBatch
+from moe_train.routing.linear_gate import LinearGate
 from moe_train.routing.registry import register_gate
 from moe_train.routing.topk import mask_of, slots, top_k
 
@@ -39,7 +39,7 @@ class GShardOptions:
 
 
 @register_gate("gshard", GShardOptions)
-class GShardGate(Gate):
+class GShardGate(LinearGate):
     """p = softmax(W x); the two experts with the largest W x + bias, g1 = p1 / (p1 + p2) and g2 = p2 / (p1 + p2); the
     first is always selected with weight g1; the second with weight g2,
 
@@ -55,7 +55,6 @@ class GShardGate(Gate):
     """
 
     takes_bias = True
-    expert_rows = ("weight",)
     max_k = 2
 
     def __init__(self, hidden_size: int, num_experts: int, options: GShardOptions | None = None) -> None:
@@ -63,8 +62,6 @@ class GShardGate(Gate):
         self.options = options or GShardOptions()
         if num_experts < 2:
             raise ValueError(f"gshard chooses among two experts; there is only {num_experts}")
-        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
-        nn.init.normal_(self.weight, std=0.02)
 
     @property
     def weight_sum(self) -> float | None:
@@ -78,9 +75,7 @@ class GShardGate(Gate):
         bias_E: Tensor | None = None,
         replay_TE: Tensor | None = None,
     ) -> Routing:
-        dtype = gate_dtype(tokens_TH, self.weight)
-        with full_precision(tokens_TH):
-            logits_TE = F.linear(tokens_TH.to(dtype), self.weight.to(dtype))
+        logits_TE = self.logits(tokens_TH)
         scores_TE = logits_TE if bias_E is None else logits_TE + bias_E
         experts_TK = top_k(scores_TE, 2, among_TE=replay_TE)
         if replay_TE is None:

@@ -15,7 +15,7 @@ from moe_train.routing.arithmetic import gate_dtype
 from moe_train.routing.gates.hash_table import counted_table, even_table, read_counts
 from moe_train.routing.interface import Gate, Routing, TokenBatch
 from moe_train.routing.registry import register_gate
-from moe_train.routing.topk import mask_of, slots, top_k
+from moe_train.routing.topk import check_top_k_fits, mask_of, slots, top_k
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,7 @@ class HashGate(Gate):
     def __init__(self, hidden_size: int, num_experts: int, options: HashOptions | None = None) -> None:
         super().__init__(hidden_size, num_experts)
         self.options = options = options or HashOptions()
-        if options.top_k > num_experts:
-            raise ValueError(f"top_k is {options.top_k}, but there are only {num_experts} experts")
+        check_top_k_fits(options.top_k, num_experts)
         self.max_k = options.top_k
         self.vocab_size = options.vocab_size
         self.initial_files = () if options.counts is None else (options.counts,)

@@ -20,7 +20,7 @@ from moe_train.routing.interface import Gate, LossTerm, Routing, TokenBatch
 from moe_train.routing.registry import register_gate
 from moe_train.routing.schedule import bounds, value_at
 from moe_train.routing.scopes import TokenSets
-from moe_train.routing.topk import select_top_k
+from moe_train.routing.topk import check_top_k_fits, select_top_k
 
 
 @register_gate("lpr", LatentPrototypeOptions)
@@ -48,8 +48,7 @@ class LatentPrototypeGate(Gate):
     def __init__(self, hidden_size: int, num_experts: int, options: LatentPrototypeOptions | None = None) -> None:
         super().__init__(hidden_size, num_experts)
         self.options = options = options or LatentPrototypeOptions()
-        if options.top_k > num_experts:
-            raise ValueError(f"top_k is {options.top_k}, but there are only {num_experts} experts")
+        check_top_k_fits(options.top_k, num_experts)
         self.max_k = options.top_k
         latent = options.latent_dim
         self.norm = nn.LayerNorm(hidden_size)

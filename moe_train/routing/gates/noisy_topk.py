@@ -18,7 +18,7 @@ from moe_train.routing.options import Scope
 from moe_train.routing.registry import register_gate
 from moe_train.routing.schedule import Ramp, bounds, value_at
 from moe_train.routing.scopes import TokenSets
-from moe_train.routing.topk import select_top_k, top_k
+from moe_train.routing.topk import check_top_k, check_top_k_fits, select_top_k, top_k
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,7 @@ class NoisyTopKOptions:
     """Token set of both losses."""
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 1")
+        check_top_k(self.top_k)
         if self.top_k == 1:
             raise ValueError(
                 "top_k 1 gives every weight the value 1 and the gate no gradient from the language loss: set a larger"
@@ -65,8 +64,7 @@ class NoisyTopKGate(Gate):
     def __init__(self, hidden_size: int, num_experts: int, options: NoisyTopKOptions | None = None) -> None:
         super().__init__(hidden_size, num_experts)
         self.options = options or NoisyTopKOptions()
-        if self.options.top_k > num_experts:
-            raise ValueError(f"top_k is {self.options.top_k}, but there are only {num_experts} experts")
+        check_top_k_fits(self.options.top_k, num_experts)
         if self.options.top_k == num_experts and bounds(self.options.load)[1] > 0:
             raise ValueError(f"top_k is {num_experts}, all experts: there is no load to balance, set load: 0")
         self.max_k = self.options.top_k

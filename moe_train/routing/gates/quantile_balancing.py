@@ -10,13 +10,14 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from moe_train.routing.arithmetic import full_precision, gate_dtype, softmax_over
-from moe_train.routing.interface import Gate, Routing, TokenBatch
+from moe_train.routing.arithmetic import softmax_over
+from moe_train.routing.interface import Routing, TokenBatch
+from moe_train.routing.linear_gate import LinearGate
 from moe_train.routing.pools import Pool, padding_in_pools, to_pools, tokens_in_pools
 from moe_train.routing.registry import register_gate
-from moe_train.routing.topk import select_top_k
+from moe_train.routing.topk import check_top_k, select_top_k
 
 _UNIT = 2.0**-24
 _LARGEST = 2.0**16
@@ -34,14 +35,13 @@ class QuantileBalancingOptions:
     """Tokens that a quantile is taken over; the step's threshold is the mean of all quantiles."""
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 1")
+        check_top_k(self.top_k)
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; it must be at least 0 and below 1")
 
 
 @register_gate("quantile_balancing", QuantileBalancingOptions)
-class QuantileBalancingGate(Gate):
+class QuantileBalancingGate(LinearGate):
     """l = W x; the k experts with the largest l - beta. Weights from l alone: softmax(l)_e / sum of the selected, or
     sigmoid(l_e) / sum of the selected; for k = 1 not divided.
 
@@ -63,7 +63,6 @@ class QuantileBalancingGate(Gate):
     sigmoid scores, which is not built here.
     """
 
-    expert_rows = ("weight",)
     beta: Tensor
 
     def __init__(self, hidden_size: int, num_experts: int, options: QuantileBalancingOptions | None = None) -> None:
@@ -75,8 +74,6 @@ class QuantileBalancingGate(Gate):
                 f" {num_experts}"
             )
         self.max_k = self.options.top_k
-        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
-        nn.init.normal_(self.weight, std=0.02)
         self.register_buffer("beta", torch.zeros(num_experts, dtype=torch.float32))
 
     @property
@@ -92,9 +89,7 @@ class QuantileBalancingGate(Gate):
         replay_TE: Tensor | None = None,
     ) -> Routing:
         assert bias_E is None, "quantile_balancing takes no bias"
-        dtype = gate_dtype(tokens_TH, self.weight)
-        with full_precision(tokens_TH):
-            logits_TE = F.linear(tokens_TH.to(dtype), self.weight.to(dtype))
+        logits_TE = self.logits(tokens_TH)
         scores_TE = logits_TE.detach() - self.beta
         selected_TE, experts_TK = select_top_k(scores_TE, self.options.top_k, batch.padding_T, replay_TE)
         quantile_E, pools = self._quantiles(logits_TE.detach(), scores_TE, batch)

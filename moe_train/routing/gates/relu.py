@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from moe_train.routing.arithmetic import full_precision, gate_dtype
-from moe_train.routing.interface import Gate, LossTerm, Routing, TokenBatch
+from moe_train.routing.interface import LossTerm, Routing, TokenBatch
+from moe_train.routing.linear_gate import LinearGate
 from moe_train.routing.options import Scope
 from moe_train.routing.registry import register_gate
 from moe_train.routing.scopes import TokenSets
@@ -44,7 +44,7 @@ class ReLUOptions:
 
 
 @register_gate("relu", ReLUOptions)
-class ReLUGate(Gate):
+class ReLUGate(LinearGate):
     """R = ReLU(W x); the selected experts are those with R > 0, any number per token, also none; weights R itself.
 
     Loss: lambda * mean over tokens of sum_e f_e R_e, with f_e = E / (mean_k T) * (load of e over the T tokens of the
@@ -63,7 +63,6 @@ class ReLUGate(Gate):
 
     takes_switch_loss = False
     takes_z_loss = False
-    expert_rows = ("weight",)
     coefficient: Tensor
 
     def __init__(self, hidden_size: int, num_experts: int, options: ReLUOptions | None = None) -> None:
@@ -71,8 +70,6 @@ class ReLUGate(Gate):
         self.options = options or ReLUOptions()
         if self.options.mean_k > num_experts:
             raise ValueError(f"mean_k is {self.options.mean_k}, but there are only {num_experts} experts")
-        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
-        nn.init.normal_(self.weight, std=0.02)
         self.register_buffer("coefficient", torch.full((1,), self.options.initial_coefficient))
 
     def forward(
@@ -84,9 +81,7 @@ class ReLUGate(Gate):
         replay_TE: Tensor | None = None,
     ) -> Routing:
         assert bias_E is None, "relu takes no bias"
-        dtype = gate_dtype(tokens_TH, self.weight)
-        with full_precision(tokens_TH):
-            logits_TE = F.linear(tokens_TH.to(dtype), self.weight.to(dtype))
+        logits_TE = self.logits(tokens_TH)
         selected_TE = (logits_TE > 0) & ~batch.padding_T[:, None] if replay_TE is None else replay_TE
         weights_TE = torch.where(selected_TE, logits_TE, 0.0)
         positive_TE = F.relu(logits_TE.detach())

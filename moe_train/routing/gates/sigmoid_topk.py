@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from moe_train.routing.arithmetic import full_precision, gate_dtype
 from moe_train.routing.groups import check_group_options, check_groups_fit, in_best_groups
-from moe_train.routing.interface import Gate, Routing, TokenBatch
+from moe_train.routing.interface import Routing, TokenBatch
+from moe_train.routing.linear_gate import LinearGate
 from moe_train.routing.registry import register_gate
-from moe_train.routing.topk import select_top_k
+from moe_train.routing.topk import check_top_k, check_top_k_fits, select_top_k
 
 _TINY = 1e-20
 """Added to the sum that weights are divided by, as in the published model."""
@@ -34,8 +34,7 @@ class SigmoidTopKOptions:
     """Groups that a token may choose experts from."""
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 1")
+        check_top_k(self.top_k)
         if not 0 < self.scaling < float("inf"):
             raise ValueError(f"scaling is {self.scaling}; it must be above 0 and finite")
         check_group_options(self.num_groups, self.groups_per_token)
@@ -47,7 +46,7 @@ class SigmoidTopKOptions:
 
 
 @register_gate("sigmoid_topk", SigmoidTopKOptions)
-class SigmoidTopKGate(Gate):
+class SigmoidTopKGate(LinearGate):
     """s = sigmoid(W x); the k experts with the largest s + bias; weights scaling * s_e / (sum of the selected s +
     1e-20), or scaling * s_e without ``renormalize``. The bias decides the selection and enters no weight.
 
@@ -60,17 +59,13 @@ class SigmoidTopKGate(Gate):
     """
 
     takes_bias = True
-    expert_rows = ("weight",)
 
     def __init__(self, hidden_size: int, num_experts: int, options: SigmoidTopKOptions | None = None) -> None:
         super().__init__(hidden_size, num_experts)
         self.options = options = options or SigmoidTopKOptions()
-        if options.top_k > num_experts:
-            raise ValueError(f"top_k is {options.top_k}, but there are only {num_experts} experts")
+        check_top_k_fits(self.options.top_k, num_experts)
         check_groups_fit(num_experts, options.top_k, options.num_groups, options.groups_per_token)
         self.max_k = options.top_k
-        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
-        nn.init.normal_(self.weight, std=0.02)
 
     @property
     def weight_sum(self) -> float | None:
@@ -84,9 +79,7 @@ class SigmoidTopKGate(Gate):
         bias_E: Tensor | None = None,
         replay_TE: Tensor | None = None,
     ) -> Routing:
-        dtype = gate_dtype(tokens_TH, self.weight)
-        with full_precision(tokens_TH):
-            logits_TE = F.linear(tokens_TH.to(dtype), self.weight.to(dtype))
+        logits_TE = self.logits(tokens_TH)
         scores_TE = torch.sigmoid(logits_TE)
         ranked_TE = scores_TE.detach() if bias_E is None else scores_TE.detach() + bias_E
         options = self.options

@@ -9,14 +9,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from moe_train.routing.arithmetic import full_precision, gate_dtype
-from moe_train.routing.interface import Gate, Routing, TokenBatch
+from moe_train.routing.interface import Routing, TokenBatch
+from moe_train.routing.linear_gate import LinearGate
 from moe_train.routing.pools import Pool, from_pools, padding_in_pools, to_pools
 from moe_train.routing.registry import register_gate
-from moe_train.routing.topk import mask_of, select_top_k, top_k
+from moe_train.routing.topk import check_top_k, check_top_k_fits, mask_of, select_top_k, top_k
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,7 @@ class SinkhornOptions:
     """Tokens over which experts get equal mass."""
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 1")
+        check_top_k(self.top_k)
         if self.iterations < 0:
             raise ValueError(f"iterations is {self.iterations}; it must not be negative")
         if not 0 < self.temperature < math.inf:
@@ -39,7 +37,7 @@ class SinkhornOptions:
 
 
 @register_gate("sinkhorn", SinkhornOptions)
-class SinkhornGate(Gate):
+class SinkhornGate(LinearGate):
     """l = W x; Pi = diag(a) exp(l / temperature) diag(b) with rows that sum to 1 / n and columns that sum to 1 / E over
     a pool of n tokens; the k largest Pi of each token. Weights: sigmoid(l_e) for k = 1, softmax(l)_e over all experts
     for k > 1; never from Pi, which has no gradient.
@@ -56,17 +54,13 @@ class SinkhornGate(Gate):
 
     causal = False
     inference_rule = "each token takes the top_k experts with the largest logits"
-    expert_rows = ("weight",)
 
     def __init__(self, hidden_size: int, num_experts: int, options: SinkhornOptions | None = None) -> None:
         super().__init__(hidden_size, num_experts)
         self.options = options or SinkhornOptions()
-        if self.options.top_k > num_experts:
-            raise ValueError(f"top_k is {self.options.top_k}, but there are only {num_experts} experts")
+        check_top_k_fits(self.options.top_k, num_experts)
         self.max_k = self.options.top_k
         self.pool = self.options.pool
-        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
-        nn.init.normal_(self.weight, std=0.02)
 
     def forward(
         self,
@@ -77,9 +71,7 @@ class SinkhornGate(Gate):
         replay_TE: Tensor | None = None,
     ) -> Routing:
         assert bias_E is None, "sinkhorn takes no bias"
-        dtype = gate_dtype(tokens_TH, self.weight)
-        with full_precision(tokens_TH):
-            logits_TE = F.linear(tokens_TH.to(dtype), self.weight.to(dtype))
+        logits_TE = self.logits(tokens_TH)
         chosen_TE = replay_TE
         if self.training and chosen_TE is None:
             best_TK = top_k(self._balanced(logits_TE.detach(), batch), self.options.top_k)

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from moe_train.routing.arithmetic import full_precision, gate_dtype, softmax_over
+from moe_train.routing.arithmetic import softmax_over
 from moe_train.routing.groups import check_group_options, check_groups_fit, in_best_groups
-from moe_train.routing.interface import Gate, Routing, TokenBatch
+from moe_train.routing.interface import Routing, TokenBatch
+from moe_train.routing.linear_gate import LinearGate
 from moe_train.routing.registry import register_gate
-from moe_train.routing.topk import select_top_k
+from moe_train.routing.topk import check_top_k, check_top_k_fits, select_top_k
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,7 @@ class SoftmaxTopKOptions:
     """Groups that a token may choose experts from."""
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 1")
+        check_top_k(self.top_k)
         if not 0 < self.scaling < float("inf"):
             raise ValueError(f"scaling is {self.scaling}; it must be above 0 and finite")
         check_group_options(self.num_groups, self.groups_per_token)
@@ -51,7 +50,7 @@ class SoftmaxTopKOptions:
 
 
 @register_gate("softmax_topk", SoftmaxTopKOptions)
-class SoftmaxTopKGate(Gate):
+class SoftmaxTopKGate(LinearGate):
     """l = W x; the k experts with the largest l + bias; weights p_e = softmax(l)_e of the selected, or p_e / sum of the
     selected p (which is the softmax over the selected logits: ``after``, and ``before`` with ``renormalize``), times
     ``scaling``.
@@ -66,17 +65,13 @@ class SoftmaxTopKGate(Gate):
     """
 
     takes_bias = True
-    expert_rows = ("weight",)
 
     def __init__(self, hidden_size: int, num_experts: int, options: SoftmaxTopKOptions | None = None) -> None:
         super().__init__(hidden_size, num_experts)
         self.options = options or SoftmaxTopKOptions()
-        if self.options.top_k > num_experts:
-            raise ValueError(f"top_k is {self.options.top_k}, but there are only {num_experts} experts")
+        check_top_k_fits(self.options.top_k, num_experts)
         check_groups_fit(num_experts, self.options.top_k, self.options.num_groups, self.options.groups_per_token)
         self.max_k = self.options.top_k
-        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
-        nn.init.normal_(self.weight, std=0.02)
 
     @property
     def weight_sum(self) -> float | None:
@@ -90,9 +85,7 @@ class SoftmaxTopKGate(Gate):
         bias_E: Tensor | None = None,
         replay_TE: Tensor | None = None,
     ) -> Routing:
-        dtype = gate_dtype(tokens_TH, self.weight)
-        with full_precision(tokens_TH):
-            logits_TE = F.linear(tokens_TH.to(dtype), self.weight.to(dtype))
+        logits_TE = self.logits(tokens_TH)
         # Detached, so that recomputation, which has its selection already, keeps as many tensors as the first pass.
         scores_TE = logits_TE.detach() if bias_E is None else logits_TE.detach() + bias_E
         options = self.options

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from moe_train.routing.arithmetic import full_precision, gate_dtype
-from moe_train.routing.interface import Gate, Routing, TokenBatch
+from moe_train.routing.arithmetic import gate_dtype
+from moe_train.routing.interface import Routing, TokenBatch
+from moe_train.routing.linear_gate import LinearGate
 from moe_train.routing.registry import register_gate
 from moe_train.routing.topk import select_top_k
 
@@ -28,7 +28,7 @@ class SwitchOptions:
 
 
 @register_gate("switch", SwitchOptions)
-class SwitchGate(Gate):
+class SwitchGate(LinearGate):
     """p = softmax(W x); the expert with the largest W x + bias; its weight is p_e, not 1, so that the gate learns from
     the language loss.
 
@@ -40,14 +40,11 @@ class SwitchGate(Gate):
     """
 
     takes_bias = True
-    expert_rows = ("weight",)
     max_k = 1
 
     def __init__(self, hidden_size: int, num_experts: int, options: SwitchOptions | None = None) -> None:
         super().__init__(hidden_size, num_experts)
         self.options = options or SwitchOptions()
-        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
-        nn.init.normal_(self.weight, std=0.02)
 
     def forward(
         self,
@@ -57,12 +54,10 @@ class SwitchGate(Gate):
         bias_E: Tensor | None = None,
         replay_TE: Tensor | None = None,
     ) -> Routing:
-        dtype = gate_dtype(tokens_TH, self.weight)
-        with full_precision(tokens_TH):
-            x_TH = tokens_TH.to(dtype)
-            if self.training and self.options.jitter > 0:
-                x_TH = x_TH * self._jitter(batch).to(dtype)
-            logits_TE = F.linear(x_TH, self.weight.to(dtype))
+        seen_TH = tokens_TH
+        if self.training and self.options.jitter > 0:
+            seen_TH = tokens_TH.to(gate_dtype(tokens_TH)) * self._jitter(batch)
+        logits_TE = self.logits(seen_TH)
         scores_TE = logits_TE if bias_E is None else logits_TE + bias_E
         selected_TE, experts_TK = select_top_k(scores_TE, 1, batch.padding_T, replay_TE)
         probs_TE = torch.softmax(logits_TE, dim=-1)

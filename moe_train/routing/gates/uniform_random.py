@@ -12,7 +12,7 @@ from torch import Tensor
 from moe_train.routing.arithmetic import gate_dtype
 from moe_train.routing.interface import Gate, Routing, TokenBatch
 from moe_train.routing.registry import register_gate
-from moe_train.routing.topk import select_top_k
+from moe_train.routing.topk import check_top_k, check_top_k_fits, select_top_k
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,7 @@ class UniformRandomOptions:
     top_k: int = 2
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 1")
+        check_top_k(self.top_k)
 
 
 @register_gate("uniform_random", UniformRandomOptions)
@@ -44,8 +43,7 @@ class UniformRandomGate(Gate):
     def __init__(self, hidden_size: int, num_experts: int, options: UniformRandomOptions | None = None) -> None:
         super().__init__(hidden_size, num_experts)
         self.options = options or UniformRandomOptions()
-        if self.options.top_k > num_experts:
-            raise ValueError(f"top_k is {self.options.top_k}, but there are only {num_experts} experts")
+        check_top_k_fits(self.options.top_k, num_experts)
         self.max_k = self.options.top_k
 
     def forward(
