@@ -98,10 +98,10 @@ def measured_flops(config: RunConfig, mean_k: float | None) -> float:
 
     mean_k: experts per token, averaged over the layers; None in a family without experts.
     """
-    flops, bound = flops_per_token(config), gate_facts(config).experts_per_token
-    if mean_k is None or not bound:
+    flops, counted = flops_per_token(config), gate_facts(config).counted_k
+    if mean_k is None or not counted:
         return flops.total
-    return dataclasses.replace(flops, experts=flops.experts * mean_k / bound).total
+    return dataclasses.replace(flops, experts=flops.experts * mean_k / counted).total
 
 
 def throughput(records: Sequence[Record]) -> float | None:

@@ -19,6 +19,7 @@ from moe_train.routing.round_robin import round_robin
 from moe_train.routing.schedule import is_on, value_at
 from moe_train.routing.scopes import TokenSets
 from moe_train.routing.scores import z_sum
+from moe_train.routing.statistics import k_histogram
 
 
 class BalancedGate(nn.Module):
@@ -27,7 +28,7 @@ class BalancedGate(nn.Module):
     ``gate`` is the gate; ``bias_E`` a float32 buffer, None where the bias is off. The routing that comes back has the
     gate's own losses and ``switch``, ``z``, ``importance``, all before capacity, and the sums ``load`` and ``kept``
     (int64 [E], before and after capacity), ``tokens`` (int64 scalar) and, where it makes sense, ``z`` (float64, the
-    sum of the z-loss), padding excluded.
+    sum of the z-loss) and ``k_histogram`` (int64 [E + 1], tokens by their number of experts), padding excluded.
     """
 
     bias_E: Tensor | None
@@ -109,6 +110,8 @@ class BalancedGate(nn.Module):
         same = routing.kept_TE is routing.selected_TE
         routing.sums["kept"] = load_E if same else routing.kept_TE.sum(0, dtype=torch.int64)
         routing.sums["tokens"] = (~batch.padding_T).sum()
+        if self.gate.varies_k:
+            routing.sums["k_histogram"] = k_histogram(routing.selected_TE, batch.padding_T)
         return load_BE
 
     def after_step(self, sums: dict[str, Tensor]) -> None:

@@ -109,6 +109,8 @@ class Gate(nn.Module):
     other token; in words, for messages. None: it does the same as in training."""
     max_k: int | None = None
     """Static bound on experts per token (fixed shapes, fast path); None means free."""
+    varies_k: bool = False
+    """Whether tokens can have different numbers of experts, before capacity; False: ``max_k`` each."""
     takes_bias: bool = False
     """Whether a selection bias makes sense for this gate."""
     takes_switch_loss: bool = True
@@ -151,6 +153,11 @@ class Gate(nn.Module):
         """``bias_E`` is added to the scores for selection only, never to the combine weights. ``replay_TE`` is the
         selection of the first pass, to be used as it is when activations are recomputed."""
         raise NotImplementedError
+
+    @property
+    def mean_k(self) -> float | None:
+        """Experts per token of the training, on average, as far as the options say it; None where the data decide."""
+        return None if self.varies_k or self.max_k is None else float(self.max_k)
 
     @property
     def weight_sum(self) -> float | None:

@@ -24,6 +24,13 @@ from torch import Tensor
 SPREAD = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "max": 1.0}
 
 
+@torch.no_grad()
+def k_histogram(selected_TE: Tensor, padding_T: Tensor) -> Tensor:
+    """int64 [E + 1]: how many tokens have 0, 1, ... E experts, padding excluded. T tokens."""
+    number_N = torch.arange(selected_TE.shape[1] + 1, device=selected_TE.device)
+    return ((selected_TE.sum(dim=1, keepdim=True) == number_N) & ~padding_T[:, None]).sum(dim=0)
+
+
 def balance_statistics(
     load_E: Tensor | Sequence[int], kept_E: Tensor | Sequence[int], tokens: int | Tensor
 ) -> dict[str, float]:

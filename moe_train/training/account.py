@@ -4,8 +4,8 @@ Conventions, wherever these figures are shown:
 - Parameters count the true vocabulary; the rows that pad the embedding are given apart.
 - FLOPs are those of the model, forward + backward = 3 x forward, a multiply-add is two; recomputation is not counted.
   Causal attention counts half of the square (S/2 keys per token). Look-ups, norms and element-wise work are left out.
-- "Active" counts the experts that one token passes: k, or the gate's bound on k where k varies. In a family without
-  experts everything is active.
+- "Active" counts the experts that one token passes: k, or the mean k that the gate aims at, or its bound on k where the
+  data decide. In a family without experts everything is active.
 - Multi-token prediction is counted apart: parameters, total and active, are those of the model that is evaluated and
   published. FLOPs contain it, its pass of the shared head included, for all S positions, as training computes it.
 Formulas: Hoffmann et al. 2022 (appendix F) with grouped keys and values, SwiGLU experts and half of the square; latent
@@ -91,6 +91,13 @@ class GateFacts:
     """Elements of its matrices, each used once per token."""
     experts_per_token: int
     """k, or its upper bound where k varies."""
+    mean_k: float | None
+    """k, or the mean that the gate aims at; None where the data decide."""
+
+    @property
+    def counted_k(self) -> float:
+        """Experts per token that figures count with."""
+        return self.experts_per_token if self.mean_k is None else self.mean_k
 
 
 def gate_facts(config: RunConfig) -> GateFacts:
@@ -100,15 +107,17 @@ def gate_facts(config: RunConfig) -> GateFacts:
     from moe_train.routing import build_gate
 
     if not family_of(config.model).experts:
-        return GateFacts(parameters=0, matrices=0, experts_per_token=0)
+        return GateFacts(parameters=0, matrices=0, experts_per_token=0, mean_k=0.0)
     experts = config.model.moe.num_experts
     with torch.device("meta"):
         gate = build_gate(config.router.gate, config.router.options, config.model.hidden_size, experts)
     shapes = [tuple(p.shape) for p in gate.parameters()]
+    bound = min(gate.max_k or experts, experts)
     return GateFacts(
         parameters=sum(math.prod(shape) for shape in shapes),
         matrices=sum(math.prod(shape) for shape in shapes if len(shape) > 1),
-        experts_per_token=min(gate.max_k or experts, experts),
+        experts_per_token=bound,
+        mean_k=gate.mean_k,
     )
 
 
@@ -152,12 +161,16 @@ def multi_token_parameters(config: RunConfig) -> Parameters:
     )
 
 
-def active_parameters(config: RunConfig) -> int:
+def active_parameters(config: RunConfig, mean_k: float | None = None) -> int:
     """Parameters that one token passes: everything but the experts that it does not choose, without multi-token
-    prediction."""
+    prediction.
+
+    mean_k: experts per token where that was measured; None takes what the configuration says.
+    """
     model, counted = config.model, parameters(config)
     expert = swiglu(model.hidden_size, model.moe.expert_hidden_size)
-    return counted.total - counted.experts + expert_layers(model) * gate_facts(config).experts_per_token * expert
+    chosen = gate_facts(config).counted_k if mean_k is None else mean_k
+    return counted.total - counted.experts + round(expert_layers(model) * chosen * expert)
 
 
 def flops_per_token(config: RunConfig) -> Flops:
@@ -166,7 +179,7 @@ def flops_per_token(config: RunConfig) -> Flops:
     counted, more, gate = parameters(config), multi_token_parameters(config), gate_facts(config)
     # S / 2 keys.
     scores = 2 * score_width(model) * config.data.sequence_length / 2
-    experts = gate.experts_per_token * swiglu(model.hidden_size, model.moe.expert_hidden_size)
+    experts = gate.counted_k * swiglu(model.hidden_size, model.moe.expert_hidden_size)
     head = 2 * model.vocab_size * model.hidden_size
     matrices = more.attention + more.multi_token_projection + gate.matrices + more.shared_experts + experts
     return Flops(
@@ -179,3 +192,15 @@ def flops_per_token(config: RunConfig) -> Flops:
         head=head,
         multi_token=model.multi_token.layers * (2 * matrices + scores + head),
     )
+
+
+def flops_per_slot(config: RunConfig) -> float:
+    """Forward and backward FLOPs of one routed expert for one token."""
+    return 3 * 2 * swiglu(config.model.hidden_size, config.model.moe.expert_hidden_size)
+
+
+def flops_without_experts(config: RunConfig) -> float:
+    """Forward and backward FLOPs of one token in everything but the routed experts."""
+    model = config.model
+    layers = expert_layers(model) + model.multi_token.layers
+    return flops_per_token(config).total - layers * gate_facts(config).counted_k * flops_per_slot(config)

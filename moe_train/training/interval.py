@@ -23,6 +23,7 @@ class Interval:
         self.layers: list[int] = []
         self.load_LE: Tensor | None = None
         self.kept_LE: Tensor | None = None
+        self.k_histogram_LN: Tensor | None = None
         self.losses: list[dict[str, tuple[float, float]]] = []
         self.restart_clock()
 
@@ -42,6 +43,9 @@ class Interval:
         self.layers = result.layers
         self.load_LE = result.load_LE if self.load_LE is None else self.load_LE + result.load_LE
         self.kept_LE = result.kept_LE if self.kept_LE is None else self.kept_LE + result.kept_LE
+        more_LN = result.k_histogram_LN
+        if more_LN is not None:
+            self.k_histogram_LN = more_LN if self.k_histogram_LN is None else self.k_histogram_LN + more_LN
         self.losses = (
             [_sum(a, b) for a, b in zip(self.losses, result.losses, strict=True)] if self.losses else result.losses
         )
@@ -58,6 +62,7 @@ class Interval:
             layers=self.layers,
             load_LE=self.load_LE,
             kept_LE=self.kept_LE,
+            k_histogram_LN=self.k_histogram_LN,
             losses=self.losses,
         )
         record = build_record(sums=sums, **values)

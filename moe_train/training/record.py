@@ -33,6 +33,8 @@ class IntervalSums:
     """int64, slots given to each expert before capacity."""
     kept_LE: Tensor
     """int64, slots that were left after capacity."""
+    k_histogram_LN: Tensor | None = None
+    """int64, tokens with 0, 1, ... E experts; None where all have the same number."""
     losses: Sequence[Mapping[str, tuple[float, float]]] = field(default_factory=tuple)
     """One mapping per MoE layer: name of the auxiliary loss -> (sum, count), without coefficient."""
 
@@ -42,8 +44,10 @@ class DeviceFacts:
     """What MFU needs to know; without a peak there is no MFU."""
 
     devices: int = 1
-    flops_per_token: float | None = None
-    """Forward and backward FLOPs per token, of ACTIVE parameters."""
+    flops_without_experts: float | None = None
+    """Forward and backward FLOPs per token in everything but the routed experts."""
+    flops_per_slot: float = 0.0
+    """Those of one routed expert for one token."""
     peak_flops: float | None = None
     """Dense peak of one device in FLOP/s."""
 
@@ -81,7 +85,7 @@ def build_record(
         "step_seconds": sums.seconds / sums.steps,
         "memory_bytes": memory_bytes,
     }
-    mfu = model_flops_utilisation(per_second, facts or DeviceFacts())
+    mfu = model_flops_utilisation(sums, facts or DeviceFacts())
     if mfu is not None:
         record["mfu"] = mfu
     record |= {f"aux/{name}": value for name, value in mean_losses(sums.losses).items()}
@@ -95,6 +99,8 @@ def build_record(
             record |= {f"balance/layer_{number}/{name}": value for name, value in layer.items()}
     record["layers"] = list(sums.layers)
     record["load"] = sums.load_LE.tolist()
+    if sums.k_histogram_LN is not None:
+        record["k_histogram"] = sums.k_histogram_LN.tolist()
     return record
 
 
@@ -120,11 +126,13 @@ def build_eval_record(step: int, evaluation: Mapping[str, Any]) -> dict[str, Any
     return record
 
 
-def model_flops_utilisation(tokens_per_second: float, facts: DeviceFacts) -> float | None:
-    """FLOPs that the active parameters need per second / dense peak of all devices; None when either is unknown."""
-    if not facts.flops_per_token or not facts.peak_flops:
+def model_flops_utilisation(sums: IntervalSums, facts: DeviceFacts) -> float | None:
+    """FLOPs of the model per second / dense peak of all devices; None when either is unknown. Experts count for the
+    slots that they computed, so that a gate may give tokens any number of them, and drop some."""
+    if not facts.flops_without_experts or not facts.peak_flops:
         return None
-    return tokens_per_second * facts.flops_per_token / (facts.peak_flops * facts.devices)
+    flops = sums.tokens * facts.flops_without_experts + int(sums.kept_LE.sum()) * facts.flops_per_slot
+    return flops / max(sums.seconds, 1e-9) / (facts.peak_flops * facts.devices)
 
 
 def mean_losses(losses: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, float]:

@@ -55,6 +55,8 @@ class StepResult:
     logits."""
     requests: Requests
     """Of all ranks together."""
+    k_histogram_LN: Tensor | None = None
+    """int64, tokens by their number of experts, N = E + 1; None where the gate gives all the same number."""
 
 
 def token_batch(
@@ -148,6 +150,7 @@ def train_step(
         losses=losses,
         z=_means_of_z(sums),
         requests=Requests(*(bool(x) for x in total[len(_COUNTS) :] > 0)),
+        k_histogram_LN=_k_histograms(sums),
     )
 
 
@@ -211,6 +214,12 @@ def _means_of_z(sums: list[dict[str, Tensor]]) -> list[float | None]:
     if not all("z" in s for s in sums):
         return [None] * len(sums)
     return torch.stack([s["z"] / s["tokens"].clamp(min=1) for s in sums]).tolist() if sums else []
+
+
+def _k_histograms(sums: list[dict[str, Tensor]]) -> Tensor | None:
+    """Of all layers, which have the same gate."""
+    found = [s["k_histogram"] for s in sums if "k_histogram" in s]
+    return torch.stack(found).cpu() if found else None
 
 
 def _add(into: dict[str, Tensor], name: str, value: Tensor) -> None:

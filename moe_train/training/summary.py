@@ -84,8 +84,13 @@ def _parameters(config: RunConfig) -> str:
     total, active = parameters(config).total, active_parameters(config)
     if not family_of(config.model).experts:
         return f"{total:,} in total, all of them active"
-    chosen, experts = gate_facts(config).experts_per_token, config.model.moe.num_experts
-    return f"{total:,} in total, {active:,} active (at most {chosen} of {experts} experts per token)"
+    gate, experts = gate_facts(config), config.model.moe.num_experts
+    chosen = f"{gate.counted_k:g} of {experts} experts per token"
+    if gate.mean_k is None:
+        chosen = f"at most {chosen}"
+    elif gate.mean_k < gate.experts_per_token:
+        chosen += f" on average, at most {gate.experts_per_token}"
+    return f"{total:,} in total, {active:,} active ({chosen})"
 
 
 def _worst_case(config: RunConfig, memory: Memory) -> list[tuple[str, str]]:

@@ -17,7 +17,13 @@ from moe_train.model.language_model import build_language_model
 from moe_train.parallel.device import memory_used
 from moe_train.parallel.groups import Groups, initialize
 from moe_train.parallel.once import once_per_node
-from moe_train.training.account import active_parameters, flops_per_token, parameters
+from moe_train.training.account import (
+    active_parameters,
+    flops_per_slot,
+    flops_per_token,
+    flops_without_experts,
+    parameters,
+)
 from moe_train.training.beginning import begin
 from moe_train.training.callbacks.alarms import alarms
 from moe_train.training.callbacks.base import Callbacks, RunInfo, Status
@@ -122,7 +128,8 @@ class Trainer:
         self.saved_at = time.monotonic()
         self.facts = DeviceFacts(
             devices=groups.world_size,
-            flops_per_token=flops_per_token(config).total,
+            flops_without_experts=flops_without_experts(config),
+            flops_per_slot=flops_per_slot(config),
             peak_flops=_peak(groups.device),
         )
 
@@ -204,7 +211,7 @@ class Trainer:
             facts = {
                 "total_parameters": parameters(config).total,
                 "active_parameters": active_parameters(config),
-                "flops_per_token": self.facts.flops_per_token,
+                "flops_per_token": flops_per_token(config).total,
             }
             content = environment(processes=groups.world_size, hosts=hosts, model=facts)
             write_environment(self.run_dir, content)

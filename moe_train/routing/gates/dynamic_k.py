@@ -60,12 +60,12 @@ class DynamicKGate(LinearGate):
     Shapes: x [T, H], ``weight`` [E, H] (normal, std 0.02), logits, probabilities and weights [T, E]. Time
     O(T E (H + log E)), memory O(T E). Without ``max_k`` shapes downstream depend on the data. No bias: the choice is a
     sum of probabilities, not a ranking. State: ``steps_taken`` (int64 [1]) where the threshold is a ramp.
-    ``Routing.sums["k_histogram"]``: int64 [E + 1], how many tokens had 0, 1, ... E experts, padding excluded.
     Source of the choice: Huang et al. 2024 (arXiv 2403.07652), top-p routing; their code weights with p_e itself.
     Dividing by the sum is the rule of the published code of "dynamic k"; a token with one expert then has the weight 1,
     through which the language loss teaches the gate nothing.
     """
 
+    varies_k = True
     weight_sum = 1.0
     steps_taken: Tensor
 
@@ -104,7 +104,6 @@ class DynamicKGate(LinearGate):
             weights_TE=softmax_over(logits_TE, selected_TE),
             selected_TE=selected_TE,
             kept_TE=selected_TE,
-            sums={"k_histogram": _histogram(selected_TE, batch.padding_T)},
             experts_TK=None if self.max_k is None or experts_TK is None else slots(experts_TK, selected_TE),
         )
 
@@ -133,10 +132,3 @@ class DynamicKGate(LinearGate):
     def after_step(self, sums: dict[str, Tensor]) -> None:
         if isinstance(self.options.threshold, Ramp):
             self.steps_taken += 1
-
-
-def _histogram(selected_TE: Tensor, padding_T: Tensor) -> Tensor:
-    """int64 [E + 1]: how many tokens have as many experts as the index says."""
-    k_T1 = selected_TE.sum(dim=1, keepdim=True)
-    number_N = torch.arange(selected_TE.shape[1] + 1, device=selected_TE.device)
-    return ((k_T1 == number_N) & ~padding_T[:, None]).sum(dim=0)

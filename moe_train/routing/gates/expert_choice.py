@@ -45,6 +45,7 @@ class ExpertChoiceGate(LinearGate):
     """
 
     causal = False
+    varies_k = True
     inference_rule = "each token takes the round(capacity_factor) experts with the largest probability"
     takes_switch_loss = False
     takes_capacity = False
@@ -59,6 +60,10 @@ class ExpertChoiceGate(LinearGate):
                 " experts"
             )
         self.pool = self.options.pool
+
+    @property
+    def mean_k(self) -> float:
+        return self.options.capacity_factor
 
     def forward(
         self,

@@ -64,6 +64,10 @@ class GShardGate(LinearGate):
             raise ValueError(f"gshard chooses among two experts; there is only {num_experts}")
 
     @property
+    def varies_k(self) -> bool:  # type: ignore[override]
+        return self.options.second not in ("all", "none") or self.options.second != self.options.second_in_evaluation
+
+    @property
     def weight_sum(self) -> float | None:
         return 1.0 if self.options.second == self.options.second_in_evaluation == "all" else None
 

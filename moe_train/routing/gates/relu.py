@@ -61,6 +61,7 @@ class ReLUGate(LinearGate):
     sparsity is exactly the target; the paper's sign(0) keeps it, and so does this. Its factor 1 / L is in lambda.
     """
 
+    varies_k = True
     takes_switch_loss = False
     takes_z_loss = False
     coefficient: Tensor
@@ -71,6 +72,10 @@ class ReLUGate(LinearGate):
         if self.options.mean_k > num_experts:
             raise ValueError(f"mean_k is {self.options.mean_k}, but there are only {num_experts} experts")
         self.register_buffer("coefficient", torch.full((1,), self.options.initial_coefficient))
+
+    @property
+    def mean_k(self) -> float:
+        return self.options.mean_k
 
     def forward(
         self,

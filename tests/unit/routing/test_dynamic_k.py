@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moe_train.routing import BalancedGate, DynamicKGate, DynamicKOptions, build_gate
-from moe_train.routing.options import RouterOptions
+from moe_train.routing import DynamicKGate, DynamicKOptions, build_gate
 from moe_train.routing.schedule import Ramp, value_at
 
 
@@ -122,24 +121,6 @@ def test_a_ramp_that_reaches_one_takes_every_expert_in_float32(make_batch):
     assert not bool(gate(x_TH, batch).selected_TE.all())
     gate.after_step({})
     assert bool(gate(x_TH, batch).selected_TE.all())
-
-
-@pytest.mark.usefixtures("fresh_seed")
-@pytest.mark.parametrize("max_k", [None, 3])
-def test_histogram_of_k(max_k, make_batch):
-    """Over the tokens that are no padding; also of a selection that is replayed or forced."""
-    batch = make_batch([6, 2, 0], 6)
-    gate = DynamicKGate(4, 8, DynamicKOptions(0.5, max_k=max_k))
-    torch.nn.init.normal_(gate.weight)
-    routing = gate(torch.randn(18, 4), batch)
-    numbers = routing.selected_TE.sum(1)[~batch.padding_T].tolist()
-    found = routing.sums["k_histogram"]
-    assert found.dtype == torch.int64 and found.tolist() == [numbers.count(k) for k in range(9)]
-    none = gate(torch.randn(18, 4), batch, replay_TE=torch.zeros(18, 8, dtype=torch.bool))
-    assert none.sums["k_histogram"].tolist() == [8, 0, 0, 0, 0, 0, 0, 0, 0]
-    if max_k is not None:
-        forced = BalancedGate(RouterOptions("dynamic_k", {"max_k": 3}, forced_balance=True), 4, 8)
-        assert forced(torch.randn(18, 4), batch).sums["k_histogram"].tolist() == [0, 0, 0, 8, 0, 0, 0, 0, 0]
 
 
 def test_sums_of_a_varying_number_of_experts(make_batch):

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from moe_train.training.account import active_parameters, flops_per_token, gate_facts, parameters
+from moe_train.training.account import (
+    active_parameters,
+    flops_per_slot,
+    flops_per_token,
+    flops_without_experts,
+    gate_facts,
+    parameters,
+)
 from moe_train.training.memory import memory_per_rank
 from moe_train.training.run_config import RunConfig, load_run_config
 from moe_train.training.summary import summary
@@ -133,3 +140,18 @@ def test_a_varying_number_of_experts_counts_its_bound() -> None:
     assert active_parameters(free) == parameters(free).total
     expert = 3 * 256 * 128
     assert active_parameters(free) - active_parameters(bounded) == 4 * (32 - 6) * expert
+    assert active_parameters(free, mean_k=2.5) == active_parameters(free) - 4 * round((32 - 2.5) * expert)
+
+
+@pytest.mark.parametrize("gate, option, k", [("relu", "mean_k", 3), ("expert_choice", "capacity_factor", 2.5)])
+def test_a_mean_that_the_gate_aims_at(gate: str, option: str, k: float) -> None:
+    lines = [f"parts.router={gate}", f"router.options.{option}={k}", "causal_exceptions=[expert_choice]"]
+    config = load_run_config("demo", lines)
+    assert gate_facts(config).experts_per_token == 32
+    counted, expert = parameters(config), 3 * 256 * 128
+    assert active_parameters(config) == counted.total - counted.experts + 4 * k * expert
+    assert flops_per_token(config).experts == 2 * 4 * k * expert
+    experts = 4 * k * flops_per_slot(config)
+    assert flops_without_experts(config) + experts == pytest.approx(flops_per_token(config).total)
+    said = summary(config, 2, Path("run"), "cpu")
+    assert f"({k:g} of 32 experts per token on average, at most 32)" in said

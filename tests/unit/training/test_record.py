@@ -83,9 +83,23 @@ def test_per_layer_tags_can_be_left_out_but_the_load_stays() -> None:
 
 
 def test_mfu_needs_a_known_peak() -> None:
-    facts = DeviceFacts(devices=2, flops_per_token=1e9, peak_flops=1e12)
+    facts = DeviceFacts(devices=2, flops_without_experts=1e9, peak_flops=1e12)
     assert record(sums(), facts=facts)["mfu"] == pytest.approx(250 * 1e9 / 2e12)
-    assert "mfu" not in record(sums(), facts=DeviceFacts(2, 1e9, None))
+    assert "mfu" not in record(sums(), facts=DeviceFacts(2, 1e9, 1e6, None))
+
+
+def test_mfu_counts_the_slots_that_experts_computed() -> None:
+    """Also where tokens have any number of experts, and where some were dropped (the gate's bound would overstate)."""
+    measured = sums()
+    facts = DeviceFacts(devices=2, flops_without_experts=1e9, flops_per_slot=3e8, peak_flops=1e12)
+    flops = measured.tokens * 1e9 + int(measured.kept_LE.sum()) * 3e8
+    assert record(measured, facts=facts)["mfu"] == pytest.approx(flops / measured.seconds / 2e12)
+    assert int(measured.kept_LE.sum()) < int(measured.load_LE.sum()), "the test's own numbers drop nothing"
+
+
+def test_histogram_of_experts_per_token() -> None:
+    assert "k_histogram" not in record(sums())
+    assert record(sums(k_histogram_LN=torch.tensor([[1, 2, 3]])))["k_histogram"] == [[1, 2, 3]]
 
 
 def test_loss_without_targets_is_nan() -> None:
