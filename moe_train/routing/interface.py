@@ -119,6 +119,8 @@ class Gate(nn.Module):
     """Whether the z-loss makes sense for this gate (logits_TE are scores that it learns)."""
     takes_capacity: bool = True
     """Whether a capacity makes sense for this gate; False where experts choose a set number of tokens."""
+    balance_options: tuple[str, ...] = ()
+    """The gate's own options that even out the load where they are larger: what the collapse alarm says to try."""
     reads_hidden: bool = True
     """False for a gate whose decisions and weights depend on no hidden state (token ids or noise alone)."""
     ties: str = "expert"

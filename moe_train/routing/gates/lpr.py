@@ -40,6 +40,7 @@ class LatentPrototypeGate(Gate):
     """
 
     takes_bias = True
+    balance_options = ("coefficient",)
     weight_sum = 1.0
     prototypes: Tensor
     prototype_logvar: Tensor | None

@@ -58,6 +58,7 @@ class NoisyTopKGate(Gate):
 
     takes_bias = True
     ties = "none"
+    balance_options = ("importance", "load")
     expert_rows = ("weight", "noise_weight")
     weight_sum = 1.0
 

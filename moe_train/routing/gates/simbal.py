@@ -42,6 +42,7 @@ class SimBalGate(SoftmaxTopKGate):
     norm is read as the sum over entries.
     """
 
+    balance_options = ("coefficient",)
     options: SimBalOptions
 
     def __init__(self, hidden_size: int, num_experts: int, options: SimBalOptions | None = None) -> None:

@@ -28,6 +28,9 @@ def advice(config: RunConfig) -> dict[str, str]:
     if gate.takes_bias:
         rate, name = balancing.bias.rate, "router.balancing.bias.rate"
         balance.append(f"a larger {name} (it is {rate:g})" if rate else f"{name}=0.001")
+    for option in gate.balance_options:
+        value = bounds(getattr(gate.options, option))[1]
+        balance.append(f"a larger router.options.{option} (it is {value:g})")
     if not balance:
         balance.append(f"the gate's own options (docs/routing/{config.router.gate}.md)")
     slower = [

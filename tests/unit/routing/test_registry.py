@@ -20,7 +20,8 @@ from moe_train.routing import (
     register_gate,
 )
 from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions, SwitchLossOptions
-from moe_train.routing.schedule import Ramp
+from moe_train.routing.registry import blank_gate
+from moe_train.routing.schedule import Ramp, bounds
 from moe_train.routing.strict import parse_options
 
 
@@ -200,3 +201,10 @@ def test_a_ramp_in_the_place_of_a_number():
         parse_options(Scheduled, {"value": {"stop": 1}}, "sample")
     with pytest.raises(ValueError, match="must be a number or a ramp .start, end, steps"):
         parse_options(Scheduled, {"value": "1"}, "sample")
+
+
+@pytest.mark.parametrize("name", available_gates())
+def test_options_that_balance_are_numbers_of_the_gate(name: str) -> None:
+    gate = blank_gate(name, {}, 8)
+    for option in gate.balance_options:
+        assert bounds(getattr(gate.options, option))[1] >= 0

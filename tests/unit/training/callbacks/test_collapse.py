@@ -190,6 +190,16 @@ def test_advice_names_what_the_gate_can_take() -> None:
     assert "bias" not in advice(RunConfig(router=RouterOptions("dynamic_k")))["load_share"]
 
 
+def test_advice_names_the_gates_own_losses() -> None:
+    lpr = advice(RunConfig(router=RouterOptions("lpr", {"coefficient": 0.27})))
+    assert "a larger router.options.coefficient (it is 0.27)" in lpr["load_share"]
+    noisy = advice(RunConfig(router=RouterOptions("noisy_topk", {"load": {"start": 0.2, "end": 0.1, "steps": 5}})))
+    assert (
+        "a larger router.options.importance (it is 0.1), or a larger router.options.load (it is 0.2)"
+        in noisy["entropy"]
+    )
+
+
 def test_the_option_switches_it_off() -> None:
     assert len(alarms(RunConfig())) == 1
     assert alarms(RunConfig(alarm=AlarmOptions(enabled=False))) == []
