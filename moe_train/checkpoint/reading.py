@@ -1,6 +1,7 @@
 """Reading any box of any tensor of a checkpoint in one process, straight from the files.
 
-torch's own reader loads the whole stored piece for every part of it that is asked for.
+torch's own reader loads the whole stored piece for every part of it that is asked for, and unpickles its index. Here
+values are found by index.json and copied as bytes: nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -13,13 +14,11 @@ from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
+from moe_train.checkpoint.index import read_index
 from moe_train.checkpoint.ranges import memory_of, read_range
 
 
@@ -44,17 +43,13 @@ class StoredTensors:
         self.directory = directory
         self._files: dict[str, int] = {}
         self._pieces: dict[str, list[_Piece]] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, torch.dtype] = {}
-        try:
-            metadata = dcp.FileSystemReader(directory).read_metadata()
-        except Exception as error:
-            raise ValueError(f"checkpoint {directory} cannot be read ({error or type(error).__name__})") from error
-        for key, entry in metadata.state_dict_metadata.items():
-            if isinstance(entry, TensorStorageMetadata):
-                self.shapes[key] = tuple(entry.size)
-                self.dtypes[key] = entry.properties.dtype
-                self._pieces[key] = [_piece(metadata.storage_data, key, chunk) for chunk in entry.chunks]
+        self.index = read_index(directory)
+        self.shapes = self.index.shapes
+        self.dtypes = {key: tensor.dtype for key, tensor in self.index.tensors.items()}
+        for key in self.shapes:
+            self._pieces[key] = []
+        for box in self.index.boxes:
+            self._pieces[box.key].append(_Piece(box.offsets, box.sizes, box.file, box.start, box.length))
         self._by_box = {(key, p.offsets, p.sizes): p for key, pieces in self._pieces.items() for p in pieces}
 
     def read(self, key: str, offsets: tuple[int, ...], out: Tensor) -> None:
@@ -88,7 +83,7 @@ class StoredTensors:
 
     def _read_from(self, piece: _Piece, start: list[int], target: Tensor, dtype: torch.dtype) -> None:
         """The part of a stored box that begins at ``start`` and is as large as ``target``."""
-        direct = target.dtype == dtype and target.is_contiguous()
+        direct = target.dtype == dtype and target.is_contiguous() and target.device.type == "cpu"
         values = target if direct else torch.empty(target.shape, dtype=dtype)
         sizes, shape = piece.sizes, tuple(target.shape)
         # Everything behind dimension `run` is wanted whole, so that values lie in a row for each index before it.
@@ -136,11 +131,6 @@ class StoredTensors:
         if file not in self._files:
             self._files[file] = os.open(self.directory / file, os.O_RDONLY)
         return self._files[file]
-
-
-def _piece(storage: Any, key: str, chunk: Any) -> _Piece:
-    info = storage[MetadataIndex(key, chunk.offsets)]
-    return _Piece(tuple(chunk.offsets), tuple(chunk.sizes), info.relative_path, info.offset, info.length)
 
 
 class _Window(RawIOBase):

@@ -1,136 +1,73 @@
-"""Checkpoints on disk: <run>/checkpoints/step_00000100/ and the pointer `latest`.
+"""The folder of a run's checkpoints: names, pointers, and how a finished one is put in place.
 
-A checkpoint is written under a temporary name, renamed when every rank has finished, and only then named by
-`latest`; a save that is cut off at any instant leaves the previous one as it was.
+checkpoints/
+  step_00000100/           a checkpoint: tensors (*.distcp), index.json, .metadata (for torch's tools), state.json
+  weights_00000120/        weights alone, of a step that was the best so far, or of the end
+  step_00000150.saving/    one that is being written, or was when the run ended
+  latest, best             name a folder; written last, so that what they name is complete
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from moe_train.checkpoint.index import INDEX, Index, index_bytes
+from moe_train.checkpoint.state import STATE, read_state, state_bytes
+from moe_train.checkpoint.torch_index import METADATA, torch_index_bytes
+from moe_train.data.files import sync, write_atomically
 
-from moe_train.checkpoint.planners import SliceLoadPlanner, SliceSavePlanner, check_geometry
-from moe_train.checkpoint.slices import OwnedSlice
-from moe_train.data.files import write_atomically
-
-FORMAT = 2
-STATE = "state.json"
-_TEMPORARY = ".saving"
+LATEST, BEST = "latest", "best"
+STEP, WEIGHTS = "step_", "weights_"
+_SAVING = ".saving"
 _REPLACED = ".replaced"
 
 
-class CheckpointError(OSError):
-    """A checkpoint could not be written; what was there before is untouched."""
+def folder_of(root: Path, step: int, kind: str = STEP) -> Path:
+    return root / f"{kind}{step:08d}"
 
 
-def save(root: Path, step: int, slices: list[OwnedSlice], state: dict[str, Any], *, keep: int) -> Path:
-    """Writes one checkpoint together with all ranks and keeps the newest ``keep``; collective.
-
-    Raises CheckpointError on every rank when any rank fails.
-    """
-    final = root / f"step_{step:08d}"
-    temporary = final.with_name(final.name + _TEMPORARY)
-
-    def prepare() -> None:
-        root.mkdir(parents=True, exist_ok=True)
-        _tidy(root)
-        temporary.mkdir()
-
-    def publish() -> None:
-        text = json.dumps({"format": FORMAT, "step": step, **state}, indent=1)
-        write_atomically(temporary / STATE, text.encode())
-        if final.exists():
-            # A run that went back to an earlier step comes by again. Until the new one is in place the old one stays.
-            os.rename(final, final.with_name(final.name + _REPLACED))
-        os.rename(temporary, final)
-        _sync_directory(root)
-        write_atomically(root / "latest", final.name.encode())
-        old = [path for path in sorted(root.glob("step_????????"))[:-keep] if path != final]
-        for path in [*old, *root.glob(f"*{_REPLACED}")]:
-            try:
-                shutil.rmtree(path)
-            except OSError as error:
-                print(f"moe-train: old checkpoint {path} could not be removed: {error}", file=sys.stderr, flush=True)
-
-    _together(prepare if dist.get_rank() == 0 else None, final)
-    try:
-        dcp.save({}, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True), planner=SliceSavePlanner(slices))
-    except (Exception, CheckpointException) as error:  # the latter, on every rank, carries what failed on any
-        raise CheckpointError(_failure(final, _cause(error))) from error
-    _together(publish if dist.get_rank() == 0 else None, final)
-    return final
+def temporary_of(final: Path) -> Path:
+    """Where a checkpoint is written until it is complete."""
+    return final.with_name(final.name + _SAVING)
 
 
-def load(directory: Path, slices: list[OwnedSlice], expected: dict[str, tuple[int, ...]]) -> None:
-    """Fills the slices of this rank from a checkpoint that any layout wrote; collective.
-
-    ``expected``: global name -> shape of everything that all ranks together want; it must equal what is stored.
-    """
-    reader = dcp.FileSystemReader(directory)
-    try:
-        metadata = reader.read_metadata()
-        check_geometry(metadata, expected, str(directory))
-        dcp.load({}, storage_reader=reader, planner=SliceLoadPlanner(slices))
-    except ValueError:
-        raise
-    except (Exception, CheckpointException) as error:
-        reason = str(_cause(error)).strip() or type(error).__name__
-        raise ValueError(
-            f"checkpoint {directory} cannot be read ({reason}); choose another with --resume PATH"
-        ) from error
+def steps_of(root: Path, kind: str = STEP) -> list[int]:
+    """Steps of the complete checkpoints, rising."""
+    return sorted(int(path.name.removeprefix(kind)) for path in root.glob(f"{kind}????????") if _is_number(path, kind))
 
 
-def read_state(directory: Path) -> dict[str, Any]:
-    """The non-tensor state of a checkpoint. Raises ValueError when it is not one of ours or of another format."""
-    try:
-        state = json.loads((directory / STATE).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{directory} is not a checkpoint of moe_train ({error})") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{directory} is not a checkpoint of moe_train ({STATE} holds no object)")
-    if state.get("format") != FORMAT:
-        raise ValueError(f"{directory} has checkpoint format {state.get('format')}; this version reads {FORMAT}")
-    return state
-
-
-def read_state_with_config(directory: Path) -> dict[str, Any]:
-    """Likewise, for who needs the step and the configuration only: ValueError too where these are missing."""
-    state = read_state(directory)
-    for key, kind in {"config": dict, "step": int}.items():
-        if not isinstance(state.get(key), kind):
-            raise ValueError(f"{directory / STATE} is damaged: {key} is {state.get(key)!r}")
-    return state
-
-
-def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Global name -> shape of every tensor of a checkpoint."""
-    metadata = dcp.FileSystemReader(directory).read_metadata()
-    entries = metadata.state_dict_metadata.items()
-    return {key: tuple(entry.size) for key, entry in entries if isinstance(entry, TensorStorageMetadata)}
+def _is_number(path: Path, kind: str) -> bool:
+    return path.name.removeprefix(kind).isdigit() and (path / STATE).is_file()
 
 
 def latest(root: Path) -> Path | None:
-    """The checkpoint that `latest` names, or None when nothing was saved yet."""
-    pointer = root / "latest"
-    if not pointer.exists():
+    """The newest checkpoint, or None when nothing was saved yet."""
+    return named_by(root, LATEST)
+
+
+def named_by(root: Path, pointer: str) -> Path | None:
+    """The checkpoint that a pointer names, or None where there is none. ValueError where that does not exist."""
+    path = root / pointer
+    if not path.exists():
         return None
-    directory = root / pointer.read_text().strip()
+    directory = root / path.read_text(encoding="utf-8").strip()
     replaced = directory.with_name(directory.name + _REPLACED)
     if not directory.is_dir() and replaced.is_dir():
         return replaced  # a save ended between the two renames
     if not directory.is_dir():
-        raise ValueError(f"{pointer} names {directory.name}, which does not exist; choose another with --resume PATH")
+        raise ValueError(f"{path} names {directory.name}, which does not exist; choose another with --resume PATH")
     return directory
+
+
+def weights_named_by(root: Path, pointers: Iterable[str]) -> list[Path]:
+    """Weights that go when the pointers name others: those of the end of a run stay."""
+    found = [named_by(root, pointer) for pointer in pointers if (root / pointer).is_file()]
+    return [path for path in found if path and path.name.startswith(WEIGHTS) and not read_state(path).get("final")]
 
 
 def checkpoint_at(path: Path, step: int | None = None) -> Path:
@@ -143,7 +80,7 @@ def checkpoint_at(path: Path, step: int | None = None) -> Path:
             raise ValueError(f"{path} is one checkpoint; a step is chosen in the folder of a run")
         return path
     root = path / "checkpoints"
-    found = latest(root) if step is None else root / f"step_{step:08d}"
+    found = latest(root) if step is None else folder_of(root, step)
     if found is None or not (found / STATE).is_file():
         there = ", ".join(sorted(p.name for p in root.glob("step_????????"))) or "none"
         which = "" if step is None else f" of step {step}"
@@ -153,53 +90,66 @@ def checkpoint_at(path: Path, step: int | None = None) -> Path:
     return found
 
 
-def _tidy(root: Path) -> None:
+def finish(directory: Path, index: Index, state: dict[str, Any]) -> None:
+    """Writes what makes a folder with tensors a checkpoint; state.json last."""
+    content = index_bytes(index)
+    write_atomically(directory / INDEX, content)
+    write_atomically(directory / METADATA, torch_index_bytes(index))
+    write_atomically(directory / STATE, state_bytes(state, content))
+
+
+def begin(root: Path, final: Path) -> Path:
+    """Makes the folder that a checkpoint is written into, and tidies up behind saves that were cut off."""
+    root.mkdir(parents=True, exist_ok=True)
+    tidy(root)
+    temporary = temporary_of(final)
+    temporary.mkdir()
+    return temporary
+
+
+def put_in_place(final: Path, pointers: Iterable[str]) -> None:
+    """Gives a finished folder its name, and lets the pointers name it."""
+    if final.exists():
+        # A run that went back to an earlier step comes by again. Until the new one is in place the old one stays.
+        os.rename(final, final.with_name(final.name + _REPLACED))
+    os.rename(temporary_of(final), final)
+    sync(final.parent)
+    for pointer in pointers:
+        write_atomically(final.parent / pointer, final.name.encode())
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Old checkpoints; one that cannot be removed is told and stays."""
+    for path in paths:
+        try:
+            # First the file that makes it a checkpoint: one that is cut off here is none.
+            (path / STATE).unlink(missing_ok=True)
+            shutil.rmtree(path)
+        except OSError as error:
+            print(f"moe-train: old checkpoint {path} could not be removed: {error}", file=sys.stderr, flush=True)
+
+
+def replaced(root: Path) -> list[Path]:
+    """Checkpoints whose place another one of the same step has taken."""
+    return [path for path in root.glob(f"*{_REPLACED}") if path.with_name(_original(path)).exists()]
+
+
+def tidy(root: Path) -> None:
     """What saves that were cut off have left: unfinished ones go, one that was about to be replaced comes back."""
-    for path in root.glob(f"*{_TEMPORARY}"):
+    for path in root.glob(f"*{_SAVING}"):
         shutil.rmtree(path)
     for path in root.glob(f"*{_REPLACED}"):
-        original = path.with_name(path.name.removesuffix(_REPLACED))
+        original = path.with_name(_original(path))
         if original.exists():
             shutil.rmtree(path)
         else:
             os.rename(path, original)
 
 
-def _together(action: Callable[[], None] | None, final: Path) -> None:
-    """Runs an action on one rank; if it fails, every rank raises."""
-    message: list[str | None] = [None]
-    if action is not None:
-        try:
-            action()
-        except OSError as error:
-            message = [_failure(final, error)]
-    if dist.get_world_size() > 1:
-        dist.broadcast_object_list(message, src=0)
-    if message[0] is not None:
-        raise CheckpointError(message[0])
+def _original(path: Path) -> str:
+    return path.name.removesuffix(_REPLACED)
 
 
-def _cause(error: BaseException) -> BaseException:
-    """What went wrong on the first rank that failed."""
-    if isinstance(error, CheckpointException) and error.failures:
-        return next(iter(error.failures.values()))[0]
-    return error
-
-
-def _failure(final: Path, error: BaseException) -> str:
-    reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-    if "unexpected pos" in reason or "PytorchStreamWriter" in reason:
-        # torch's writer of tensor files hides the system's error behind its own.
-        reason = f"a file could not be written in full, most often: No space left on device (torch: {reason})"
-    return (
-        f"checkpoint {final} could not be saved: {reason}. Earlier checkpoints are untouched; free space or choose "
-        "another --run-dir, then go on with --resume auto"
-    )
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def saved_at(directory: Path) -> float:
+    """Seconds since the epoch."""
+    return float(read_state(directory).get("saved_at", 0.0))

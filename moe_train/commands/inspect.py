@@ -8,6 +8,7 @@ from pathlib import Path
 
 from moe_train.commands.inspect_data import data_name, show_overview, show_sample, show_text
 from moe_train.commands.inspect_run import check_run, show_run_sample, show_step
+from moe_train.commands.verify import verify
 
 _EXAMPLE = """examples:
   moe-train inspect data/demo/train
@@ -18,7 +19,8 @@ _EXAMPLE = """examples:
   moe-train inspect runs/demo
   moe-train inspect runs/demo --step 100 --rank 0
   moe-train inspect runs/demo --sample 812
-  moe-train inspect runs/demo/checkpoints/step_00000216"""
+  moe-train inspect runs/demo/checkpoints/step_00000216
+  moe-train inspect runs/demo --verify            reads every checkpoint and compares it with its checksums"""
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +37,9 @@ def register(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--step", type=int, metavar="K", help="of a run: the documents that this step read (from 1)")
     what.add_argument(
         "--token-counts", metavar="FILE", help="of a data set: write how often each token id occurs (for gate hash)"
+    )
+    what.add_argument(
+        "--verify", action="store_true", help="of a run or a checkpoint: compare all files with their checksums"
     )
     parser.add_argument("--rank", type=int, metavar="R", help="with --step: of this data-parallel rank alone")
     cut = parser.add_argument_group(
@@ -63,6 +68,10 @@ def run(args: argparse.Namespace) -> int:
     if folder and args.sample is not None:
         check_run(args.path, f"--sample {args.sample}")
         return show_run_sample(args)
+    if args.verify and not folder:
+        raise ValueError(f"--verify is for the folder of a run or a checkpoint, which {args.path} is not")
+    if args.verify:
+        return verify(Path(args.path))
     if folder and args.document is not None:
         raise ValueError(f"{args.path} is a folder; --document belongs to a data set, which is named by its prefix")
     if folder and args.token_counts is not None:
@@ -116,9 +125,10 @@ def _show_folder(args: argparse.Namespace) -> int:
 
 def _show_checkpoint(folder: Path) -> int:
     """Position, layout and tensors, each kind with its number of elements."""
-    from moe_train.checkpoint.store import read_state, tensor_shapes
+    from moe_train.checkpoint.index import read_index
+    from moe_train.checkpoint.state import read_state
 
-    state, shapes = read_state(folder), tensor_shapes(folder)
+    state, shapes = read_state(folder), read_index(folder).shapes
     layout = ", ".join(f"{name} {value}" for name, value in state["layout"].items())
     print(f"checkpoint {folder}: step {state['step']:,}, {state['tokens']:,} tokens, written by {layout}")
     for kind in sorted({key.partition(".")[0] for key in shapes}):

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_train.checkpoint.streaming import LazyBox, untrained_state, write_weights
+from moe_train.checkpoint.streaming import untrained_state, write_weights
+from moe_train.checkpoint.writing import LazyBox
 from moe_train.data.files import write_atomically
 from moe_train.interop.accounting import Account, Stored, account
 from moe_train.interop.config_import import HubModel, from_hub

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_train.checkpoint import store
+from moe_train.checkpoint.state import read_state
 from moe_train.data.files import write_atomically
 from moe_train.data.options import label_of
 from moe_train.evaluation.result import evaluation_path, read_evaluation
@@ -33,7 +34,7 @@ def is_finished(run: PlannedRun) -> bool:
 
 def is_trained(run: PlannedRun) -> bool:
     latest = store.latest(run.folder / CHECKPOINTS)
-    return latest is not None and int(store.read_state(latest)["step"]) >= run.config.train.steps
+    return latest is not None and int(read_state(latest)["step"]) >= run.config.train.steps
 
 
 def evaluation_file(run: PlannedRun) -> Path:

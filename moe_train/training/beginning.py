@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_train.checkpoint import store
+from moe_train.checkpoint.state import read_state_with_config
 from moe_train.training.engine import Engine
 from moe_train.training.history import Stretch, from_plain
 from moe_train.training.initial import check_function
@@ -48,8 +49,8 @@ def begin(
     if resume == "auto":
         directory = store.latest(run_dir / CHECKPOINTS) or started_from(run_dir)
     if directory is not None:
-        recorded = store.read_state_with_config(directory)["config"]
-        state = load_checkpoint(engine, directory)
+        recorded = read_state_with_config(directory)["config"]
+        state = load_checkpoint(engine, directory, verify=config.checkpoint.verify)
         size = config.train.global_batch_size
         notes = [
             check_function(recorded, config, str(directory)),
@@ -64,7 +65,7 @@ def begin(
         )
     if init_from is not None:
         directory = store.checkpoint_at(init_from)
-        recorded = store.read_state_with_config(directory)["config"]
+        recorded = read_state_with_config(directory)["config"]
         note = check_function(recorded, config, str(directory))
         load_initial_weights(engine, directory)
         return Beginning(elsewhere=directory, notes=[note] if note else [])

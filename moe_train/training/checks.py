@@ -56,6 +56,8 @@ def _values(config: RunConfig) -> Iterator[Problem]:
         positive["eval.steps"] = config.eval.steps
         if not config.data.validation:
             yield Problem("eval.every", "needs a validation set: give data.validation a name, or set eval.every to 0")
+    if config.checkpoint.best and not config.eval.every:
+        yield Problem("checkpoint.best", "needs validation losses: set eval.every")
     if config.profile.start_step:
         positive["profile.steps"] = config.profile.steps
     for path, value in positive.items():
@@ -73,6 +75,8 @@ def _values(config: RunConfig) -> Iterator[Problem]:
         "logging.max_layer_tags": config.logging.max_layer_tags,
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "checkpoint.every_minutes": config.checkpoint.every_minutes,
+        "checkpoint.keep_every_steps": config.checkpoint.keep_every_steps,
+        "checkpoint.keep_every_hours": config.checkpoint.keep_every_hours,
         "profile.start_step": config.profile.start_step,
     }
     for path, value in not_negative.items():

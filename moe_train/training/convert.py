@@ -12,7 +12,8 @@ import torch
 
 from moe_train import __version__
 from moe_train.checkpoint.reading import StoredTensors
-from moe_train.checkpoint.store import checkpoint_at, read_state_with_config
+from moe_train.checkpoint.state import read_state_with_config
+from moe_train.checkpoint.store import checkpoint_at
 from moe_train.data.files import write_atomically
 from moe_train.data.options import DataOptions
 from moe_train.evaluation.result import read_evaluation

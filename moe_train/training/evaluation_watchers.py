@@ -9,7 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from moe_train.checkpoint.store import read_state
+from moe_train.checkpoint.state import read_state
 from moe_train.evaluation import trace_file
 from moe_train.evaluation.result import EvaluationResult
 from moe_train.evaluation.routing_details import RoutingDetails

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_train.checkpoint.store import latest, read_state
+from moe_train.checkpoint.state import read_state
+from moe_train.checkpoint.store import latest
 from moe_train.data.files import write_atomically
 from moe_train.training.run_folder import CHECKPOINTS, METRICS, started_from
 

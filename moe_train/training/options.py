@@ -62,6 +62,21 @@ class CheckpointOptions:
     every_minutes: float = 0.0
     keep: int = 2
     """Complete checkpoints that stay on disk, the newest first."""
+    keep_every_steps: int = 0
+    """Those whose step is a multiple of this stay for ever; 0: none."""
+    keep_every_hours: float = 0.0
+    """The first one of each period of so many hours stays for ever; 0: none."""
+    asynchronous: bool = True
+    """Training waits only while the state is copied in memory; a thread writes the files. Needs the host memory of that
+    copy on each rank: 12 bytes per parameter of the rank's share."""
+    on_error: Literal["stop", "continue"] = "stop"
+    """When a checkpoint cannot be written: end the run (earlier ones are untouched), or say so and train on."""
+    verify: bool = True
+    """Compare all files with their checksums before a checkpoint is loaded."""
+    best: bool = False
+    """Save the weights alone whenever the validation loss is the lowest so far; ``checkpoints/best`` names them."""
+    final_weights: bool = False
+    """Save the weights alone after the last step as well."""
 
 
 @dataclass(frozen=True)

@@ -10,35 +10,40 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moe_train.checkpoint import store
+from moe_train.checkpoint.loading import load
 from moe_train.checkpoint.slices import OwnedSlice
+from moe_train.checkpoint.state import read_state
 from moe_train.model.experts.module import Experts
 from moe_train.parallel.groups import Groups
 from moe_train.training.engine import Engine
 
 
-def save_checkpoint(
+def run_slices(engine: Engine) -> list[OwnedSlice]:
+    """What this rank owns of a checkpoint: parameters and moments as float32 masters, gate state, generators."""
+    slices = [*engine.owned_slices(), *_gate_state(engine)]
+    return slices + [_whole(key, state) for key, state in _generators(engine.groups).items()]
+
+
+def weight_slices(engine: Engine) -> list[OwnedSlice]:
+    """Of a checkpoint of weights alone."""
+    return [owned for owned in engine.owned_slices() if owned.key.startswith("model.")] + _gate_state(engine)
+
+
+def run_state(
     engine: Engine,
-    root: Path,
     *,
-    step: int,
     consumed: int,
     tokens: int,
     samples: dict[str, Any],
-    keep: int,
     config: dict[str, Any],
     history: Sequence[dict[str, Any]] = (),
-) -> Path:
-    """Parameters and moments as float32 masters, gate state, generators, position. Collective.
+) -> dict[str, Any]:
+    """What a checkpoint says besides its tensors.
 
     ``samples``: which samples there are and in which order, so that a resumed run can tell whether they are the same.
     ``history``: who took the steps up to here (training/history.py).
     """
-    slices = engine.owned_slices()
-    if dist.get_rank() == 0:
-        slices += [_whole(f"model.{name}", buffer) for name, buffer in _buffers(engine.module)]
-    slices += [_whole(key, state) for key, state in _generators(engine.groups).items()]
-    state = {
+    return {
         "consumed_samples": consumed,
         "tokens": tokens,
         "samples": samples,
@@ -47,12 +52,13 @@ def save_checkpoint(
         "config": config,
         "history": list(history),
     }
-    return store.save(root, step, slices, state, keep=keep)
 
 
-def load_checkpoint(engine: Engine, directory: Path) -> dict[str, Any]:
-    """Fills a fresh engine; returns the non-tensor state. Any layout may have written the checkpoint. Collective."""
-    state = store.read_state(directory)
+def load_checkpoint(engine: Engine, directory: Path, *, verify: bool = True) -> dict[str, Any]:
+    """Fills a fresh engine; returns the non-tensor state. Any layout may have written the checkpoint. Collective.
+
+    ``verify``: compares its files with their checksums first."""
+    state = read_state(directory)
     if state.get("weights_only"):
         raise ValueError(
             f"{directory} holds weights without an optimizer, so there is nothing to go on with: begin a new run from "
@@ -68,7 +74,7 @@ def load_checkpoint(engine: Engine, directory: Path) -> dict[str, Any]:
         own = [_whole(key, values) for key, values in generators.items()]
         slices += own
         expected |= _all_shapes(own)
-    store.load(directory, slices, expected)
+    load(directory, slices, expected, verify=verify)
     if same_layout:
         _set_generators(engine.groups, generators)
     engine.refresh_parameters(state["optimizer_steps"])
@@ -79,17 +85,17 @@ def load_initial_weights(engine: Engine, directory: Path) -> None:
     """Fills a fresh engine's parameters and gate state from any checkpoint of the same geometry, imported or trained;
     step, moments and generators stay as they are at the start of a run. What the tensors do not say of a model is for
     training/initial.py to compare. Collective."""
-    store.read_state(directory)  # which refuses what is damaged or of another version
+    read_state(directory)  # which refuses what is damaged or of another version
     slices = [owned for owned in engine.owned_slices() if owned.key.startswith("model.")]
     slices += [_whole(f"model.{name}", buffer) for name, buffer in _buffers(engine.module)]
-    store.load(directory, slices, _all_shapes(slices))
+    load(directory, slices, _all_shapes(slices))
     engine.refresh_parameters(0)
 
 
 def load_weights(model: nn.Module, groups: Groups, directory: Path) -> dict[str, Any]:
     """Fills a plain model (no engine) with the weights and gate state of a checkpoint. Collective where several
     processes run. Returns the non-tensor state."""
-    state = store.read_state(directory)
+    state = read_state(directory)
     slices, copies = [], []
     for name, parameter in model.named_parameters():
         owned = parameter.detach().float().contiguous().cpu()
@@ -97,7 +103,7 @@ def load_weights(model: nn.Module, groups: Groups, directory: Path) -> dict[str,
         slices.append(_slice_of(model, groups, name, owned))
     for name, buffer in _buffers(model):
         slices.append(_whole(f"model.{name}", buffer))
-    store.load(directory, slices, _all_shapes(slices))
+    load(directory, slices, _all_shapes(slices))
     with torch.no_grad():
         for parameter, owned in copies:
             parameter.copy_(owned)
@@ -130,6 +136,13 @@ def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Gate state: persistent buffers, equal on all ranks."""
     persistent = module.state_dict().keys() - {name for name, _ in module.named_parameters(remove_duplicate=False)}
     return sorted((name, buffer) for name, buffer in module.named_buffers() if name in persistent)
+
+
+def _gate_state(engine: Engine) -> list[OwnedSlice]:
+    """Equal on all ranks, so that one writes it."""
+    if dist.get_rank() != 0:
+        return []
+    return [_whole(f"model.{name}", buffer) for name, buffer in _buffers(engine.module)]
 
 
 def _whole(key: str, tensor: Tensor) -> OwnedSlice:

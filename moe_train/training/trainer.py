@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,6 +29,7 @@ from moe_train.training.callbacks.alarms import alarms
 from moe_train.training.callbacks.base import Callbacks, RunInfo, Status
 from moe_train.training.callbacks.build import build_callbacks
 from moe_train.training.callbacks.profiling import profile_hook
+from moe_train.training.checkpoints import Checkpoints
 from moe_train.training.checks import check_gate_files
 from moe_train.training.engine import Engine
 from moe_train.training.environment import environment, write_environment
@@ -40,7 +41,6 @@ from moe_train.training.record import DeviceFacts, build_eval_record
 from moe_train.training.run_config import RunConfig, to_dict
 from moe_train.training.run_folder import CHECKPOINTS, index_folder, initial_weights, prepare
 from moe_train.training.schedules import lr_factor
-from moe_train.training.state import save_checkpoint
 from moe_train.training.step import Requests, StepResult, train_step
 from moe_train.training.stop import StopRequest
 from moe_train.training.validation import ValidationSet, check_ids, check_vocabulary
@@ -125,7 +125,7 @@ class Trainer:
         )
         self.callbacks: Callbacks = build_callbacks(config.logging, run_dir, groups.rank, alarms(config))
         self.profile = profile_hook(config.profile, run_dir, groups.rank)
-        self.saved_at = time.monotonic()
+        self.checkpoints = Checkpoints(config.checkpoint, run_dir / CHECKPOINTS, self.engine)
         self.facts = DeviceFacts(
             devices=groups.world_size,
             flops_without_experts=flops_without_experts(config),
@@ -148,6 +148,7 @@ class Trainer:
             samples=self.identity,
         )
         self.history = continued(begun.history, own)
+        self.checkpoints.restore_best()
 
     def run(self, stop: StopRequest) -> bool:
         """Returns True when the last step was taken, False when it stopped on request."""
@@ -156,22 +157,23 @@ class Trainer:
         interval = Interval()
         while self.step < options.steps:
             self.profile.start_step(self.step + 1)
-            result = self._train_step(Requests(stop=stop.requested, save=self._save_is_due()))
+            result = self._train_step(Requests(stop=stop.requested, save=self.checkpoints.is_due()))
             self.profile.end_step(self.step)
             self.callbacks.on_step(self.step, result)
             interval.add(result)
             last = self.step == options.steps or result.requests.stop
             if self.step % config.logging.every == 0 or last:
                 self._record(interval)
-            every = config.checkpoint.every_steps
-            if last or result.requests.save or (every and self.step % every == 0):
-                self._save()
+            self._tell(self.checkpoints.poll())
+            if self.checkpoints.wanted(self.step, asked=result.requests.save, last=last):
+                self._tell(self.checkpoints.save(self.step, self._state(), last=self.step == options.steps))
                 interval.restart_clock()
             if config.eval.every and (self.step % config.eval.every == 0 or self.step == options.steps):
                 self._validate()
                 interval.restart_clock()
             if result.requests.stop:
                 break
+        self._tell(self.checkpoints.finish())
         return self.step >= options.steps
 
     def close(self, status: Status) -> None:
@@ -186,7 +188,8 @@ class Trainer:
             result = train_step(
                 self.engine, self._batches(), lr=self.lr, seed=config.seed, step=self.step, requests=requests
             )
-        except FloatingPointError as error:
+        except FloatingPointError as error:  # on every rank
+            self._tell(self.checkpoints.finish())
             raise FloatingPointError(
                 f"step {self.step + 1}: {error}; the last checkpoint is untouched. Try a smaller optimizer.lr, more "
                 "schedule.warmup_steps or train.gradient_clipping"
@@ -236,25 +239,23 @@ class Trainer:
             return
         self.engine.set_training(False)
         result = self.validation.evaluate(self.engine)
-        self.callbacks.on_record(build_eval_record(self.step, result.to_json(step=self.step)))
+        found = result.to_json(step=self.step)
+        self.callbacks.on_record(build_eval_record(self.step, found))
+        self._tell(self.checkpoints.save_if_best(self.step, self._state(), found["loss"]))
 
-    def _save_is_due(self) -> bool:
-        minutes = self.config.checkpoint.every_minutes
-        return minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint says of the position."""
+        return {
+            "consumed": self.step * self.config.train.global_batch_size,
+            "tokens": self.tokens,
+            "samples": self.identity,
+            "config": to_dict(self.config),
+            "history": to_plain(self.history),
+        }
 
-    def _save(self) -> None:
-        save_checkpoint(
-            self.engine,
-            self.run_dir / CHECKPOINTS,
-            step=self.step,
-            consumed=self.step * self.config.train.global_batch_size,
-            tokens=self.tokens,
-            samples=self.identity,
-            keep=self.config.checkpoint.keep,
-            config=to_dict(self.config),
-            history=to_plain(self.history),
-        )
-        self.saved_at = time.monotonic()
+    def _tell(self, records: list[dict[str, Any]]) -> None:
+        for record in records:
+            self.callbacks.on_record(record)
 
 
 def _peak(device: torch.device) -> float | None:

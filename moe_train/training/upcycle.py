@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from moe_train.checkpoint.reading import StoredTensors
-from moe_train.checkpoint.store import checkpoint_at, read_state_with_config
-from moe_train.checkpoint.streaming import LazyBox, untrained_state, write_weights
+from moe_train.checkpoint.state import read_state_with_config
+from moe_train.checkpoint.store import checkpoint_at
+from moe_train.checkpoint.streaming import untrained_state, write_weights
+from moe_train.checkpoint.writing import LazyBox
 from moe_train.data.files import write_atomically
 from moe_train.interop.importing import RECORD
 from moe_train.interop.shapes import Shapes, weight_shapes

@@ -174,14 +174,14 @@ def test_another_geometry_is_refused_by_name(processes: Processes, saved: tuple[
     assert kind == "ValueError" and "missing in the checkpoint: " in message and "decoder.layers.2." in message
 
 
-@pytest.mark.parametrize("damage", ["metadata gone", "state gone", "data gone", "data truncated", "data empty"])
+@pytest.mark.parametrize("damage", ["index gone", "state gone", "data gone", "data truncated", "data empty"])
 def test_a_damaged_checkpoint_is_a_clear_error(processes: Processes, tmp_path: Path, damage: str) -> None:
     case = CASE.with_(expert=2)
     processes(2).run(checkpointing.train_and_save, case=case, root=str(tmp_path), saves=[1], until=1)
     directory = tmp_path / "step_00000001"
     data = sorted(directory.glob("*.distcp"))
     assert len(data) == 2
-    victim = {"metadata gone": directory / ".metadata", "state gone": directory / "state.json"}.get(damage, data[1])
+    victim = {"index gone": directory / "index.json", "state gone": directory / "state.json"}.get(damage, data[1])
     if damage.endswith("gone"):
         victim.unlink()
     else:

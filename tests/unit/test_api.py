@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from moe_train.api import LoadedModel, load
-from moe_train.checkpoint import store
-from moe_train.checkpoint.slices import OwnedSlice
+from moe_train.checkpoint.slices import OwnedSlice, cut
+from moe_train.checkpoint.streaming import write_weights
+from moe_train.checkpoint.writing import lazy
 from moe_train.data.options import DataOptions
 from moe_train.data.tokenizers.sentencepiece_model import train_sentencepiece
 from moe_train.model.moe_layer import moe_layers
@@ -49,7 +50,8 @@ def write_run(run_dir: Path, config: RunConfig = CONFIG, steps: tuple[int, ...] 
         named = {name: x for name, x in named.items() if isinstance(x, torch.Tensor)}
         assert len(moe_layers(model)) == 3
         slices = [OwnedSlice(f"model.{name}", tuple(x.shape), 0, x.detach().reshape(-1)) for name, x in named.items()]
-        store.save(run_dir / "checkpoints", step, slices, {"weights_only": True}, keep=9)
+        boxes = [lazy(box) for owned in slices for box in cut(owned)]
+        write_weights(run_dir / "checkpoints", step, boxes, {})
     return run_dir
 
 

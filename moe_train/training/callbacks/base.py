@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Status = Literal["finished", "interrupted", "failed"]
 Record = dict[str, Any]
-"""One object of metrics.jsonl; "kind" is "train", "eval" or "alarm" (docs/metrics.md)."""
+"""One object of metrics.jsonl; "kind" is "train", "eval", "alarm" or "checkpoint" (docs/metrics.md)."""
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,8 @@ def console_line(record: Record, run: RunInfo) -> str:
     """The line for one record. ETA = remaining steps times the seconds per step of this interval."""
     if record["kind"] == "alarm":
         fields = ["ALARM" if record["state"] == "began" else "alarm", record["line"]]
+    elif record["kind"] == "checkpoint":
+        fields = _checkpoint_fields(record)
     else:
         fields = _train_fields(record, run) if record["kind"] == "train" else _eval_fields(record)
     width = len(str(run.total_steps))
@@ -93,6 +95,13 @@ def _eval_fields(record: Record) -> list[str]:
     fields = [f"{name} {record[key]:.4f}" for key, name in names.items() if record.get(key) is not None]
     balance = record.get("balance", {})
     return fields + [f"{key} {balance[key]:.3f}" for key in ("gini", "min_max") if balance.get(key) is not None]
+
+
+def _checkpoint_fields(record: Record) -> list[str]:
+    if "error" in record:
+        return ["WARNING", record["error"]]
+    waited = f"training waited {record['stall_seconds']:.2f} s"
+    return [f"checkpoint {record['name']}", f"{waited}, in place after {record['seconds']:.2f} s"]
 
 
 def short_number(value: float) -> str:

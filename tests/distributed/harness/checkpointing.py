@@ -15,8 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moe_train.checkpoint import store
+from moe_train.checkpoint.retention import Retention
+from moe_train.checkpoint.saver import Saver
 from moe_train.training.engine import Engine
-from moe_train.training.state import load_checkpoint, load_weights, save_checkpoint
+from moe_train.training.state import load_checkpoint, load_weights, run_slices, run_state
 from tests.distributed.harness.training import (
     Case,
     Record,
@@ -52,10 +54,8 @@ def snapshot(engine: Engine, records: list[Record]) -> Snapshot:
 
 def save_at(engine: Engine, root: str, step: int, case: Case, keep: int = 5) -> None:
     tokens = case.sequences * case.length * step
-    save_checkpoint(
-        engine, Path(root), step=step, consumed=case.sequences * step, tokens=tokens, samples={}, keep=keep,
-        config={"name": "test"},
-    )  # fmt: skip
+    state = run_state(engine, consumed=case.sequences * step, tokens=tokens, samples={}, config={"name": "test"})
+    Saver(Path(root), Retention(newest=keep)).save(step, run_slices(engine), state)
 
 
 def train_and_save(case: Case, root: str, saves: list[int], until: int, keep: int = 5) -> Snapshot:
@@ -127,7 +127,7 @@ def save_on_a_full_disk(case: Case, root: str, failing_rank: int | None, where: 
     one_step(engine, case, 1)
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     target = {
-        "data": ("torch.distributed.checkpoint.filesystem._write_item", full),
+        "data": ("moe_train.checkpoint.writing._Stream.write", full),
         "state": ("moe_train.checkpoint.store.write_atomically", full),
     }.get(where)
     try:

@@ -1,68 +1,32 @@
-"""Reading and refusing checkpoints on disk, without processes; saving is tested with several."""
+"""Which checkpoints there are, and how one is put in place; without processes."""
 
 from __future__ import annotations
 
-import json
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    TensorProperties,
-    TensorStorageMetadata,
-)
 
 from moe_train.checkpoint import store
-from moe_train.checkpoint.planners import check_geometry
+from moe_train.checkpoint.index import check_covered
+from moe_train.checkpoint.state import read_state
+from moe_train.checkpoint.verify import damages
+from moe_train.checkpoint.writing import LazyBox, write_boxes
 
 
-def metadata(shapes: dict[str, tuple[int, ...]]) -> Metadata:
-    def tensor(shape: tuple[int, ...]) -> TensorStorageMetadata:
-        chunk = ChunkStorageMetadata(offsets=torch.Size([0] * len(shape)), sizes=torch.Size(shape))
-        return TensorStorageMetadata(TensorProperties(dtype=torch.float32), torch.Size(shape), [chunk])
-
-    return Metadata(state_dict_metadata={key: tensor(shape) for key, shape in shapes.items()})
-
-
-def test_the_same_geometry_passes() -> None:
-    shapes = {"model.a": (2, 3), "exp_avg.a": (2, 3)}
-    check_geometry(metadata(shapes), shapes, "here")
+def write(root: Path, step: int, kind: str = store.STEP, pointers: tuple[str, ...] = (store.LATEST,), **state) -> Path:
+    final = store.folder_of(root, step, kind)
+    temporary = store.begin(root, final)
+    values = torch.full((3,), float(step))
+    index = write_boxes(temporary, "__0_", [LazyBox("model.a", (3,), (0,), (3,), torch.float32, lambda: values)])
+    check_covered(index)
+    store.finish(temporary, index, {"step": step, **state})
+    store.put_in_place(final, pointers)
+    return final
 
 
-def test_kinds_that_nobody_wants_are_no_problem() -> None:
-    """Weights alone from a checkpoint that holds moments and generators too."""
-    check_geometry(metadata({"model.a": (2,), "exp_avg.a": (2,), "rng.0": (5,)}), {"model.a": (2,)}, "here")
-
-
-@pytest.mark.parametrize(
-    ("stored", "expected", "message"),
-    [
-        ({"model.a": (2,)}, {"model.a": (2,), "model.b": (3,)}, "missing in the checkpoint: model.b"),
-        ({"model.a": (2,), "model.b": (3,)}, {"model.a": (2,)}, "not in this model: model.b"),
-        (
-            {"model.a": (2, 3)},
-            {"model.a": (3, 2)},
-            r"model.a: shape \(2, 3\) in the checkpoint, \(3, 2\) in this model",
-        ),
-    ],
-)
-def test_every_difference_is_named(
-    stored: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], message: str
-) -> None:
-    with pytest.raises(ValueError, match=f"/runs/x is of another model(.|\n)*{message}(.|\n)*config.yaml"):
-        check_geometry(metadata(stored), expected, "/runs/x")
-
-
-def test_a_long_list_of_differences_is_cut() -> None:
-    expected = {f"model.{i:03}": (1,) for i in range(25)}
-    with pytest.raises(ValueError, match="and 15 more") as caught:
-        check_geometry(metadata({}), expected, "here")
-    assert "model.009" in str(caught.value) and "model.010" not in str(caught.value)
-
-
-def test_latest(tmp_path: Path) -> None:
+def test_pointers(tmp_path: Path) -> None:
     assert store.latest(tmp_path) is None
     (tmp_path / "step_00000005").mkdir()
     assert store.latest(tmp_path) is None, "a folder counts only once `latest` names it"
@@ -73,21 +37,64 @@ def test_latest(tmp_path: Path) -> None:
         store.latest(tmp_path)
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[]", "5", '{"format": 99, "step": 1}', '{"step": 1}'])
-def test_what_is_no_checkpoint_of_ours_is_refused(tmp_path: Path, content: str | None) -> None:
-    if content is not None:
-        (tmp_path / "state.json").write_text(content)
-    with pytest.raises(ValueError, match=str(tmp_path)):
-        store.read_state(tmp_path)
+def test_a_checkpoint_is_complete_when_it_has_its_name(tmp_path: Path) -> None:
+    written = write(tmp_path, 3)
+    assert store.latest(tmp_path) == written and store.steps_of(tmp_path) == [3]
+    assert read_state(written)["step"] == 3 and list(damages(written)) == []
+    write(tmp_path, 7, store.WEIGHTS, (store.BEST,))
+    assert store.latest(tmp_path) == written and store.steps_of(tmp_path) == [3]
+    assert store.named_by(tmp_path, store.BEST) == tmp_path / "weights_00000007"
+    (tmp_path / "step_00000009").mkdir()
+    assert store.steps_of(tmp_path) == [3], "a folder without state.json is no checkpoint"
 
 
-def test_state_comes_back(tmp_path: Path) -> None:
-    (tmp_path / "state.json").write_text(json.dumps({"format": store.FORMAT, "step": 3, "tokens": 2**40}))
-    assert store.read_state(tmp_path)["tokens"] == 2**40
+def test_a_save_that_is_cut_off_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every prefix of the operations on files leaves a latest checkpoint that verifies, and the next save succeeds."""
+    for step, cut_at in ((2, None), *((n % 2 + 2, n) for n in range(40))):
+        run_with_operations(tmp_path, step, cut_at, monkeypatch)
+        found = store.latest(tmp_path)
+        assert found is not None and list(damages(found)) == [], (step, cut_at)
+    write(tmp_path, 4)
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == []
 
 
-@pytest.mark.parametrize("content", [{"step": 3}, {"config": [], "step": 3}, {"config": {}, "step": "3"}])
-def test_what_is_needed_of_a_state_is_there(tmp_path: Path, content: dict[str, object]) -> None:
-    (tmp_path / "state.json").write_text(json.dumps({"format": store.FORMAT, **content}))
-    with pytest.raises(ValueError, match=f"{tmp_path}/state.json is damaged.*(config|step)"):
-        store.read_state_with_config(tmp_path)
+class Killed(BaseException):
+    pass
+
+
+def run_with_operations(root: Path, step: int, cut_at: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saves a step; operation number ``cut_at`` and all after it do not happen."""
+    import os
+    import shutil
+
+    count = itertools.count()
+    with monkeypatch.context() as patch:
+        for module, name in ((os, "rename"), (os, "replace"), (os, "unlink"), (os, "fsync"), (shutil, "rmtree")):
+            real = getattr(module, name)
+
+            def operation(*args, _real=real, **kwargs):
+                if cut_at is not None and next(count) >= cut_at:
+                    raise Killed
+                return _real(*args, **kwargs)
+
+            patch.setattr(module, name, operation)
+        try:
+            write(root, step)
+        except Killed:
+            pass
+
+
+def test_old_checkpoints_lose_what_makes_them_one_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = write(tmp_path, 1)
+    monkeypatch.setattr("shutil.rmtree", lambda path: None)
+    store.remove([old])
+    assert old.is_dir() and store.steps_of(tmp_path) == []
+
+
+def test_weights_that_a_pointer_no_longer_names(tmp_path: Path) -> None:
+    first = write(tmp_path, 1, store.WEIGHTS, (store.BEST,))
+    assert store.weights_named_by(tmp_path, (store.BEST,)) == [first]
+    write(tmp_path, 2, store.WEIGHTS, (store.BEST,), final=True)
+    assert store.weights_named_by(tmp_path, (store.BEST,)) == [], "weights of the end of a run stay"
+    write(tmp_path, 3)
+    assert store.weights_named_by(tmp_path, (store.LATEST,)) == [], "a checkpoint goes by the rules of retention"

@@ -13,8 +13,11 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from moe_train.checkpoint.reading import StoredTensors
-from moe_train.checkpoint.store import checkpoint_at, latest, read_state
-from moe_train.checkpoint.streaming import LazyBox, write_weights
+from moe_train.checkpoint.state import read_state
+from moe_train.checkpoint.store import checkpoint_at, latest
+from moe_train.checkpoint.streaming import write_weights
+from moe_train.checkpoint.verify import damages
+from moe_train.checkpoint.writing import LazyBox
 
 
 def boxes(key: str, whole: Tensor, cuts: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[LazyBox]:
@@ -87,9 +90,47 @@ def test_a_damaged_file_is_told(written: tuple[Path, dict[str, Tensor]]) -> None
     file.write_bytes(file.read_bytes()[:300])
     with StoredTensors(directory) as stored, pytest.raises(ValueError, match="damaged"):
         stored.read("model.a", (0, 0, 0), torch.empty(6, 4, 5))
-    (directory / ".metadata").unlink()
+    (directory / "index.json").unlink()
     with pytest.raises(ValueError, match="cannot be read"):
         StoredTensors(directory)
+
+
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_a_flipped_bit_is_told(written: tuple[Path, dict[str, Tensor]], place: str) -> None:
+    directory, _ = written
+    assert list(damages(directory)) == []
+    file = next(directory.glob("*.distcp"))
+    content = bytearray(file.read_bytes())
+    position = {"first": 0, "middle": len(content) // 2, "last": len(content) - 1}[place]
+    content[position] ^= 4
+    file.write_bytes(content)
+    assert list(damages(directory)) == [f"{file.name} is damaged: its checksum is another one"]
+
+
+def test_every_damage_is_told(written: tuple[Path, dict[str, Tensor]]) -> None:
+    directory, _ = written
+    file = next(directory.glob("*.distcp"))
+    file.write_bytes(file.read_bytes() + b"x")
+    assert "bytes, and" in next(damages(directory))
+    file.unlink()
+    assert "cannot be read" in next(damages(directory))
+    index = directory / "index.json"
+    index.write_text(index.read_text().replace(" ", "") + " ")
+    assert "not the one that belongs" in next(damages(directory))
+    index.write_text("{")
+    assert "index.json" in next(damages(directory))
+
+
+def test_files_have_a_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moe_train.checkpoint.writing._FILE_BYTES", 3000)
+    values = torch.randn(9, 100)
+    cuts = boxes("model.a", values, [((n, 0), (1, 100)) for n in range(9)])
+    directory = write_weights(tmp_path, 0, cuts, {})
+    assert len(list(directory.glob("*.distcp"))) > 2 and list(damages(directory)) == []
+    with StoredTensors(directory) as stored:
+        out = torch.empty(9, 100)
+        stored.read("model.a", (0, 0), out)
+    assert out.equal(values)
 
 
 def test_a_path_names_a_checkpoint(written: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:

@@ -237,7 +237,7 @@ def test_a_full_disk_leaves_nothing_and_is_said(
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("moe_train.checkpoint.streaming._Stream.write", full)
+    monkeypatch.setattr("moe_train.checkpoint.writing._Stream.write", full)
     assert main(["convert", "import", str(path), str(out)]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert sorted(p.name for p in path.parent.iterdir()) == ["hub"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from moe_train.checkpoint import store
+from moe_train.checkpoint.state import STATE, state_bytes
 from moe_train.lab.experiment import load_experiment
 from moe_train.lab.plan import PlannedRun, plan
 from moe_train.training.run_config import to_yaml
@@ -101,5 +101,5 @@ def save(root: Path, step: int) -> None:
     """An empty checkpoint that counts as complete."""
     directory = root / f"step_{step:08d}"
     directory.mkdir(parents=True)
-    (directory / store.STATE).write_text(json.dumps({"format": store.FORMAT, "step": step}))
+    (directory / STATE).write_bytes(state_bytes({"step": step}, b""))
     (root / "latest").write_text(directory.name)

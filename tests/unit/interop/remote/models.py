@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from moe_train.checkpoint.streaming import LazyBox, write_weights
+from moe_train.checkpoint.streaming import write_weights
+from moe_train.checkpoint.writing import LazyBox
 from moe_train.model.language_model import LanguageModel, build_language_model
 from moe_train.model.options import (
     InitOptions,

@@ -1,0 +1,215 @@
+"""Saving checkpoints together with all ranks, in the background if wanted.
+
+No rank talks to another while files are written. A save begins with a copy of what the rank owns (in the background) or
+with the tensors themselves; each rank writes its own files; then, between two steps, the ranks agree that all have
+written, hand rank 0 what they wrote, and rank 0 puts the checkpoint in place. Whatever happens before leaves a folder
+that is no checkpoint, and the earlier ones untouched.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from moe_train.checkpoint import store
+from moe_train.checkpoint.index import Index, merge
+from moe_train.checkpoint.retention import Retention, Saved, obsolete
+from moe_train.checkpoint.slices import OwnedSlice, cut
+from moe_train.checkpoint.writing import lazy, write_boxes
+
+_VISIBLE_WITHIN = 10.0
+"""Seconds that a network file system may take to show a new folder to other machines."""
+
+
+class CheckpointError(OSError):
+    """A checkpoint could not be written; what was there before is untouched."""
+
+
+@dataclass
+class _Save:
+    """One that has begun."""
+
+    final: Path
+    slices: list[OwnedSlice]
+    state: dict[str, Any]
+    pointers: tuple[str, ...]
+    written: Index | None = None
+    error: str | None = None
+    thread: threading.Thread | None = None
+
+    def write(self) -> None:
+        """Writes this rank's files; never raises."""
+        try:
+            boxes = (lazy(box) for owned in self.slices for box in cut(owned))
+            self.written = write_boxes(store.temporary_of(self.final), f"__{dist.get_rank()}_", boxes)
+        except BaseException as error:
+            self.error = _reason(error)
+        finally:
+            self.slices = []
+
+
+@dataclass
+class Saver:
+    """Saves one checkpoint after another into a folder. Everything is collective: all ranks call it alike.
+
+    asynchronous: files are written by a thread, from a copy in the host's memory; the copy's memory is kept.
+    """
+
+    root: Path
+    retention: Retention = Retention()
+    asynchronous: bool = False
+    _running: _Save | None = None
+    _is_shared: bool = False
+    _copies: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    def save(
+        self,
+        step: int,
+        slices: list[OwnedSlice],
+        state: dict[str, Any],
+        *,
+        kind: str = store.STEP,
+        pointers: tuple[str, ...] = (store.LATEST,),
+    ) -> None:
+        """Begins a save, once the one before has ended; without ``asynchronous`` it is complete on return.
+
+        Errors: CheckpointError, on every rank, where the one before or this one failed on any.
+        """
+        self.wait()
+        final = store.folder_of(self.root, step, kind)
+        self._on_rank_0(lambda: store.begin(self.root, final), final)
+        self._check_shared(store.temporary_of(final))
+        state = {"step": step, "saved_at": time.time(), **state}
+        self._running = _Save(final, slices, state, pointers)
+        if not self.asynchronous:
+            self._running.write()
+            self._complete()
+            return
+        self._running.slices = [self._copy(owned) for owned in slices]
+        _arrived(slices)
+        self._running.thread = threading.Thread(target=self._running.write, name="checkpoint", daemon=True)
+        self._running.thread.start()
+
+    def poll(self) -> Path | None:
+        """Puts the checkpoint that is being written in place if all ranks have written it; its path then.
+
+        Call it between two steps; costs one all-reduce while a save is under way, else nothing.
+        Errors: CheckpointError, on every rank.
+        """
+        if self._running is None or self._running.thread is None:
+            return None
+        return self._complete() if _all(not self._running.thread.is_alive()) else None
+
+    def wait(self) -> Path | None:
+        """Likewise, waiting for it."""
+        if self._running is None:
+            return None
+        if self._running.thread is not None:
+            self._running.thread.join()
+        return self._complete()
+
+    def _check_shared(self, temporary: Path) -> None:
+        """CheckpointError where a rank does not see what rank 0 has made: nodes without a disk in common."""
+        if self._is_shared:
+            return
+        deadline = time.monotonic() + _VISIBLE_WITHIN
+        while not temporary.is_dir() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        hosts = _gathered(None if temporary.is_dir() else socket.gethostname())
+        if blind := sorted({host for host in hosts if host is not None}):
+            raise CheckpointError(
+                f"checkpoint {temporary}: {', '.join(blind)} cannot see what rank 0 writes there. All nodes need the "
+                "run folder on a disk that they share: choose one with --run-dir"
+            )
+        self._is_shared = True
+
+    def _complete(self) -> Path:
+        save, self._running = self._running, None
+        assert save is not None
+        errors = _gathered(save.error)
+        failed = next((error for error in errors if error is not None), None)
+        if failed is not None:
+            raise CheckpointError(_failure(save.final, failed))
+        parts: list[Index | None] = [None] * dist.get_world_size()
+        if dist.get_world_size() > 1:
+            dist.gather_object(save.written, parts if dist.get_rank() == 0 else None)
+        else:
+            parts = [save.written]
+        self._on_rank_0(lambda: self._publish(save, [part for part in parts if part is not None]), save.final)
+        return save.final
+
+    def _publish(self, save: _Save, parts: list[Index]) -> None:
+        store.finish(store.temporary_of(save.final), merge(parts), save.state)
+        outdated = store.weights_named_by(self.root, save.pointers)
+        store.put_in_place(save.final, save.pointers)
+        store.remove([*store.replaced(self.root), *(path for path in outdated if path != save.final)])
+        saved = [Saved(step, store.saved_at(store.folder_of(self.root, step))) for step in store.steps_of(self.root)]
+        old = [store.folder_of(self.root, step) for step in obsolete(saved, self.retention)]
+        store.remove(path for path in old if path != save.final)
+
+    def _copy(self, owned: OwnedSlice) -> OwnedSlice:
+        """In the host's memory, which is kept from save to save."""
+        place = (owned.key, owned.start)
+        copy = self._copies.get(place)
+        if copy is None or copy.shape != owned.data.shape or copy.dtype != owned.data.dtype:
+            copy = torch.empty(owned.data.shape, dtype=owned.data.dtype, pin_memory=owned.data.device.type == "cuda")
+            self._copies[place] = copy
+        copy.copy_(owned.data.detach(), non_blocking=True)
+        return OwnedSlice(owned.key, owned.shape, owned.start, copy)
+
+    def _on_rank_0(self, action: Callable[[], object], final: Path) -> None:
+        """Runs an action on one rank; if it fails, every rank raises CheckpointError."""
+        message: list[str | None] = [None]
+        if dist.get_rank() == 0:
+            try:
+                action()
+            except (OSError, ValueError) as error:
+                message = [_failure(final, _reason(error))]
+        if dist.get_world_size() > 1:
+            dist.broadcast_object_list(message, src=0)
+        if message[0] is not None:
+            raise CheckpointError(message[0])
+
+
+def _arrived(slices: list[OwnedSlice]) -> None:
+    """Waits for the copies from devices."""
+    for device in {owned.data.device for owned in slices if owned.data.device.type == "cuda"}:
+        torch.cuda.synchronize(device)
+
+
+def _all(flag: bool) -> bool:
+    """Whether it holds on every rank."""
+    if dist.get_world_size() == 1:
+        return flag
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    value = torch.tensor(int(flag), device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MIN)
+    return bool(value)
+
+
+def _gathered(error: str | None) -> list[str | None]:
+    if dist.get_world_size() == 1:
+        return [error]
+    errors: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    return errors
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+
+
+def _failure(final: Path, reason: str) -> str:
+    return (
+        f"checkpoint {final} could not be saved: {reason}. Earlier checkpoints are untouched; free space or choose "
+        "another --run-dir, then go on with --resume auto"
+    )

@@ -1,0 +1,33 @@
+"""moe-train inspect --verify: whether checkpoints are what was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+DAMAGED = 1
+
+
+def verify(folder: Path) -> int:
+    """Of a checkpoint, or of all that a run has; prints a line for each. Exit code: 0, or 1 where one is damaged.
+
+    Errors: ValueError where there is none.
+    """
+    from moe_train.checkpoint.index import read_index
+    from moe_train.checkpoint.store import STEP, WEIGHTS
+    from moe_train.checkpoint.verify import damages
+
+    inside = [*folder.glob(f"checkpoints/{STEP}????????"), *folder.glob(f"checkpoints/{WEIGHTS}????????")]
+    checkpoints = [folder] if (folder / "state.json").is_file() else sorted(inside)
+    if not checkpoints:
+        raise ValueError(f"{folder} holds no checkpoint")
+    code = 0
+    for checkpoint in checkpoints:
+        found = list(damages(checkpoint))
+        if found:
+            code = DAMAGED
+            print(f"{checkpoint}: DAMAGED", *(f"  {line}" for line in found), sep="\n")
+        else:
+            files = read_index(checkpoint).files
+            size = sum(file.bytes for file in files.values())
+            print(f"{checkpoint}: {len(files)} files, {size:,} bytes, all as they were written")
+    return code

@@ -1,0 +1,120 @@
+"""When a run saves, what, and what happens where that fails."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from moe_train.checkpoint import store
+from moe_train.checkpoint.retention import Retention
+from moe_train.checkpoint.saver import CheckpointError, Saver
+from moe_train.checkpoint.state import read_state
+from moe_train.training.engine import Engine
+from moe_train.training.options import CheckpointOptions
+from moe_train.training.state import run_slices, run_state, weight_slices
+
+Record = dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run. Everything but ``is_due`` is collective: all ranks call it alike.
+
+    Records (kind "checkpoint") are of saves that are in place: ``stall_seconds`` that training waited for, and
+    ``seconds`` until the checkpoint was in place.
+    """
+
+    def __init__(self, options: CheckpointOptions, root: Path, engine: Engine) -> None:
+        self.options, self.root, self.engine = options, root, engine
+        retention = Retention(options.keep, options.keep_every_steps, options.keep_every_hours)
+        self.saver = Saver(root, retention, asynchronous=options.asynchronous)
+        self.lowest_loss = math.inf
+        """Of the validations so far."""
+        self._last = time.monotonic()
+        self._begun: dict[str, Any] = {}
+
+    def restore_best(self) -> None:
+        """Of a run that goes on: the loss that its best weights have."""
+        best = store.named_by(self.root, store.BEST) if self.options.best else None
+        if best is not None:
+            self.lowest_loss = float(read_state(best).get("validation_loss", math.inf))
+
+    def is_due(self) -> bool:
+        """Whether this rank's clock wants a save; the ranks' clocks differ, so all must agree on it."""
+        minutes = self.options.every_minutes
+        return minutes > 0 and time.monotonic() - self._last >= 60 * minutes
+
+    def wanted(self, step: int, *, asked: bool, last: bool) -> bool:
+        """Whether a checkpoint of this step is to be saved."""
+        every = self.options.every_steps
+        return last or asked or bool(every and step % every == 0)
+
+    def save(self, step: int, state: dict[str, Any], *, last: bool = False) -> list[Record]:
+        """A checkpoint of the whole run; ``state``: arguments of run_state. ``last``: after the run's last step.
+        CheckpointError where one cannot be written and the run is to stop then."""
+        records = self._begin(step, run_slices(self.engine), run_state(self.engine, **state))
+        self._last = time.monotonic()
+        if last and self.options.final_weights:
+            records += self._save_weights(step, state, (), {"final": True})
+        return records
+
+    def save_if_best(self, step: int, state: dict[str, Any], loss: float) -> list[Record]:
+        """The weights alone, where the validation loss is the lowest so far."""
+        if not self.options.best or not loss < self.lowest_loss:
+            return []
+        self.lowest_loss = loss
+        return self._save_weights(step, state, (store.BEST,), {"validation_loss": loss})
+
+    def poll(self) -> list[Record]:
+        """After each step: puts what was written meanwhile in place."""
+        try:
+            return self._placed(self.saver.poll())
+        except CheckpointError as error:
+            return self._failed(error)
+
+    def finish(self) -> list[Record]:
+        """Waits for what is being written."""
+        try:
+            return self._placed(self.saver.wait())
+        except CheckpointError as error:
+            return self._failed(error)
+
+    def _save_weights(
+        self, step: int, state: dict[str, Any], pointers: tuple[str, ...], more: dict[str, Any]
+    ) -> list[Record]:
+        whole = run_state(self.engine, **state) | {"weights_only": True} | more
+        return self._begin(step, weight_slices(self.engine), whole, kind=store.WEIGHTS, pointers=pointers)
+
+    def _begin(self, step: int, slices: Any, state: dict[str, Any], **how: Any) -> list[Record]:
+        records = self.finish()
+        began = time.monotonic()
+        try:
+            self.saver.save(step, slices, state, **how)
+        except CheckpointError as error:
+            return records + self._failed(error)
+        self._begun = {"step": step, "began": began, "stall_seconds": time.monotonic() - began}
+        if self.options.asynchronous:
+            return records
+        return records + self._placed(store.folder_of(self.root, step, how.get("kind", store.STEP)))
+
+    def _placed(self, path: Path | None) -> list[Record]:
+        if path is None:
+            return []
+        begun, self._begun = self._begun, {}
+        return [
+            {
+                "kind": "checkpoint",
+                "step": begun["step"],
+                "name": path.name,
+                "stall_seconds": begun["stall_seconds"],
+                "seconds": time.monotonic() - begun["began"],
+            }
+        ]
+
+    def _failed(self, error: CheckpointError) -> list[Record]:
+        """On every rank alike."""
+        begun, self._begun = self._begun, {}
+        if self.options.on_error == "stop":
+            raise error
+        return [{"kind": "checkpoint", "step": begun.get("step", 0), "error": str(error)}]

@@ -1,0 +1,49 @@
+"""Checkpoints that are written while training goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moe_train.checkpoint.verify import damages
+from tests.distributed.harness import background, checkpointing
+from tests.distributed.harness.expected import Processes
+from tests.distributed.test_checkpoint import CASE, assert_same, same
+
+
+@pytest.mark.parametrize(("size", "zero"), [(1, 1), (2, 2), pytest.param(4, 3, marks=pytest.mark.slow)])
+def test_it_holds_the_moment_of_the_save(processes: Processes, tmp_path: Path, size: int, zero: int) -> None:
+    """Parameters, moments and gate state of step 1, though two steps were taken before a byte was written; and the run
+    goes on as one that saves nothing."""
+    case = CASE.with_(expert=min(size, 2), zero=zero)
+    pool = processes(size)
+    wanted, end, polled = pool.run(background.train_while_it_writes, case=case, root=str(tmp_path))[0]
+    name = "step_00000001"
+    assert polled == ([None, None, name, None, None] if size == 1 else [None, None, None, name, None])
+    directory = tmp_path / name
+    assert list(damages(directory)) == []
+    loaded, after, _ = pool.run(checkpointing.resume, case=case, directory=str(directory), until=3)[0]
+    assert_same(loaded, wanted)
+    assert_same(after, end)
+    alone = pool.run(checkpointing.train_and_save, case=case, root=str(tmp_path), saves=[], until=3)[0]
+    assert same(end.weights, alone.weights)
+
+
+@pytest.mark.parametrize("failing_rank", [0, 1])
+def test_a_save_that_fails_is_told_and_hurts_nothing(processes: Processes, tmp_path: Path, failing_rank: int) -> None:
+    case = CASE.with_(expert=2)
+    for raised, there, names in processes(2).run(
+        background.fail_once, case=case, root=str(tmp_path), failing_rank=failing_rank
+    ):
+        assert "step_00000002 could not be saved" in raised and "No space left" in raised
+        assert there == [str(tmp_path / "step_00000001")]
+        assert names == ["step_00000001", None, "step_00000003"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000001", "step_00000003"]
+    assert not [line for step in (1, 3) for line in damages(tmp_path / f"step_{step:08d}")]
+
+
+def test_nodes_that_share_no_disk_are_told(processes: Processes, tmp_path: Path) -> None:
+    """Pitfall 32 for checkpoints: M#907 (files of one node that another does not see)."""
+    for message in processes(2).run(background.blind_rank, case=CASE.with_(expert=2), root=str(tmp_path)):
+        assert "cannot see what rank 0 writes" in message and "--run-dir" in message

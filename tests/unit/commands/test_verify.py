@@ -1,0 +1,41 @@
+"""moe-train inspect --verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from moe_train.checkpoint.streaming import write_weights
+from moe_train.checkpoint.writing import LazyBox
+from moe_train.cli import main
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    for step in (1, 2):
+        values = torch.randn(4)
+        box = LazyBox("model.a", (4,), (0,), (4,), torch.float32, lambda values=values: values)  # type: ignore[misc]
+        write_weights(tmp_path / "run" / "checkpoints", step, [box], {})
+    return tmp_path / "run"
+
+
+def test_all_checkpoints_of_a_run(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(run_dir), "--verify"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all("1 files" in line and "as they were written" in line for line in lines)
+    victim = run_dir / "checkpoints" / "step_00000001"
+    file = next(victim.glob("*.distcp"))
+    file.write_bytes(file.read_bytes()[:-1])
+    assert main(["inspect", str(run_dir), "--verify"]) == 1
+    told = capsys.readouterr().out
+    assert f"{victim}: DAMAGED\n  {file.name} has" in told and "step_00000002: 1 files" in told
+    assert main(["inspect", str(run_dir / "checkpoints" / "step_00000002"), "--verify"]) == 0
+
+
+def test_what_has_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tmp_path), "--verify"]) == 2
+    assert "holds no checkpoint" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "train"), "--verify"]) == 2
+    assert "--verify is for the folder of a run" in capsys.readouterr().err
