@@ -152,12 +152,16 @@ def multi_token_parameters(config: RunConfig) -> Parameters:
     )
 
 
-def active_parameters(config: RunConfig) -> int:
+def active_parameters(config: RunConfig, mean_k: float | None = None) -> int:
     """Parameters that one token passes: everything but the experts that it does not choose, without multi-token
-    prediction."""
+    prediction.
+
+    mean_k: experts per token as measured, averaged over the layers, in place of the gate's bound.
+    """
     model, counted = config.model, parameters(config)
     expert = swiglu(model.hidden_size, model.moe.expert_hidden_size)
-    return counted.total - counted.experts + expert_layers(model) * gate_facts(config).experts_per_token * expert
+    k = gate_facts(config).experts_per_token if mean_k is None else mean_k
+    return counted.total - counted.experts + round(expert_layers(model) * k * expert)
 
 
 def flops_per_token(config: RunConfig) -> Flops:

@@ -207,7 +207,7 @@ class Trainer:
                 "flops_per_token": self.facts.flops_per_token,
             }
             content = environment(processes=groups.world_size, hosts=hosts, model=facts)
-            write_environment(self.run_dir, content)
+            write_environment(self.run_dir, content | {"after_step": self.step})
             print(self.samples.describe(samples), flush=True)
         self.callbacks.on_start(info)
 
