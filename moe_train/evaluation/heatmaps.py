@@ -95,7 +95,7 @@ def load_matrices(loads: Mapping[str, tuple[Sequence[Sequence[int]], Sequence[in
             axes.set_title(shorten(title, 60), fontsize=9, fontweight="normal")
             shown = thin(range(layers), 4)
             axes.set_yticks(shown, [str(numbers[row]) for row in shown])
-            axes.set_xticks(thin(range(experts), 9))
+            axes.set_xticks(range(0, experts, -(-experts // 8)))
         for axes in grid.flat[len(loads) :]:
             axes.set_visible(False)
         for axes in grid[:, 0]:

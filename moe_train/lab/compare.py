@@ -86,10 +86,7 @@ def compare(comparison: Comparison, runner: Runner, command: str, say: Say) -> i
     where it was stopped. ``command``: the line that made it, for the tables."""
     if code := make_data(comparison, say):
         return code
-    waiting = [run for run in comparison.chosen if not is_finished(run)]
-    for run in waiting:
-        check_data(run.config)
-    check_evaluation_data(waiting)
+    check_all_data([run for run in comparison.chosen if not is_finished(run)])
     facts = table_facts(comparison, command)
     comparison.out.mkdir(parents=True, exist_ok=True)
     write_atomically(comparison.out / COPY, Path(comparison.source).read_bytes())
@@ -101,6 +98,24 @@ def compare(comparison: Comparison, runner: Runner, command: str, say: Say) -> i
     if ending.stopped:
         return ending.stopped
     return tables(comparison, facts, ending, say)
+
+
+def check_all_data(runs: Sequence[PlannedRun]) -> None:
+    """ValueError with what is wrong with the data of training and with that of evaluation, so that neither is made
+    before the other is known to be missing."""
+    found: list[str] = []
+    for run in runs:
+        try:
+            check_data(run.config)
+        except ValueError as error:
+            found.append(str(error))
+    if not found or runs[0].protocol.data:
+        try:
+            check_evaluation_data(runs)
+        except ValueError as error:
+            found.append(str(error))
+    if found:
+        raise ValueError("\n".join(dict.fromkeys(found)))
 
 
 def tables(comparison: Comparison, facts: dict[str, Any], ending: Ending, say: Say) -> int:

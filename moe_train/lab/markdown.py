@@ -25,6 +25,13 @@ PUBLISHED_NOTE = (
     "(docs/evaluation.md)."
 )
 
+BAND_NOTE = "Mean over seeds; the band reaches from the lowest to the highest."
+LOADS = "Expert load"
+LOAD_NOTE = (
+    "Layers by experts, exact counts over the evaluated tokens, relative to an even share: white is even, orange more, "
+    "blue less, dark grey nothing. One seed of each arm: experts of different seeds have nothing in common."
+)
+
 
 def main_rows(table: Mapping[str, Any]) -> list[list[str]]:
     """Header and one row for each arm. The evaluation's drops only where there are any: it has its own capacity."""
@@ -99,7 +106,7 @@ def markdown(table: Mapping[str, Any], figures: Sequence[tuple[str, str]] = ()) 
     if rows := published_rows(table):
         lines += ["", f"{PUBLISHED_TITLE}:", "", *_table(rows), "", PUBLISHED_NOTE]
     for title, path in figures:
-        lines += ["", f"![{title}]({path})"]
+        lines += ["", f"{title}. {LOAD_NOTE if title == LOADS else BAND_NOTE}", "", f"![{title}]({path})"]
     return "\n".join(lines).rstrip() + "\n"
 
 

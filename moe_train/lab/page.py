@@ -11,7 +11,10 @@ from moe_train.evaluation.heatmaps import load_matrices, load_matrix
 from moe_train.evaluation.run_files import Record
 from moe_train.lab.curves import Band, band_curves, bands
 from moe_train.lab.markdown import (
+    BAND_NOTE,
     EXPLANATION,
+    LOAD_NOTE,
+    LOADS,
     PUBLISHED_NOTE,
     PUBLISHED_TITLE,
     baseline_label,
@@ -25,12 +28,6 @@ Records = Mapping[str, Sequence[Sequence[Record]]]
 """Arm -> the training records of each of its seeds."""
 Curves = Mapping[str, Mapping[str, Band]]
 """Key of the records -> arm -> its curve."""
-BAND_NOTE = "Mean over seeds; the band reaches from the lowest to the highest."
-LOADS = "Expert load"
-LOAD_NOTE = (
-    "Layers by experts, exact counts over the evaluated tokens, relative to an even share: white is even, orange more, "
-    "blue less, dark grey nothing. One seed of each arm: experts of different seeds have nothing in common."
-)
 CURVES = {
     "loss": ("Training loss against tokens", "nats per token", False),
     "balance/gini": ("Gini of expert load against tokens", "Gini, mean over layers (0 is even)", True),
@@ -63,11 +60,9 @@ def page(table: Mapping[str, Any], curves: Mapping[str, bytes]) -> str:
     header, *rows = main_rows(table)
     published = published_rows(table)
     parts = [
-        html.section("Results", html.table(header, rows), *map(html.paragraph, table["notes"]), note=EXPLANATION),
+        html.section("Results", _table(header, rows), *map(html.paragraph, table["notes"]), note=EXPLANATION),
         _differences(table),
-        html.section(PUBLISHED_TITLE, html.table(published[0], published[1:]), note=PUBLISHED_NOTE)
-        if published
-        else "",
+        html.section(PUBLISHED_TITLE, _table(published[0], published[1:]), note=PUBLISHED_NOTE) if published else "",
         *(html.section(title, html.svg(image, title), note=BAND_NOTE) for title, image in curves.items()),
         _load_section(table),
         html.section(
@@ -84,7 +79,7 @@ def _differences(table: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     note = "Seed by seed, so that what the seeds have in common drops out; the interval is over the pairs."
-    return html.section(f"Difference to {baseline_label(table)}", html.table(header, rows), note=note)
+    return html.section(f"Difference to {baseline_label(table)}", _table(header, rows), note=note)
 
 
 def _loads(table: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str, list[list[int]]]]:
@@ -101,6 +96,13 @@ def _load_section(table: Mapping[str, Any]) -> str:
         parts.append(html.paragraph(f"{arm['label']}, seed {seed}"))
         parts.append(html.svg(load_matrix(load_LE, arm["layers"]), f"expert load per layer of {arm['label']}"))
     return html.section(LOADS, *parts, note=LOAD_NOTE) if parts else ""
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Where a cell has not room enough it breaks before an interval, not inside of it."""
+    return html.table(
+        header, [[row[0], *(text.replace(", ", ",\N{NO-BREAK SPACE}") for text in row[1:])] for row in rows]
+    )
 
 
 def _changes(table: Mapping[str, Any]) -> str:

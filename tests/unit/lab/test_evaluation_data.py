@@ -11,7 +11,7 @@ import pytest
 
 from moe_train.data.indexed import IndexedWriter
 from moe_train.data.manifest import manifest_path, token_bytes_path
-from moe_train.lab.compare import Request, compare, prepare
+from moe_train.lab.compare import Request, check_all_data, compare, prepare
 from moe_train.lab.evaluation_data import check_evaluation_data
 from moe_train.lab.plan import PlannedRun
 from tests.unit.lab.experiments import FakeRunner, planned, write
@@ -102,6 +102,13 @@ def test_documents_of_several_data_sets_are_refused(tmp_path: Path) -> None:
         check_evaluation_data(planned(tmp_path, **content))
     content["evaluation"]["documents"] = False
     check_evaluation_data(planned(tmp_path, **content))
+
+
+def test_missing_data_of_training_and_evaluation_are_said_together(tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as error:
+        check_all_data(runs_on(tmp_path, "c4"))
+    first, second = str(error.value).splitlines()
+    assert first.startswith("data.train = ") and second.startswith("evaluation.data = ")
 
 
 def test_nothing_is_started_without_the_data(tmp_path: Path, quick: None) -> None:
