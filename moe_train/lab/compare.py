@@ -65,6 +65,8 @@ def prepare(request: Request, accelerators: int = 0) -> Comparison:
         experiment = dataclasses.replace(experiment, budget=Budget(request.steps, request.tokens))
     out = request.out or Path("runs") / "compare" / name
     source = str(path)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; choose another folder with --out")
     unknown = [name for name in request.only if name not in experiment.arms]
     if unknown:
         raise ValueError(f"--only {unknown[0]}: no such arm in {source}; arms: {listing(experiment.arms)}")

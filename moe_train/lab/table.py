@@ -124,6 +124,11 @@ def _json(value: Interval | None) -> dict[str, object] | None:
 def _notes(by_arm: Mapping[str, Sequence[Result]], results: Sequence[Result]) -> list[str]:
     """What a reader of the table must know."""
     notes = [worth(seeds) for seeds in sorted({len(found) for found in by_arm.values() if found})]
+    if len({tuple(sorted(result["seed"] for result in found)) for found in by_arm.values() if found}) > 1:
+        notes.append(
+            "Attention: not all arms are finished with the same seeds, so that their means are of different samples: "
+            "look at the differences, which are taken seed by seed."
+        )
     if missing := [arm for arm, found in by_arm.items() if not found]:
         notes.append(f"Without a finished run: {', '.join(missing)}.")
     for arm, found in by_arm.items():

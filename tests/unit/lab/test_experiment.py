@@ -71,6 +71,9 @@ def test_what_no_file_can_know(tmp_path: Path) -> None:
     _, _, experiment = load_experiment(path)
     with pytest.raises(ValueError, match="--only frei: no such arm"):
         prepare(Request(experiment=path, only=["frei"]))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file is a file; .*--out"):
+        prepare(Request(experiment=path, out=tmp_path / "file"))
     with pytest.raises(ConfigError, match="seed: cannot be changed here"):
         plan(experiment, tmp_path, source=path, overrides=["seed=3"])
     runs = plan(experiment, tmp_path, source=path, seeds=[7], overrides=["optimizer.lr=0.5"])

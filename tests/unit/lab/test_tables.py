@@ -129,6 +129,17 @@ def test_an_arm_without_a_result_is_a_row_of_dashes(tmp_path: Path) -> None:
     assert (table["finished_runs"], table["planned_runs"]) == (2, 4)
 
 
+def test_means_over_different_seeds_are_noted(tmp_path: Path) -> None:
+    runs = planned(tmp_path)
+    execute(runs[:3], FakeRunner(), lambda text: None)
+    _, _, experiment = load_experiment(str(tmp_path / "two.yaml"))
+    table = write_tables(experiment, runs, tmp_path / "out", FACTS, figures=False)
+    assert any("not all arms are finished with the same seeds" in note for note in table["notes"])
+    execute(runs, FakeRunner(), lambda text: None)
+    table = write_tables(experiment, runs, tmp_path / "out", FACTS, figures=False)
+    assert not any("same seeds" in note for note in table["notes"])
+
+
 def test_json_is_the_table(tmp_path: Path) -> None:
     table = made(tmp_path)
     text = (tmp_path / "out" / "table.json").read_text(encoding="utf-8")
