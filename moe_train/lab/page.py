@@ -99,10 +99,10 @@ def _load_section(table: Mapping[str, Any]) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Where a cell has not room enough it breaks before an interval, not inside of it."""
-    return html.table(
-        header, [[row[0], *(text.replace(", ", ",\N{NO-BREAK SPACE}") for text in row[1:])] for row in rows]
-    )
+    """Where a cell has not room enough it breaks before an interval, not inside of it, and not before a dash."""
+    space = "\N{NO-BREAK SPACE}"
+    kept = [[text.replace(", ", f",{space}").replace(" (-)", f"{space}(-)") for text in row[1:]] for row in rows]
+    return html.table(header, [[row[0], *cells] for row, cells in zip(rows, kept, strict=True)])
 
 
 def _changes(table: Mapping[str, Any]) -> str:
