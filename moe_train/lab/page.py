@@ -51,7 +51,7 @@ def curve_figures(curves: Curves) -> dict[str, bytes]:
 
 def load_figures(table: Mapping[str, Any]) -> dict[str, bytes]:
     """Title -> SVG of one figure with the expert load of all arms; nothing where none has experts."""
-    loads = {f"{arm['label']}, seed {seed}": (load_LE, arm["layers"]) for arm, seed, load_LE in _loads(table)}
+    loads = [(f"{arm['label']}, seed {seed}", load_LE, arm["layers"]) for arm, seed, load_LE in _loads(table)]
     return {LOADS: load_matrices(loads)} if loads else {}
 
 

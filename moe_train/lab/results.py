@@ -65,7 +65,7 @@ def current_result(run: PlannedRun) -> dict[str, Any]:
     """The result as this version writes it. That of an earlier version is written anew from the evaluation that it came
     from; where that is gone, what cannot be known any more is None. Nothing is trained or evaluated."""
     found = read_result(run)
-    if found.get("format") == FORMAT:
+    if found.get("format", 1) >= FORMAT:
         return found
     try:
         evaluation = evaluated(run, evaluation_file(run))

@@ -49,6 +49,13 @@ def test_an_older_result_is_written_anew_from_the_evaluation(tmp_path: Path) -> 
     assert expected["active_parameters"] == active_parameters(run.config, 2.5)
 
 
+def test_a_result_of_a_later_version_is_left_as_it_is(tmp_path: Path) -> None:
+    run = finished(tmp_path)[0]
+    later = read_result(run) | {"format": FORMAT + 1, "more": 1}
+    (run.folder / "result.json").write_text(json.dumps(later))
+    assert current_result(run) == later == read_result(run)
+
+
 @pytest.mark.parametrize("evaluation", ["gone", "of another protocol", "damaged"])
 def test_without_the_evaluation_an_older_result_says_what_is_known(tmp_path: Path, evaluation: str) -> None:
     run = finished(tmp_path)[1]

@@ -220,7 +220,7 @@ def test_figures_can_be_drawn(tmp_path: Path) -> None:
 
 
 def test_loads_of_different_models_can_be_drawn_in_one_figure() -> None:
-    loads = {"$x_": ([[1, 2], [0, 3], [4, 4]], [1, 2, 5]), "b": ([[5] * 16], [0]), "none": ([[0, 0]], [0])}
+    loads = [("$x_", [[1, 2], [0, 3], [4, 4]], [1, 2, 5]), ("b", [[5] * 16], [0]), ("b", [[0, 0]], [0])]
     assert load_matrices(loads).startswith(b"<?xml")
 
 
