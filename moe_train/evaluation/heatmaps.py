@@ -78,6 +78,34 @@ def load_matrix(load_LE: Sequence[Sequence[int]], numbers: Sequence[int] | None 
         return to_svg(fig)
 
 
+def load_matrices(loads: Sequence[tuple[str, Sequence[Sequence[int]], Sequence[int]]]) -> bytes:
+    """SVG with one panel per model, layers by experts. ``loads``: title, load_LE and numbers of the layers of each."""
+    rows = -(-len(loads) // COLUMNS)
+    most = max(len(numbers) for _, _, numbers in loads)
+    panel = min(3.0, max(0.6, 0.16 * most))
+    between = BETWEEN + 0.2  # Experts differ from model to model: each panel has its own axis.
+    height = TOP + rows * panel + (rows - 1) * between + BOTTOM
+    with figure(WIDTH, height, constrained=False) as fig:
+        grid = fig.subplots(rows, COLUMNS, squeeze=False)
+        fig.subplots_adjust(0.5 / WIDTH, BOTTOM / height, 1 - RIGHT / WIDTH, 1 - TOP / height, 0.09, between / panel)
+        image = None
+        for axes, (title, load_LE, numbers) in zip(grid.flat, loads, strict=False):
+            layers, experts = relative_load(load_LE).shape
+            image = _image(axes, relative_load(load_LE), extent=(-0.5, experts - 0.5, layers - 0.5, -0.5))
+            axes.set_title(shorten(title, 60), fontsize=9, fontweight="normal")
+            shown = thin(range(layers), 4)
+            axes.set_yticks(shown, [str(numbers[row]) for row in shown])
+            axes.set_xticks(range(0, experts, -(-experts // 8)))
+        for axes in grid.flat[len(loads) :]:
+            axes.set_visible(False)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("layer")
+        for axes in grid.flat[max(0, len(loads) - COLUMNS) : len(loads)]:
+            axes.set_xlabel("expert")
+        _colour_bar(fig, image, "load / balanced load")
+        return to_svg(fig)
+
+
 def domain_matrix(
     domains: Mapping[str, Mapping[str, Any]], numbers: Sequence[int] | None = None
 ) -> tuple[bytes, list[int]]:

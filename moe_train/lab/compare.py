@@ -14,9 +14,10 @@ from moe_train.config.errors import listing
 from moe_train.data.files import write_atomically
 from moe_train.data.options import label_of
 from moe_train.lab import demo_data
+from moe_train.lab.evaluation_data import check_evaluation_data
 from moe_train.lab.experiment import Budget, Experiment, load_experiment
 from moe_train.lab.plan import PlannedRun, check_processes, plan
-from moe_train.lab.results import check_same_experiment, is_finished
+from moe_train.lab.results import check_same_experiment, is_finished, seeds_in
 from moe_train.lab.runner import Ending, Runner, execute
 from moe_train.lab.writing import MARKDOWN, PAGE, write_tables
 from moe_train.launch.run import check_data
@@ -52,7 +53,7 @@ class Comparison:
     out: Path
     processes: int
     everything: list[PlannedRun] = field(repr=False)
-    """All arms: what the tables are of."""
+    """What the tables are of: all arms with the seeds asked for, and what is finished in the folder with others."""
     chosen: list[PlannedRun] = field(repr=False)
     """Those that run now."""
 
@@ -64,11 +65,18 @@ def prepare(request: Request, accelerators: int = 0) -> Comparison:
         experiment = dataclasses.replace(experiment, budget=Budget(request.steps, request.tokens))
     out = request.out or Path("runs") / "compare" / name
     source = str(path)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; choose another folder with --out")
     unknown = [name for name in request.only if name not in experiment.arms]
     if unknown:
         raise ValueError(f"--only {unknown[0]}: no such arm in {source}; arms: {listing(experiment.arms)}")
-    everything = plan(experiment, out, source=source, overrides=request.overrides, seeds=request.seeds)
-    chosen = [run for run in everything if not request.only or run.arm in request.only]
+    wanted = plan(experiment, out, source=source, overrides=request.overrides, seeds=request.seeds)
+    chosen = [run for run in wanted if not request.only or run.arm in request.only]
+    seeds = {run.seed for run in wanted}
+    if more := [seed for seed in seeds_in(out, experiment.arms) if seed not in seeds]:
+        found = plan(experiment, out, source=source, overrides=request.overrides, seeds=more)
+        wanted += [run for run in found if is_finished(run)]
+    everything = sorted(wanted, key=lambda run: run.seed) if more else wanted
     processes = request.processes or accelerators or max(run.config.layout_size for run in everything)
     check_processes(everything, processes, source)
     check_same_experiment(everything, out, source)
@@ -80,9 +88,7 @@ def compare(comparison: Comparison, runner: Runner, command: str, say: Say) -> i
     where it was stopped. ``command``: the line that made it, for the tables."""
     if code := make_data(comparison, say):
         return code
-    for run in comparison.chosen:
-        if not is_finished(run):
-            check_data(run.config)
+    check_all_data([run for run in comparison.chosen if not is_finished(run)])
     facts = table_facts(comparison, command)
     comparison.out.mkdir(parents=True, exist_ok=True)
     write_atomically(comparison.out / COPY, Path(comparison.source).read_bytes())
@@ -94,6 +100,24 @@ def compare(comparison: Comparison, runner: Runner, command: str, say: Say) -> i
     if ending.stopped:
         return ending.stopped
     return tables(comparison, facts, ending, say)
+
+
+def check_all_data(runs: Sequence[PlannedRun]) -> None:
+    """ValueError with what is wrong with the data of training and with that of evaluation, so that neither is made
+    before the other is known to be missing."""
+    found: list[str] = []
+    for run in runs:
+        try:
+            check_data(run.config)
+        except ValueError as error:
+            found.append(str(error))
+    if not found or runs[0].protocol.data:
+        try:
+            check_evaluation_data(runs)
+        except ValueError as error:
+            found.append(str(error))
+    if found:
+        raise ValueError("\n".join(dict.fromkeys(found)))
 
 
 def tables(comparison: Comparison, facts: dict[str, Any], ending: Ending, say: Say) -> int:

@@ -9,6 +9,7 @@ from moe_train.evaluation.plots import CYCLE, WIDE, figure, finish, one_axes, to
 from moe_train.evaluation.run_files import Record
 from moe_train.evaluation.series import MAX_POINTS, thin
 
+JSON_POINTS = 100
 STYLES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
 
@@ -39,10 +40,18 @@ def band(label: str, runs: Sequence[Sequence[Record]], key: str) -> Band:
     )
 
 
-def bands(labels: Mapping[str, str], records: Mapping[str, Sequence[Sequence[Record]]], key: str) -> list[Band]:
-    """One for each arm that has recorded ``key``."""
-    found = [band(labels[arm], runs, key) for arm, runs in records.items() if runs]
-    return [one for one in found if one.tokens]
+def bands(labels: Mapping[str, str], records: Mapping[str, Sequence[Sequence[Record]]], key: str) -> dict[str, Band]:
+    """One for each arm that has recorded ``key``, by its name."""
+    found = {arm: band(labels[arm], runs, key) for arm, runs in records.items() if runs}
+    return {arm: one for arm, one in found.items() if one.tokens}
+
+
+def points(line: Band) -> dict[str, list[float]]:
+    """A band for table.json: at most `JSON_POINTS` of its points, to six digits."""
+    shown = thin(range(len(line.tokens)), JSON_POINTS)
+    columns = {"tokens": line.tokens, "mean": line.mean, "low": line.low, "high": line.high}
+    found = {name: [float(f"{values[place]:.6g}") for place in shown] for name, values in columns.items()}
+    return found | {"tokens": [line.tokens[place] for place in shown]}
 
 
 def band_curves(lines: Sequence[Band], y_label: str, *, from_zero: bool = False) -> bytes:

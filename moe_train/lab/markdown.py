@@ -5,26 +5,58 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moe_train.lab.table import COLUMNS, Column
+from moe_train.lab.table import COLUMNS, PUBLISHED, Column
 
 DASH = "-"
 DIFFERENCES = ("loss", "gini", "flops_per_token")
 EXPLANATION = (
     "Mean over seeds with the 95 % percentile bootstrap interval of the mean. Test loss in nats per token, without "
     "auxiliary terms. Balance statistics from exact counts over the evaluated tokens before capacity, averaged over "
-    "the layers (docs/metrics.md). FLOPs: forward and backward, active experts by the measured mean k. tokens/s: "
-    "training, without its first interval."
+    "the layers (docs/metrics.md). Dropped in training: the share of slots that capacity took away, mean over the "
+    "layers and, by tokens, over the whole training; an evaluation has no capacity unless it is given one. Active "
+    "parameters and FLOPs (forward and backward) count experts by the measured mean k. tokens/s: training, without the "
+    "first interval after each start."
+)
+PUBLISHED_TITLE = "As the paper on latent prototype routing meters it"
+PUBLISHED_NOTE = (
+    "To be compared with tables of arXiv 2506.21328 only. Batch average: documents in batches, the mean over the "
+    "target tokens of each, averaged. Gini and min-max of its moving average (0.99) over micro-batches, mean over the "
+    "layers; that code counts padding. Here both are of the evaluation, there the balance is of the training "
+    "(docs/evaluation.md)."
+)
+
+BAND_NOTE = "Mean over seeds; the band reaches from the lowest to the highest."
+LOADS = "Expert load"
+LOAD_NOTE = (
+    "Layers by experts, exact counts over the evaluated tokens, relative to an even share: white is even, orange more, "
+    "blue less, dark grey nothing. One seed of each arm: experts of different seeds have nothing in common."
 )
 
 
 def main_rows(table: Mapping[str, Any]) -> list[list[str]]:
-    """Header and one row for each arm."""
-    rows = [["arm", "seeds", "active parameters", *(column.title for column in COLUMNS.values())]]
+    """Header and one row for each arm. The evaluation's drops only where there are any: it has its own capacity."""
+    columns = dict(COLUMNS)
+    if not any((arm["metrics"]["evaluation_drop_rate"] or {}).get("mean") for arm in table["arms"]):
+        del columns["evaluation_drop_rate"]
+    rows = [["arm", "seeds", "active parameters", *(column.title for column in columns.values())]]
     for arm in table["arms"]:
         active = f"{arm['active_parameters']:,}" if arm["active_parameters"] else DASH
-        cells = [cell(column, arm["metrics"][name]) for name, column in COLUMNS.items()]
+        cells = [cell(column, arm["metrics"][name]) for name, column in columns.items()]
         rows.append([arm["label"], str(len(arm["seeds"])), active, *cells])
     return rows
+
+
+def published_rows(table: Mapping[str, Any]) -> list[list[str]]:
+    """Header and one row for each arm, of the columns that some arm has; nothing where no arm is a latent prototype
+    gate, whose tables these are to be compared with."""
+    arms = table["arms"]
+    columns = {name: column for name, column in PUBLISHED.items() if any(arm["metrics"][name] for arm in arms)}
+    if not columns or not any(arm["gate"] == "lpr" for arm in arms):
+        return []
+    rows = [["arm", *(column.title for column in columns.values())]]
+    return rows + [
+        [arm["label"], *(cell(column, arm["metrics"][name]) for name, column in columns.items())] for arm in arms
+    ]
 
 
 def difference_rows(table: Mapping[str, Any]) -> list[list[str]]:
@@ -71,8 +103,10 @@ def markdown(table: Mapping[str, Any], figures: Sequence[tuple[str, str]] = ()) 
     rows = difference_rows(table)
     if len(rows) > 1:
         lines += ["", f"Difference to {baseline_label(table)}, seed by seed:", "", *_table(rows)]
+    if rows := published_rows(table):
+        lines += ["", f"{PUBLISHED_TITLE}:", "", *_table(rows), "", PUBLISHED_NOTE]
     for title, path in figures:
-        lines += ["", f"![{title}]({path})"]
+        lines += ["", f"{title}. {LOAD_NOTE if title == LOADS else BAND_NOTE}", "", f"![{title}]({path})"]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -30,8 +30,9 @@ def overview(title: str, experiment: Experiment, runs: Sequence[PlannedRun]) -> 
         f"all runs: {big_number(tokens)} tokens{' at most (documents are padded)' if documents else ''}, "
         f"{flops:.3g} FLOPs",
         f"evaluation: {_evaluation(runs)}",
-        "MFLOP/token: forward and backward; a gate of varying k is counted at its bound here, and in the table at its "
-        "measured mean k",
+        "MFLOP/token: forward and backward",
+        "a gate of varying k: active, MFLOP/token are at the mean that it aims at or its bound; in the table at "
+        "its measured mean k",
     ]
     return "\n".join(lines)
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,28 @@ from moe_train.checkpoint.state import read_state
 from moe_train.data.files import write_atomically
 from moe_train.data.options import label_of
 from moe_train.evaluation.result import evaluation_path, read_evaluation
-from moe_train.evaluation.run_files import Record, read_run
+from moe_train.evaluation.run_files import read_run
+from moe_train.lab.measures import alarms, measured_flops, published_metrics, starts, throughput, training_drop_rate
 from moe_train.lab.plan import PlannedRun
-from moe_train.training.account import active_parameters, flops_per_token, gate_facts, parameters
-from moe_train.training.run_config import RunConfig, to_dict
+from moe_train.training.account import active_parameters, parameters
+from moe_train.training.run_config import to_dict
 from moe_train.training.run_folder import CHECKPOINTS, METRICS, holds_run, load
 
 RESULT = "result.json"
+FORMAT = 2
+"""1 (without this key): no figures of `measures.published_metrics`, drops of the evaluation only."""
 _SHOWN = 6
 
 
 def is_finished(run: PlannedRun) -> bool:
     return (run.folder / RESULT).is_file()
+
+
+def seeds_in(out: Path, arms: Iterable[str]) -> list[int]:
+    """Seeds with which one of the arms has finished in the folder of a comparison."""
+    paths = [path for arm in arms for path in (out / arm).glob(f"seed_*/{RESULT}")]
+    numbers = (path.parent.name.removeprefix("seed_") for path in paths)
+    return sorted({int(number) for number in numbers if number.isascii() and number.isdecimal()})
 
 
 def is_trained(run: PlannedRun) -> bool:
@@ -44,7 +53,7 @@ def evaluation_file(run: PlannedRun) -> Path:
 
 
 def read_result(run: PlannedRun) -> dict[str, Any]:
-    """ValueError when the file is damaged."""
+    """The file as it is, of this version or an earlier one. ValueError when it is damaged."""
     path = run.folder / RESULT
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -53,26 +62,61 @@ def read_result(run: PlannedRun) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: delete it, and the run is evaluated again") from None
 
 
+def current_result(run: PlannedRun) -> dict[str, Any]:
+    """The result as this version writes it. That of an earlier version is written anew from the evaluation that it came
+    from; where that is gone, what cannot be known any more is None. Nothing is trained or evaluated."""
+    found = read_result(run)
+    if found.get("format", 1) >= FORMAT:
+        return found
+    try:
+        evaluation = evaluated(run, evaluation_file(run))
+    except (OSError, ValueError):
+        evaluation = None
+    if evaluation is None or evaluation["loss"] != found["metrics"].get("loss"):  # replaced by hand since then
+        return _as_far_as_known(run, found)
+    write_result(run, evaluation, found.get("processes", 1))
+    return read_result(run)
+
+
+def _as_far_as_known(run: PlannedRun, found: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 counted drops in the evaluation only, and active parameters with the gate's bound on k."""
+    metrics = found["metrics"]
+    records = read_run(run.folder).train
+    of_evaluation = {"evaluation_drop_rate": metrics.get("drop_rate"), "drop_rate": training_drop_rate(records)}
+    return {
+        **found,
+        "gate": run.config.router.gate,
+        "metrics": metrics | of_evaluation,
+        "active_parameters": active_parameters(run.config, metrics.get("mean_k")),
+    }
+
+
 def write_result(run: PlannedRun, evaluation: Mapping[str, Any], processes: int) -> None:
     """``evaluation``: the JSON object of docs/evaluation.md, of the run's last step."""
     files, config = read_run(run.folder), run.config
     mean = evaluation.get("mean") or {}
+    started = starts(files.environment, files.train, config.logging.every)
     result = {
+        "format": FORMAT,
         "arm": run.arm,
         "seed": run.seed,
+        "gate": config.router.gate,
         "step": evaluation.get("step"),
         "protocol": dataclasses.asdict(run.protocol),
         "processes": processes,
         "metrics": {
             "loss": evaluation["loss"],
             "perplexity": evaluation.get("perplexity"),
-            **{name: mean.get(name) for name in ("gini", "gini_floor", "min_max", "mean_k", "drop_rate")},
+            **{name: mean.get(name) for name in ("gini", "gini_floor", "min_max", "mean_k")},
+            "drop_rate": training_drop_rate(files.train),
+            "evaluation_drop_rate": mean.get("drop_rate"),
             "flops_per_token": measured_flops(config, mean.get("mean_k")),
-            "tokens_per_second": throughput(files.train),
+            "tokens_per_second": throughput(files.train, started),
+            **published_metrics(evaluation),
         },
         "alarms": alarms(run.folder / METRICS),
         "parameters": parameters(config).total,
-        "active_parameters": active_parameters(config),
+        "active_parameters": active_parameters(config, mean.get("mean_k")),
         "trained_tokens": files.train[-1].get("tokens") if files.train else None,
         "evaluated_tokens": evaluation.get("tokens"),
         "unigram_entropy": evaluation.get("unigram_entropy"),
@@ -81,39 +125,6 @@ def write_result(run: PlannedRun, evaluation: Mapping[str, Any], processes: int)
         "environment": {name: files.environment.get(name) for name in ("date", "commit", "device", "python")},
     }
     write_atomically(run.folder / RESULT, (json.dumps(result, indent=1) + "\n").encode())
-
-
-def alarms(metrics: Path) -> dict[str, int]:
-    """Cause -> number of layers in which an alarm of it began, from the records of kind "alarm" of metrics.jsonl."""
-    found: defaultdict[str, set[object]] = defaultdict(set)
-    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []:
-        if '"alarm"' in line:
-            record = json.loads(line)
-            if record.get("kind") == "alarm" and record.get("state") == "began":
-                found[str(record.get("cause"))].add(record.get("layer"))
-    return {cause: len(layers) for cause, layers in found.items()}
-
-
-def measured_flops(config: RunConfig, mean_k: float | None) -> float:
-    """Forward and backward FLOPs per token with the experts that tokens took in the evaluation, not the gate's bound.
-
-    mean_k: experts per token, averaged over the layers; None in a family without experts.
-    """
-    flops, counted = flops_per_token(config), gate_facts(config).counted_k
-    if mean_k is None or not counted:
-        return flops.total
-    return dataclasses.replace(flops, experts=flops.experts * mean_k / counted).total
-
-
-def throughput(records: Sequence[Record]) -> float | None:
-    """Training tokens per second over all recorded intervals but the first, which contains the warming up."""
-    tokens = seconds = 0.0
-    before = 0
-    for number, record in enumerate(records):
-        passed, before = record["tokens"] - before, record["tokens"]
-        if (number or len(records) == 1) and record.get("tokens_per_second"):
-            tokens, seconds = tokens + passed, seconds + passed / record["tokens_per_second"]
-    return tokens / seconds if seconds else None
 
 
 def evaluated(run: PlannedRun, path: Path) -> dict[str, Any]:

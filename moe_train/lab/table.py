@@ -10,7 +10,7 @@ from typing import Any
 from moe_train.lab.bootstrap import Interval, interval, paired, worth
 from moe_train.lab.experiment import Experiment
 from moe_train.lab.plan import PlannedRun
-from moe_train.lab.results import is_finished, read_result
+from moe_train.lab.results import current_result, is_finished
 
 Result = dict[str, Any]
 
@@ -28,23 +28,39 @@ COLUMNS = {
     "gini": Column("Gini", 4),
     "min_max": Column("min-max", 4),
     "mean_k": Column("mean k", 3),
-    "drop_rate": Column("dropped %", 2, 100.0),
+    "drop_rate": Column("dropped in training %", 2, 100.0),
+    "evaluation_drop_rate": Column("dropped in evaluation %", 2, 100.0),
     "flops_per_token": Column("MFLOP/token", 2, 1e-6),
     "tokens_per_second": Column("tokens/s", 0),
 }
+PUBLISHED = {
+    "loss_batch_average": Column("test loss, batch average", 4),
+    "meter_gini_unmasked": Column("Gini, with padding", 4),
+    "meter_min_max_unmasked": Column("min-max, with padding", 4),
+    "meter_gini_masked": Column("Gini, without padding", 4),
+    "meter_min_max_masked": Column("min-max, without padding", 4),
+}
+"""The meters of the published code of latent prototype routing."""
+METRICS = (*COLUMNS, *PUBLISHED, "perplexity_batch_average", "gini_floor")
 
 
 def read_results(runs: Sequence[PlannedRun]) -> list[Result]:
     """Those of the runs that are finished, in the order of ``runs``."""
-    return [read_result(run) for run in runs if is_finished(run)]
+    return [current_result(run) for run in runs if is_finished(run)]
 
 
 def build_table(
-    experiment: Experiment, results: Sequence[Result], *, planned: int, facts: Mapping[str, Any]
+    experiment: Experiment,
+    results: Sequence[Result],
+    *,
+    planned: int,
+    facts: Mapping[str, Any],
+    curves: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The object of table.json (docs/compare.md).
 
     planned: runs of the whole comparison.   facts: what the tables say about themselves: title, date, command, ...
+    curves: name of what was recorded -> arm -> points.
     """
     by_arm = {arm: [result for result in results if result["arm"] == arm] for arm in experiment.arms}
     baseline = experiment.compared_with
@@ -59,11 +75,12 @@ def build_table(
                 "name": arm,
                 "label": experiment.label(arm),
                 "changes": experiment.arms[arm],
+                "gate": found[0]["gate"] if found else None,
                 "seeds": [result["seed"] for result in found],
                 "alarms": {str(result["seed"]): result.get("alarms") or {} for result in found},
                 "steps": found[0]["step"] if found else None,
                 "parameters": found[0]["parameters"] if found else None,
-                "active_parameters": found[0]["active_parameters"] if found else None,
+                "active_parameters": _mean(_all(found, "active_parameters")),
                 "trained_tokens": _json(interval(_all(found, "trained_tokens"))),
                 "metrics": {name: _json(interval(list(_metric(found, name).values()))) for name in METRICS},
                 "difference_to_baseline": {
@@ -76,11 +93,9 @@ def build_table(
             }
             for arm, found in by_arm.items()
         ],
+        "curves": dict(curves or {}),
         "notes": _notes(by_arm, results),
     }
-
-
-METRICS = (*COLUMNS, "gini_floor")
 
 
 def _metric(results: Sequence[Result], name: str) -> dict[int, float]:
@@ -98,6 +113,10 @@ def _all(results: Sequence[Result], key: str) -> list[float]:
     return [float(result[key]) for result in results if result.get(key) is not None]
 
 
+def _mean(values: Sequence[float]) -> int | None:
+    return round(sum(values) / len(values)) if values else None
+
+
 def _json(value: Interval | None) -> dict[str, object] | None:
     return None if value is None else value.to_json()
 
@@ -105,6 +124,11 @@ def _json(value: Interval | None) -> dict[str, object] | None:
 def _notes(by_arm: Mapping[str, Sequence[Result]], results: Sequence[Result]) -> list[str]:
     """What a reader of the table must know."""
     notes = [worth(seeds) for seeds in sorted({len(found) for found in by_arm.values() if found})]
+    if len({tuple(sorted(result["seed"] for result in found)) for found in by_arm.values() if found}) > 1:
+        notes.append(
+            "Attention: not all arms are finished with the same seeds, so that their means are of different samples: "
+            "look at the differences, which are taken seed by seed."
+        )
     if missing := [arm for arm, found in by_arm.items() if not found]:
         notes.append(f"Without a finished run: {', '.join(missing)}.")
     for arm, found in by_arm.items():

@@ -10,9 +10,10 @@ from typing import Any
 
 from moe_train.data.files import write_atomically
 from moe_train.evaluation.run_files import read_run
+from moe_train.lab.curves import points
 from moe_train.lab.experiment import Experiment
 from moe_train.lab.markdown import markdown
-from moe_train.lab.page import Records, curve_figures, page
+from moe_train.lab.page import Records, curve_bands, curve_figures, load_figures, page
 from moe_train.lab.plan import PlannedRun
 from moe_train.lab.results import is_finished
 from moe_train.lab.table import build_table, read_results
@@ -25,16 +26,21 @@ def write_tables(
 ) -> dict[str, Any]:
     """Of the runs that are finished; returns the JSON object. ``figures``: also the page and the curves, which take
     seconds."""
-    table = build_table(experiment, read_results(runs), planned=len(runs), facts=facts)
+    results = read_results(runs)
+    curves = curve_bands({run.arm: experiment.label(run.arm) for run in runs}, training_records(runs))
+    points_of = {key: {arm: points(line) for arm, line in lines.items()} for key, lines in curves.items()}
+    table = build_table(experiment, results, planned=len(runs), facts=facts, curves=points_of)
     out.mkdir(parents=True, exist_ok=True)
-    curves = curve_figures(table, training_records(runs)) if figures else {}
-    paths = {title: f"{FIGURES}/{_file_name(title)}.svg" for title in curves}
+    images: dict[str, bytes] = {}
     if figures:
+        drawn = curve_figures(curves)
+        write_atomically(out / PAGE, page(table, drawn).encode())
+        images = drawn | load_figures(table)
         (out / FIGURES).mkdir(exist_ok=True)
-        for title, image in curves.items():
-            write_atomically(out / paths[title], image)
-        write_atomically(out / PAGE, page(table, curves).encode())
-    write_atomically(out / JSON, (json.dumps(table, indent=1, ensure_ascii=False) + "\n").encode())
+    paths = {title: f"{FIGURES}/{_file_name(title)}.svg" for title in images}
+    for title, image in images.items():
+        write_atomically(out / paths[title], image)
+    write_atomically(out / JSON, (_json(table) + "\n").encode())
     write_atomically(out / MARKDOWN, markdown(table, list(paths.items())).encode())
     return table
 
@@ -46,6 +52,14 @@ def training_records(runs: Sequence[PlannedRun]) -> Records:
         if is_finished(run):
             found[run.arm].append(read_run(run.folder).train)
     return found
+
+
+def _json(table: Mapping[str, Any]) -> str:
+    """Indented, but rows of numbers on one line each. No text has a line break in JSON."""
+    text = json.dumps(table, indent=1, ensure_ascii=False)
+    return re.sub(
+        r"\[\n[-+\d.eE,\s]+\]", lambda row: re.sub(r"\s+", " ", row[0]).replace("[ ", "[").replace(" ]", "]"), text
+    )
 
 
 def _file_name(title: str) -> str:

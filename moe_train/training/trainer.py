@@ -217,7 +217,7 @@ class Trainer:
                 "flops_per_token": flops_per_token(config).total,
             }
             content = environment(processes=groups.world_size, hosts=hosts, model=facts)
-            write_environment(self.run_dir, content)
+            write_environment(self.run_dir, content | {"after_step": self.step})
             print(self.samples.describe(samples), flush=True)
         self.callbacks.on_start(info)
 

@@ -48,9 +48,18 @@ def evaluation(run: PlannedRun, loss: float) -> dict[str, Any]:
         "perplexity": 2.718281828**loss,
         "tokens": 1000,
         "unigram_entropy": 6.5,
-        "layers": [{"layer": layer, **mean, "load": load, "kept": load} for layer in range(2)],
+        "layers": [
+            {"layer": layer, **mean, "load": load, "kept": load, "moving_average_of_lpr": meter(layer)}
+            for layer in range(2)
+        ],
         "mean": mean,
+        "documents": {"loss_batch_average": loss + 0.25, "perplexity_batch_average": 2.718281828 ** (loss + 0.25)},
     }
+
+
+def meter(layer: int) -> dict[str, Any]:
+    """Of a gate whose choices at padding are not known."""
+    return {"masked": {"gini": 0.1 + layer / 5, "min_max": 1e-9}, "unmasked": None}
 
 
 class FakeRunner:
@@ -94,6 +103,7 @@ def record(run: PlannedRun, step: int) -> dict[str, Any]:
         "loss": 9.0 - step / 10 + run.seed,
         "tokens_per_second": speed,
         "balance/gini": 0.5,
+        "balance/drop_rate": 0.25 if step == 2 else 0.05,
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moe_train.config.compose import EXPERIMENTS, comparisons, names
+from moe_train.config.compose import EXPERIMENTS, comparisons, names, shipped_configs
 from moe_train.config.errors import ConfigError
 from moe_train.lab.compare import Request, prepare
 from moe_train.lab.experiment import Budget, dotted, load_experiment
@@ -71,6 +71,9 @@ def test_what_no_file_can_know(tmp_path: Path) -> None:
     _, _, experiment = load_experiment(path)
     with pytest.raises(ValueError, match="--only frei: no such arm"):
         prepare(Request(experiment=path, only=["frei"]))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file is a file; .*--out"):
+        prepare(Request(experiment=path, out=tmp_path / "file"))
     with pytest.raises(ConfigError, match="seed: cannot be changed here"):
         plan(experiment, tmp_path, source=path, overrides=["seed=3"])
     runs = plan(experiment, tmp_path, source=path, seeds=[7], overrides=["optimizer.lr=0.5"])
@@ -135,8 +138,25 @@ def test_the_seven_rows_are_those_of_the_paper() -> None:
         assert (config.train.steps, config.train.global_batch_size, config.data.sequence_length) == (4000, 270, 1024)
         assert (config.optimizer.lr, config.schedule.kind, config.schedule.warmup_steps) == (1e-3, "wsd", 200)
         assert config.data.sampler == "documents"
+        assert (config.model.init.std, config.model.init.scaled_residual) == (0.02, False)
         assert config.model.vocab_size == 151_669
         assert config.router.options["top_k"] == 8
+
+
+def test_the_micro_batches_of_the_seven_rows() -> None:
+    """The published 10 x 27 and 15 x 18: their regularisers are taken over a micro-batch."""
+    configs = {run.arm: run.config for run in prepare(Request(experiment="lpr_table", seeds=[1])).everything}
+    sizes = {arm: config.train.micro_batch_size for arm, config in configs.items()}
+    ten = {"mixtral_lpr", "qwen3_lpr_init", "qwen3_lpr"}
+    assert sizes == {arm: 10 if arm in ten else 15 for arm in configs}
+
+
+def test_the_page_names_every_control() -> None:
+    """docs/compare.md describes the arms of lpr_controls_small by these words."""
+    text = (shipped_configs().parent / "docs" / "compare.md").read_text(encoding="utf-8")
+    section = text.split("### Arms of `lpr_controls_small`")[1].split("\n#")[0]
+    _, _, experiment = load_experiment("lpr_controls_small")
+    assert {arm for arm in experiment.arms if f"`{arm}`" not in section} == set()
 
 
 def test_the_dense_twin_is_as_large_as_what_a_token_passes() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -10,18 +9,13 @@ import pytest
 
 from moe_train.lab.plan import PlannedRun
 from moe_train.lab.results import (
-    alarms,
     check_same_experiment,
     differences,
     is_finished,
     is_trained,
-    measured_flops,
     read_result,
-    throughput,
 )
 from moe_train.lab.runner import execute
-from moe_train.training.account import flops_per_token
-from moe_train.training.run_config import load_run_config
 from tests.unit.lab.experiments import FakeRunner, planned, save
 
 
@@ -109,42 +103,3 @@ def test_an_evaluation_of_another_step_is_no_result(tmp_path: Path) -> None:
     assert ending.failed == [run.name for run in runs], "an error of one run kept the others from running"
     assert sum("step 3, not of the last, 8" in line for line in said) == 2
     assert not any(is_finished(run) for run in runs)
-
-
-def test_flops_are_counted_with_the_measured_number_of_experts() -> None:
-    """Where k is fixed nothing changes; a gate without a bound was counted with all experts."""
-    fixed = load_run_config("tiny")
-    assert measured_flops(fixed, 2.0) == flops_per_token(fixed).total
-    free = load_run_config("tiny", ["parts.router=dynamic_k_free"])
-    expert = 3 * 2 * 3 * 64 * 32 * fixed.model.num_layers
-    assert measured_flops(free, 8.0) - measured_flops(free, 2.5) == pytest.approx(5.5 * expert)
-    assert measured_flops(free, 8.0) == flops_per_token(free).total
-    dense = dataclasses.replace(load_run_config("qwen3_0.6b"))
-    assert measured_flops(dense, None) == flops_per_token(dense).total
-
-
-def test_throughput_leaves_out_the_first_interval() -> None:
-    records = [
-        {"tokens": 100, "tokens_per_second": 1.0},
-        {"tokens": 300, "tokens_per_second": 200.0},
-        {"tokens": 700, "tokens_per_second": 100.0},
-    ]
-    assert throughput(records) == pytest.approx(600 / 5.0)
-    assert throughput(records[:1]) == 1.0
-    assert throughput([]) is None
-
-
-def test_alarms_that_began_are_counted(tmp_path: Path) -> None:
-    """Each layer once, however often it rang there."""
-    lines = [
-        ("alarm", "began", "entropy", 0),
-        ("alarm", "ended", "entropy", 0),
-        ("alarm", "began", "entropy", 0),
-        ("alarm", "began", "entropy", 2),
-        ("train", "", "", 0),
-    ]
-    records = [dict(zip(("kind", "state", "cause", "layer"), line, strict=True)) for line in lines]
-    text = "".join(json.dumps(record) + "\n" for record in records)
-    (tmp_path / "metrics.jsonl").write_text(text)
-    assert alarms(tmp_path / "metrics.jsonl") == {"entropy": 2}
-    assert alarms(tmp_path / "nothing") == {}

@@ -9,24 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.figure import Figure
 
-from moe_train.lab.curves import band
+from moe_train.evaluation.heatmaps import load_matrices
+from moe_train.lab.curves import Band, band, points
 from moe_train.lab.experiment import load_experiment
-from moe_train.lab.markdown import cell
+from moe_train.lab.markdown import PUBLISHED_TITLE, cell
 from moe_train.lab.runner import execute
 from moe_train.lab.table import Column
 from moe_train.lab.writing import write_tables
+from moe_train.training.account import active_parameters
 from tests.unit.lab.experiments import FakeRunner, planned
 
 FACTS = {"title": "Two <b>arms</b>", "date": "2026-01-02", "command": "moe-train compare 'a<b'", "commit": "f" * 40}
 VOID = {"meta", "img", "br"}
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made but not drawn, which is what takes the time."""
-    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: file.write(b"<svg></svg>"))
 
 
 def made(folder: Path, *, figures: bool = False, unfinished: str = "", **changes: Any) -> dict[str, Any]:
@@ -34,6 +29,12 @@ def made(folder: Path, *, figures: bool = False, unfinished: str = "", **changes
     execute([run for run in runs if run.arm != unfinished], FakeRunner(), lambda text: None)
     _, _, experiment = load_experiment(str(folder / "two.yaml"))
     return write_tables(experiment, runs, folder / "out", FACTS, figures=figures)
+
+
+def change(folder: Path, metrics: dict[str, Any]) -> None:
+    path = folder / "result.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({**result, "metrics": result["metrics"] | metrics}))
 
 
 def rows(folder: Path) -> dict[str, list[str]]:
@@ -69,11 +70,74 @@ def test_several_seeds_have_intervals_and_paired_differences(tmp_path: Path) -> 
     assert "commit ffffffffffff\n" in text and FACTS["command"] in text
 
 
+def test_drops_are_those_of_training_and_active_experts_those_that_were_measured(tmp_path: Path) -> None:
+    """The evaluation has no capacity, so that it drops nothing; k of dynamic_k_free has no bound but the 8 experts."""
+    table = made(tmp_path, seeds=[1])
+    free = dict(zip(rows(tmp_path)["arm"], rows(tmp_path)[r"k < \| $x$ <free>"], strict=True))
+    assert free["dropped in training %"] == "10.00 (-)", "one step in four dropped a quarter, the others a twentieth"
+    assert "dropped in evaluation %" not in free
+    config = planned(tmp_path, seeds=[1])[1].config
+    assert free["active parameters"] == f"{active_parameters(config, 2.5):,}"
+    assert table["arms"][1]["active_parameters"] == active_parameters(config, 2.5) < active_parameters(config)
+    assert table["arms"][1]["metrics"]["evaluation_drop_rate"]["mean"] == 0.0
+
+
+def test_drops_of_an_evaluation_with_a_capacity_have_their_column(tmp_path: Path) -> None:
+    runs = planned(tmp_path, seeds=[1])
+    execute(runs, FakeRunner(), lambda text: None)
+    change(runs[1].folder, {"evaluation_drop_rate": 0.03})
+    made(tmp_path, seeds=[1])
+    found = dict(zip(rows(tmp_path)["arm"], rows(tmp_path)[r"k < \| $x$ <free>"], strict=True))
+    assert found["dropped in evaluation %"] == "3.00 (-)"
+
+
+def test_published_meters_have_a_table_where_an_arm_is_a_latent_prototype_gate(tmp_path: Path, quick: None) -> None:
+    table = made(tmp_path, seeds=[1])
+    assert PUBLISHED_TITLE not in (tmp_path / "out" / "table.md").read_text()
+    assert table["arms"][0]["metrics"]["loss_batch_average"]["mean"] == pytest.approx(4.35), "the JSON has them always"
+    folder = tmp_path / "lpr"
+    folder.mkdir()
+    made(folder, seeds=[1], arms={"plain": {}, "free": {"parts.router": "lpr"}}, figures=True)
+    text = (folder / "out" / "table.md").read_text()
+    after = text.split(PUBLISHED_TITLE)[1]
+    assert "| arm | test loss, batch average | Gini, without padding | min-max, without padding |" in after
+    assert r"| k < \| $x$ <free> | 3.8500 (-) | 0.2000 (-) | 1.0e-09 (-) |" in after
+    assert PUBLISHED_TITLE in (folder / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_json_has_the_points_of_the_curves(tmp_path: Path) -> None:
+    table = made(tmp_path)
+    assert set(table["curves"]) == {"loss", "balance/gini"}
+    assert table["curves"]["loss"]["plain"] == {
+        "tokens": [512, 1024, 1536, 2048],
+        "mean": [10.3, 10.1, 9.9, 9.7],
+        "low": [9.8, 9.6, 9.4, 9.2],
+        "high": [10.8, 10.6, 10.4, 10.2],
+    }
+    long = Band("x", [float(n) for n in range(5000)], [1.0] * 5000, [1.0] * 5000, [1 / 3] * 5000)
+    thinned = points(long)
+    assert len(thinned["tokens"]) == len(thinned["high"]) <= 100
+    assert (thinned["tokens"][0], thinned["tokens"][-1], thinned["high"][0]) == (0, 4999, 0.333333)
+    text = (tmp_path / "out" / "table.json").read_text(encoding="utf-8")
+    assert '"tokens": [512.0, 1024.0, 1536.0, 2048.0]' in text, "a row of numbers is one line"
+
+
 def test_an_arm_without_a_result_is_a_row_of_dashes(tmp_path: Path) -> None:
     table = made(tmp_path, unfinished="free")
     assert set(rows(tmp_path)[r"k < \| $x$ <free>"][1:]) == {"-"}
     assert "Without a finished run: free." in table["notes"]
     assert (table["finished_runs"], table["planned_runs"]) == (2, 4)
+
+
+def test_means_over_different_seeds_are_noted(tmp_path: Path) -> None:
+    runs = planned(tmp_path)
+    execute(runs[:3], FakeRunner(), lambda text: None)
+    _, _, experiment = load_experiment(str(tmp_path / "two.yaml"))
+    table = write_tables(experiment, runs, tmp_path / "out", FACTS, figures=False)
+    assert any("not all arms are finished with the same seeds" in note for note in table["notes"])
+    execute(runs, FakeRunner(), lambda text: None)
+    table = write_tables(experiment, runs, tmp_path / "out", FACTS, figures=False)
+    assert not any("same seeds" in note for note in table["notes"])
 
 
 def test_json_is_the_table(tmp_path: Path) -> None:
@@ -86,10 +150,7 @@ def test_json_is_the_table(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_a_number_is_a_dash(tmp_path: Path) -> None:
     runs = planned(tmp_path, seeds=[1])
     execute(runs, FakeRunner(), lambda text: None)
-    path = runs[0].folder / "result.json"
-    result = json.loads(path.read_text())
-    result["metrics"]["loss"] = None
-    path.write_text(json.dumps(result))
+    change(runs[0].folder, {"loss": None})
     made(tmp_path, seeds=[1])
     assert rows(tmp_path)["plain"][2] == "-"
 
@@ -144,9 +205,10 @@ def test_the_page_is_well_formed_and_needs_nothing_else(tmp_path: Path, quick: N
     assert all(address.startswith("data:image/svg") for address in reader.addresses)
     assert "Two <b>arms</b>" in reader.text and "k < | $x$ <free>" in reader.text
     text = (tmp_path / "out" / "table.md").read_text()
-    for path in re.findall(r"\]\((figures/.*?)\)", text):
-        assert (tmp_path / "out" / path).is_file()
-    assert text.count("](figures/") == 2
+    paths = re.findall(r"\]\((figures/.*?)\)", text)
+    assert all((tmp_path / "out" / path).is_file() for path in paths)
+    assert len(paths) == 3, "two curves, and the load of all arms in one figure"
+    assert "![Expert load](figures/expert_load.svg)" in text
 
 
 def test_figures_can_be_drawn(tmp_path: Path) -> None:
@@ -155,6 +217,11 @@ def test_figures_can_be_drawn(tmp_path: Path) -> None:
 
     lines = [band(f"$x_{number}", [[{"step": 1, "tokens": 5, "a": 1.0}]], "a") for number in range(9)]
     assert band_curves(lines, "y", from_zero=True).startswith(b"<?xml")
+
+
+def test_loads_of_different_models_can_be_drawn_in_one_figure() -> None:
+    loads = [("$x_", [[1, 2], [0, 3], [4, 4]], [1, 2, 5]), ("b", [[5] * 16], [0]), ("b", [[0, 0]], [0])]
+    assert load_matrices(loads).startswith(b"<?xml")
 
 
 def test_a_band_is_of_the_steps_that_all_seeds_have() -> None:
