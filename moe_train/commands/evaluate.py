@@ -131,7 +131,7 @@ def launch(module: str, worker: list[str], run_dir: Path, processes: int | None)
     accelerators = accelerator_count(os.environ)
     options = LaunchOptions(processes=processes or accelerators or config.layout_size)
     environment = worker_environment(options, os.environ, cpu=not accelerators)
-    return launch_module(module, worker, run_dir, options, environment, saves=False)
+    return launch_module(module, worker, run_dir, options, environment, saves=False).code
 
 
 def positive(text: str) -> int:

@@ -47,12 +47,27 @@ def register(parser: argparse.ArgumentParser) -> None:
     launch.add_argument("--node-rank", type=int, default=0, metavar="K", help="this node, from 0")
     launch.add_argument("--master-addr", metavar="A", help="address of node 0")
     launch.add_argument("--master-port", type=int, metavar="P", help="default: a free port; 29500 with several nodes")
+    launch.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start a run that fails again from its latest checkpoint, at most N times (default 0)",
+    )
+    launch.add_argument(
+        "--hang-timeout",
+        type=float,
+        default=1800.0,
+        metavar="SECONDS",
+        help="when no rank has made any progress for so long, all are killed (default 1800; 0: never)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     from moe_train.launch.devices import accelerator_count
     from moe_train.launch.plan import LaunchOptions
     from moe_train.launch.run import check_launch, default_processes, launch_run
+    from moe_train.launch.supervise import Limits
     from moe_train.training.run_config import load_run_config
     from moe_train.training.run_folder import default_run_dir
 
@@ -71,6 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
         node_rank=arguments.node_rank,
         master_addr=arguments.master_addr,
         master_port=arguments.master_port,
+        max_restarts=arguments.max_restarts,
     )
     run_dir = arguments.run_dir or default_run_dir(config)
     if arguments.dry_run:
@@ -78,7 +94,13 @@ def run(arguments: argparse.Namespace) -> int:
         print(describe(config, options, run_dir, "cuda" if accelerators else "cpu"))
         return 0
     return launch_run(
-        config, run_dir, arguments.resume, options, accelerators=accelerators, init_from=arguments.init_from
+        config,
+        run_dir,
+        arguments.resume,
+        options,
+        accelerators=accelerators,
+        limits=Limits(hang=arguments.hang_timeout),
+        init_from=arguments.init_from,
     )
 
 

@@ -106,7 +106,7 @@ class LaunchRunner:
         options = self._options()
         environment = worker_environment(options, os.environ, cpu=not self.accelerators)
         arguments = ["--run-dir", str(run.folder), *run.protocol.arguments(), "--output", str(output)]
-        return launch_module(EVALUATOR, arguments, run.folder, options, environment, saves=False)
+        return launch_module(EVALUATOR, arguments, run.folder, options, environment, saves=False).code
 
     def _options(self) -> LaunchOptions:
         # A launcher would only cost its start: a comparison may consist of many short runs.

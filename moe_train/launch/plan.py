@@ -30,10 +30,19 @@ class LaunchOptions:
     node_rank: int = 0
     master_addr: str | None = None
     master_port: int | None = None
+    max_restarts: int = 0
+    """Times that a run which fails is started again."""
 
     def __post_init__(self) -> None:
         if self.processes < 1:
             raise ValueError(f"--processes must be at least 1, got {self.processes}")
+        if self.max_restarts < 0:
+            raise ValueError(f"--max-restarts must not be negative, got {self.max_restarts}")
+        if self.max_restarts and self.no_ssh and self.nodes > 1 and self.launcher != "torchrun":
+            raise ValueError(
+                "--max-restarts with --no-ssh needs --launcher torchrun: the commands of several nodes must agree on a "
+                "restart, which torchrun's agents do"
+            )
         if not 0 <= self.node_rank < self.nodes:
             raise ValueError(f"--node-rank must lie between 0 and --num-nodes - 1 = {self.nodes - 1}")
         if self.launcher == "none" and (self.processes > 1 or self.nodes > 1 or self.hostfile):
@@ -102,12 +111,7 @@ def command(
     several = options.nodes > 1 or options.hostfile is not None
     port = options.master_port or (DEFAULT_PORT if several else free_port())
     if options.launcher == "torchrun":
-        address = options.master_addr or "127.0.0.1"
-        return [
-            *(sys.executable, "-m", "torch.distributed.run", "--nnodes", str(options.nodes)),
-            *("--nproc-per-node", str(options.processes), "--node-rank", str(options.node_rank)),
-            *("--master-addr", address, "--master-port", str(port), "--module", module, *worker_arguments),
-        ]
+        return [*_torchrun(options, port), "--module", module, *worker_arguments]
     assert options.launcher == "deepspeed", options.launcher
     line = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error", "--master_port", str(port)]
     if options.no_ssh and several:
@@ -124,6 +128,20 @@ def command(
     if options.master_addr:
         line += ["--master_addr", options.master_addr]
     return [*line, "--module", module, *worker_arguments]
+
+
+def _torchrun(options: LaunchOptions, port: int) -> list[str]:
+    address = options.master_addr or "127.0.0.1"
+    line = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(options.nodes)]
+    line += ["--nproc-per-node", str(options.processes), "--max-restarts", str(options.max_restarts)]
+    if not options.max_restarts:
+        return [*line, *("--node-rank", str(options.node_rank), "--master-addr", address, "--master-port", str(port))]
+    # Only agents that meet anew can restart together; node 0 is where they meet.
+    return [
+        *line,
+        *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address}:{port}", "--rdzv-id", f"moe-train-{port}"),
+        *("--rdzv-conf", f"is_host={'true' if options.node_rank == 0 else 'false'}"),
+    ]
 
 
 def _hostfile(options: LaunchOptions, scratch: Path) -> Path:

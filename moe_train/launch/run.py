@@ -6,15 +6,20 @@ import os
 import sys
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from moe_train.checkpoint.state import read_state
+from moe_train.checkpoint.store import latest
 from moe_train.data.dataset import data_prefixes
 from moe_train.data.indexed import bin_path
 from moe_train.data.options import members_of
+from moe_train.launch.ending import Ending
 from moe_train.launch.plan import WORKER, LaunchOptions, command, remote_environment, worker_environment
+from moe_train.launch.restart import keep_running
 from moe_train.launch.supervise import Limits, supervise
 from moe_train.training.run_config import RunConfig, check, to_yaml
-from moe_train.training.run_folder import check_free, check_initial_weights
+from moe_train.training.run_folder import CHECKPOINTS, check_free, check_initial_weights, holds_run
 
 
 def default_processes(config: RunConfig, accelerators: int, nodes: int = 1) -> int:
@@ -56,14 +61,15 @@ def launch_run(
     options: LaunchOptions,
     *,
     accelerators: int,
-    limits: Limits | None = None,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
     base_environment: Mapping[str, str] | None = None,
     init_from: Path | None = None,
     in_process: bool = True,
 ) -> int:
     """Starts the workers, which make the run folder, and waits for them; returns the exit code of the run.
 
-    in_process: without a launcher, whether this process becomes the worker; False starts one for it.
+    in_process: without a launcher, whether this process becomes the worker; False starts one for it, and so do
+    restarts.
     """
     check_launch(config, options, accelerators)
     if options.node_rank == 0:
@@ -77,14 +83,30 @@ def launch_run(
     config_path = run_dir / "nodes" / f"config.node_{options.node_rank}.yaml"
     config_path.parent.mkdir(parents=True, exist_ok=True)
     config_path.write_text(to_yaml(config), encoding="utf-8")
-    if options.launcher == "none" and in_process:
+    if options.launcher == "none" and in_process and not options.max_restarts:
         return _in_process(worker_arguments(run_dir, resume, config_path, init_from=init_from), environment)
     if options.hostfile is not None and not options.no_ssh and "DS_ENV_FILE" not in environment:
         path = config_path.with_name("environment")
         path.write_text(remote_environment(environment, (Path.home(), Path())), encoding="utf-8")
         environment["DS_ENV_FILE"] = str(path.resolve())
-    arguments = worker_arguments(run_dir, resume, config_path, init_from=init_from)
-    return launch_module(WORKER, arguments, run_dir, options, environment, limits=limits)
+
+    def start(number: int) -> Ending:
+        again = "auto" if number and holds_run(run_dir) else resume
+        arguments = worker_arguments(run_dir, again, config_path, init_from=init_from)
+        return launch_module(WORKER, arguments, run_dir, options, environment, limits=limits)
+
+    # torchrun starts its workers again by itself.
+    restarts = 0 if options.launcher == "torchrun" else options.max_restarts
+    return keep_running(start, lambda: _latest_step(run_dir), restarts)
+
+
+def _latest_step(run_dir: Path) -> int:
+    """Of the newest checkpoint; -1 without one."""
+    try:
+        found = latest(run_dir / CHECKPOINTS)
+        return -1 if found is None else int(read_state(found)["step"])
+    except (OSError, ValueError):
+        return -1
 
 
 def launch_module(
@@ -95,9 +117,9 @@ def launch_module(
     environment: Mapping[str, str],
     *,
     saves: bool = True,
-    limits: Limits | None = None,
-) -> int:
-    """``python -m module *arguments`` on the processes of ``options`` until its end; returns the exit code.
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
+) -> Ending:
+    """``python -m module *arguments`` on the processes of ``options`` until its end.
 
     ``saves``: whether the workers save before they stop on a signal. Launcher "none": one process, nothing around it.
     """
@@ -107,13 +129,14 @@ def launch_module(
         line = [sys.executable, "-m", module, *arguments]
     else:
         line = command(options, arguments, scratch=run_dir / "nodes", environment=environment, module=module)
+    itself = options.launcher == "torchrun" and options.max_restarts > 0
     return supervise(
         line,
         run_dir=run_dir,
         launch=launch,
         environment=environment,
         local_processes=options.local_processes,
-        limits=limits or Limits(),
+        limits=replace(limits, restarts_itself=itself),
         saves=saves,
     )
 

@@ -1,4 +1,4 @@
-"""Runs a launch to its end: passes on signals, notices a rank that dies, and says how it ended.
+"""Runs a launch to its end: passes on signals, notices a rank that dies or ranks that hang, and says how it ended.
 
 DeepSpeed's launcher terminates its workers when it is signalled and kills them half a minute later, in the middle of a
 checkpoint. So it runs in a session of its own where Ctrl-C does not reach it; a signal that we get goes to the workers
@@ -11,13 +11,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from moe_train.launch.ending import Ending, Seen, judge
+from moe_train.launch.signals import Signals, caught
+from moe_train.training.heartbeat import Beat, describe, read_beats
 from moe_train.training.worker_status import WorkerStatus, forget, read_statuses
 
 POLL_SECONDS = 0.5
@@ -31,28 +34,10 @@ class Limits:
     """From a signal until the workers have saved and ended."""
     death: float = 60.0
     """From a rank's death until the launcher has ended the others."""
-
-
-class _Signals:
-    def __init__(self) -> None:
-        self.first: int | None = None
-        self.count = 0
-
-    def handle(self, number: int, _frame: object) -> None:
-        self.first = self.first or number
-        self.count += 1
-
-
-@contextmanager
-def _caught() -> Iterator[_Signals]:
-    signals = _Signals()
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    before = {number: signal.signal(number, signals.handle) for number in numbers}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    hang: float = 1800.0
+    """That no rank may make any progress for, before all are killed; 0: for ever."""
+    restarts_itself: bool = False
+    """The launcher starts workers anew when one dies, so that a death is its affair (torchrun)."""
 
 
 def supervise(
@@ -65,60 +50,87 @@ def supervise(
     limits: Limits = Limits(),  # noqa: B008 (frozen)
     saves: bool = True,
     say: Callable[[str], None] = lambda text: print(f"moe-train: {text}", file=sys.stderr, flush=True),
-) -> int:
-    """Starts the command, waits for its end and returns the exit code of the run.
+) -> Ending:
+    """Starts the command and waits for its end.
 
-    0 when every worker finished; the code of the worker that failed first; 128 + the signal when it was stopped by one
-    and every worker had saved. ``local_processes``: how many workers must report their end; None if they are elsewhere.
-    ``saves=False``: the workers have nothing to save, so that a signal ends them at once.
+    ``local_processes``: how many workers must report their end; None if they are elsewhere. ``saves=False``: the
+    workers have nothing to save, so that a signal ends them at once.
     """
-    with _caught() as signals:
+    with caught() as signals:
         # Nothing reads from the terminal, and a session of its own may not.
         launcher = subprocess.Popen(command, env=dict(environment), start_new_session=True, stdin=subprocess.DEVNULL)
+        seen = Seen()
         try:
-            dead = _watch(launcher, run_dir, launch, signals, limits, saves, say)
+            seen = _watch(launcher, run_dir, launch, signals, limits, saves, say)
         finally:
             _end_everything(launcher, run_dir, launch)
     statuses = read_statuses(run_dir, launch)
     forget(run_dir, launch)
     if signals.first and not saves:
-        return 128 + signals.first
-    return _outcome(statuses, dead, launcher.returncode, signals.first, local_processes, saves, say)
+        return Ending(128 + signals.first)
+    return judge(statuses, seen, launcher.returncode, signals.first, local_processes, saves, say)
 
 
 def _watch(
-    launcher: subprocess.Popen[bytes], run_dir: Path, launch: str, signals: _Signals, limits: Limits, saves: bool,
+    launcher: subprocess.Popen[bytes], run_dir: Path, launch: str, signals: Signals, limits: Limits, saves: bool,
     say: Callable[[str], None],
-) -> list[int]:  # fmt: skip
-    """Returns at the launcher's end, or when it is to be killed; the ranks that were seen to die first."""
+) -> Seen:  # fmt: skip
+    """Returns at the launcher's end, or when it is to be killed; with what was seen until then."""
     told: set[int] = set()
-    dead: list[int] = []
+    seen = Seen()
     stop_at = death_at = float("inf")
     while launcher.poll() is None:
         statuses = read_statuses(run_dir, launch)
         now = time.monotonic()
         if signals.count and not saves:
-            return dead
+            return seen
         if signals.count:
             if stop_at == float("inf"):
                 say(f"{_name(signals.first)}: waiting for the workers to save and stop (a second time kills them)")
                 stop_at = now + limits.stop
             # Also those that start only now.
             told |= _tell(statuses, told)
-        if death_at == float("inf"):
+        if death_at == float("inf") and not limits.restarts_itself:
             failed = any(status.exit_code for status in statuses)
             # At the first sign only: once one has failed, launchers end the others, which are no cause.
-            dead = [status.rank for status in statuses if status.died]
-            if failed or dead:
+            seen = Seen(dead=[status.rank for status in statuses if status.died])
+            if failed or seen.dead:
                 death_at = now + limits.death
+                if seen.dead:
+                    _tell_state(f"rank {', '.join(map(str, seen.dead))} is gone", read_beats(run_dir, launch), say)
         if signals.count > 1 or now > stop_at:
             say("killing the workers" + ("" if signals.count > 1 else f": not stopped after {limits.stop:g} s"))
-            return dead
+            return seen
         if now > death_at:
             say(f"a rank has died {limits.death:g} s ago; killing the others")
-            return dead
+            return seen
+        if limits.hang and (beats := _hung(read_beats(run_dir, launch), statuses, limits.hang)):
+            _tell_state(f"no rank has made progress for {limits.hang:g} s; killing all", beats, say)
+            if not limits.restarts_itself:
+                return Seen(hung=True)
+            _kill_workers(statuses)
         time.sleep(POLL_SECONDS)
-    return dead
+    return seen
+
+
+def _hung(beats: list[Beat], statuses: list[WorkerStatus], seconds: float) -> list[Beat]:
+    """The beats of all ranks that have not ended, if none of them has made progress for so long. One that works while
+    the others wait for it is enough: it may have much to do."""
+    running = {status.rank for status in statuses if status.exit_code is None}
+    found = [beat for beat in beats if beat.rank in running]
+    last = max((beat.progress for beat in found), default=None)
+    return found if last is not None and time.time() - last > seconds else []
+
+
+def _tell_state(head: str, beats: list[Beat], say: Callable[[str], None]) -> None:
+    say("\n".join([f"{head}. What they were doing:", *(f"  {describe(beat)}" for beat in beats)]))
+
+
+def _kill_workers(statuses: list[WorkerStatus]) -> None:
+    for status in statuses:
+        if status.exit_code is None and (process := status.process()):
+            with suppress(psutil.Error):
+                process.kill()
 
 
 def _tell(statuses: list[WorkerStatus], told: set[int]) -> set[int]:
@@ -145,53 +157,6 @@ def _end_everything(launcher: subprocess.Popen[bytes], run_dir: Path, launch: st
             process.kill()
     psutil.wait_procs(list(left.values()), timeout=10)
     launcher.wait()
-
-
-def _outcome(
-    statuses: list[WorkerStatus],
-    dead: list[int],
-    launcher_code: int,
-    stopped_by: int | None,
-    local_processes: int | None,
-    saves: bool,
-    say: Callable[[str], None],
-) -> int:
-    silent = [status.rank for status in statuses if status.exit_code is None and status.is_local]
-    failed = sorted((status for status in statuses if status.exit_code), key=lambda status: status.ended or 0.0)
-    if stopped_by and silent and not dead and not failed:
-        say("killed before all had saved; go on from the last complete checkpoint with --resume auto")
-        return 128 + stopped_by
-    if silent and (dead or not failed):
-        # Whoever ended without a word was killed or crashed; others may have failed because of it, or before it.
-        say(
-            f"rank {', '.join(map(str, dead or silent))} died without a word: it was killed (out of memory?) or it "
-            "crashed." + (" Complete checkpoints are untouched; go on with --resume auto" if saves else "")
-        )
-    if failed:
-        first = failed[0]
-        assert first.exit_code is not None
-        say(f"rank {first.rank} failed with exit code {first.exit_code}: {first.error or 'see above'}")
-        return first.exit_code
-    if silent:
-        return _positive(launcher_code)
-    if stopped_by:
-        return 128 + stopped_by
-    if any(status.stopped for status in statuses):
-        say("stopped on request of another process, everything saved; go on with --resume auto")
-        return 128 + signal.SIGTERM
-    if launcher_code:
-        say(f"the launcher failed with exit code {launcher_code}; see above")
-        return _positive(launcher_code)
-    finished = sum(status.exit_code == 0 for status in statuses)
-    if local_processes is not None and finished < local_processes:
-        say(f"only {finished} of {local_processes} workers reported their end")
-        return 1
-    return 0
-
-
-def _positive(code: int) -> int:
-    """Exit code for a shell: a signal as 128 + its number; a failure is never 0."""
-    return 128 - code if code < 0 else code or 1
 
 
 def _name(number: int | None) -> str:

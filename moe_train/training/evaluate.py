@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--status", default="", help="name of the launch, for the file that says how it ended")
     arguments = parser.parse_args(argv)
     status = StatusFile(arguments.run_dir, arguments.status, int(os.environ.get("RANK", "0")))
-    return run_to_end(lambda: evaluate_run(arguments), status)
+    return run_to_end(lambda _: evaluate_run(arguments), status)
 
 
 def evaluate_run(arguments: argparse.Namespace) -> bool:

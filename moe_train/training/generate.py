@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     status = StatusFile(arguments.run_dir, arguments.status, int(os.environ.get("RANK", "0")))
     with plain_warnings():
-        return run_to_end(lambda: generate_run(arguments), status)
+        return run_to_end(lambda _: generate_run(arguments), status)
 
 
 def generate_run(arguments: argparse.Namespace) -> bool:

@@ -1,4 +1,4 @@
-"""A polite request to stop, by SIGTERM or Ctrl-C: the loop finishes its step, saves and ends."""
+"""A polite request to stop, by SIGTERM, SIGUSR1 or Ctrl-C: the loop finishes its step, saves and ends."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ class StopRequest:
         return self.signal is not None
 
     def install(self) -> StopRequest:
-        """Takes over SIGTERM and SIGINT; only in the main thread of a process."""
+        """Takes over these signals; only in the main thread of a process."""
         signal.signal(signal.SIGTERM, self._handle)
+        signal.signal(signal.SIGUSR1, self._handle)
         signal.signal(signal.SIGINT, self._handle)
         return self
 

@@ -33,6 +33,7 @@ from moe_train.training.checkpoints import Checkpoints
 from moe_train.training.checks import check_gate_files
 from moe_train.training.engine import Engine
 from moe_train.training.environment import environment, write_environment
+from moe_train.training.heartbeat import Heartbeat
 from moe_train.training.history import Stretch, continued, to_plain, write_history
 from moe_train.training.interval import Interval
 from moe_train.training.origin import carry_origin, forget_origin
@@ -47,18 +48,25 @@ from moe_train.training.validation import ValidationSet, check_ids, check_vocabu
 
 
 def train(
-    config: RunConfig, run_dir: Path, resume: str | None, stop: StopRequest, init_from: Path | None = None
+    config: RunConfig,
+    run_dir: Path,
+    resume: str | None,
+    stop: StopRequest,
+    init_from: Path | None = None,
+    beat: Heartbeat | None = None,
 ) -> bool:
     """Trains until the last step (True), or until ``stop`` is requested and a checkpoint is saved (False).
 
     ``resume``: None, "auto" (the run's latest checkpoint, if there is one) or the path of a checkpoint. ``init_from``:
-    run folder or checkpoint whose weights a new run begins with.
+    run folder or checkpoint whose weights a new run begins with. ``beat`` is told what the run is doing.
     """
+    beat = beat or Heartbeat(None, 0)
+    beat.note("load")
     groups = initialize(config.parallel)
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    trainer = Trainer(config, run_dir, groups)
+    trainer = Trainer(config, run_dir, groups, beat)
     init_from = initial_weights(run_dir, resume, init_from)
     trainer.restore(resume, init_from)
     if groups.rank == 0:
@@ -81,8 +89,9 @@ def train(
 class Trainer:
     """Samples, engine and callbacks of one run; the position is ``step`` (optimizer steps taken)."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, groups: Groups) -> None:
+    def __init__(self, config: RunConfig, run_dir: Path, groups: Groups, beat: Heartbeat) -> None:
         self.config = config
+        self.beat = beat
         self.run_dir = run_dir
         self.groups = groups
         self.step = 0
@@ -156,6 +165,7 @@ class Trainer:
         self._announce()
         interval = Interval()
         while self.step < options.steps:
+            self.beat.note("train", self.step)
             self.profile.start_step(self.step + 1)
             result = self._train_step(Requests(stop=stop.requested, save=self.checkpoints.is_due()))
             self.profile.end_step(self.step)
@@ -166,13 +176,16 @@ class Trainer:
                 self._record(interval)
             self._tell(self.checkpoints.poll())
             if self.checkpoints.wanted(self.step, asked=result.requests.save, last=last):
+                self.beat.note("save", self.step)
                 self._tell(self.checkpoints.save(self.step, self._state(), last=self.step == options.steps))
                 interval.restart_clock()
             if config.eval.every and (self.step % config.eval.every == 0 or self.step == options.steps):
+                self.beat.note("validate", self.step)
                 self._validate()
                 interval.restart_clock()
             if result.requests.stop:
                 break
+        self.beat.note("end", self.step)
         self._tell(self.checkpoints.finish())
         return self.step >= options.steps
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moe_train.training.heartbeat import Heartbeat
 from moe_train.training.stop import StopRequest
 from moe_train.training.worker_status import StatusFile
 
@@ -51,23 +52,28 @@ def main(argv: Sequence[str] | None = None, train: Train | None = None, stop: St
     # Without a run folder there is nobody who reads the status: started by hand.
     launch = arguments.status if arguments.run_dir is not None else ""
     status = StatusFile(arguments.run_dir or Path(), launch, rank)
-    return run_to_end(lambda: _train(arguments, rank, stop, train), status)
+    return run_to_end(lambda beat: _train(arguments, rank, stop, train, beat), status)
 
 
-def run_to_end(work: Callable[[], bool], status: StatusFile) -> int:
+def run_to_end(work: Callable[[Heartbeat], bool], status: StatusFile) -> int:
     """Does the work of a worker process, says on stderr and in the status file how it ended; returns the exit code.
 
     ``work`` returns False when it was stopped before its end.
     """
+    beat = Heartbeat(status.beat_path, status.status.rank)
     error: str | None = None
     finished = True
     code = 0
     try:
         # Before anything slow is imported: the launching process must know whom to tell to stop.
         status.start()
-        finished = work()
+        beat.start()
+        finished = work(beat)
     except KeyboardInterrupt:
         code, error = 130, "interrupted"
+    except ConnectionError as problem:  # another process is gone: nothing that this one was given is wrong
+        code, error = FAILED, f"{type(problem).__name__}: {problem}"
+        traceback.print_exc()
     except (ValueError, OSError) as problem:
         code, error = WRONG_INPUT, str(problem)
         if os.environ.get("MOE_TRAIN_DEBUG"):
@@ -75,15 +81,16 @@ def run_to_end(work: Callable[[], bool], status: StatusFile) -> int:
     except Exception as problem:
         code, error = FAILED, f"{type(problem).__name__}: {problem}"
         traceback.print_exc()
+    beat.close()
     if error is not None:
         print(f"moe-train: rank {status.status.rank}: error: {error}", file=sys.stderr, flush=True)
     status.finish(code, error and error.splitlines()[0], stopped=not finished)
     return code
 
 
-def _train(arguments: argparse.Namespace, rank: int, stop: StopRequest, train: Train | None) -> bool:
+def _train(arguments: argparse.Namespace, rank: int, stop: StopRequest, train: Train | None, beat: Heartbeat) -> bool:
     from moe_train.training.run_config import check, load_run_config
-    from moe_train.training.run_folder import CONFIG, check_free, check_initial_weights, default_run_dir
+    from moe_train.training.run_folder import CONFIG, check_free, check_initial_weights, default_run_dir, holds_run
 
     resume = None if arguments.resume == "none" else arguments.resume
     if arguments.config is None:
@@ -94,6 +101,8 @@ def _train(arguments: argparse.Namespace, rank: int, stop: StopRequest, train: T
         config = load_run_config(arguments.config, arguments.overrides)
     run_dir = arguments.run_dir or default_run_dir(config)
     check(config, int(os.environ.get("WORLD_SIZE", "1")))
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) and holds_run(run_dir):
+        resume = "auto"  # torchrun starts its workers again with the arguments of the first start
     if not arguments.status and rank == 0:
         # Started by hand, without the command line that looks first.
         check_free(run_dir, resume)
@@ -102,7 +111,8 @@ def _train(arguments: argparse.Namespace, rank: int, stop: StopRequest, train: T
     if train is None:
         from moe_train.training.trainer import train as real_train
 
-        train = functools.partial(real_train, init_from=arguments.init_from)
+        beat.last_collective.watch()
+        train = functools.partial(real_train, init_from=arguments.init_from, beat=beat)
     return train(config, run_dir, resume, stop)
 
 

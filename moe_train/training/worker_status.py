@@ -64,6 +64,11 @@ class StatusFile:
         created = psutil.Process().create_time()
         self.status = WorkerStatus(rank, os.getpid(), socket.gethostname(), created)
 
+    @property
+    def beat_path(self) -> Path | None:
+        """Of the file that says what the process is doing (heartbeat.py)."""
+        return None if self.path is None else self.path.with_suffix(".beat")
+
     def start(self) -> None:
         self._write()
 

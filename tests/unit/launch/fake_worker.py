@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
+import threading
 import time
 
+from moe_train.training.heartbeat import Heartbeat
 from moe_train.training.stop import StopRequest
 from moe_train.training.worker import parse
 from moe_train.training.worker_status import StatusFile
+
+
+def wait_for_ever() -> None:
+    threading.Event().wait()
 
 
 def main() -> int:
@@ -27,6 +34,18 @@ def main() -> int:
         return 0
     while sum((folder / f"started_{r}").exists() for r in range(int(os.environ["WORLD_SIZE"]))) < 2:
         time.sleep(0.02)
+    if behaviour == "wrong":
+        status.finish(2, "wrong input")
+        return 2
+    if behaviour in ("hangs", "one works"):
+        beat = Heartbeat(status.beat_path, rank)
+        beat.start()
+        beat.note("train", 5)
+        if behaviour == "one works" and rank == 1:
+            for step in itertools.count():
+                beat.note("train", step)
+                time.sleep(0.05)
+        wait_for_ever()
     if behaviour == "killed" and rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     if behaviour == "fails" and rank == 1:

@@ -41,12 +41,12 @@ def run(folder: Path, options: LaunchOptions, behaviour: str, meanwhile: Callabl
     helper = threading.Thread(target=when_started)
     if meanwhile:
         helper.start()
-    code = supervise(
+    ending = supervise(
         line, run_dir=folder, launch="abc", environment=variables, local_processes=2, limits=Limits(death=20.0)
     )
     if meanwhile:
         helper.join()
-    return code
+    return ending.code
 
 
 DEEPSPEED, TORCHRUN = LaunchOptions("deepspeed", 2), LaunchOptions("torchrun", 2)

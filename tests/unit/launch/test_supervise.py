@@ -41,7 +41,7 @@ class Launch:
         helper = threading.Thread(target=self._when_started, args=(meanwhile,)) if meanwhile else None
         if helper:
             helper.start()
-        code = supervise(
+        self.ending = supervise(
             [sys.executable, launcher, "2", "fake_worker", *arguments],
             run_dir=self.folder,
             launch="abc",
@@ -53,7 +53,7 @@ class Launch:
         )
         if helper:
             helper.join()
-        return code
+        return self.ending.code
 
     def _when_started(self, action: Callable[[], None]) -> None:
         deadline = time.monotonic() + 60
@@ -91,11 +91,11 @@ def saved(folder: Path) -> int:
 
 def test_finished(launch: Launch) -> None:
     assert launch.run("finish") == 0
-    assert launch.messages == []
+    assert launch.messages == [] and not launch.ending.restart
     assert not (launch.folder / "processes").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_a_signal_lets_the_workers_save(launch: Launch, number: int, code: int) -> None:
     """The launcher would kill them at once; it must not get the signal."""
     before = signal.getsignal(number)
@@ -134,7 +134,7 @@ def test_advice_is_given_only_where_something_was_saved(launch: Launch) -> None:
 
 def test_a_rank_that_is_killed_ends_the_run(launch: Launch) -> None:
     assert launch.run("killed") == 256 - 9
-    assert "died without a word" in launch.said and "--resume auto" in launch.said
+    assert "died without a word" in launch.said and "--resume auto" in launch.said and launch.ending.restart
     assert launch.nothing_left()
 
 
@@ -147,7 +147,13 @@ def test_a_rank_that_is_killed_ends_the_run_even_if_the_launcher_waits(launch: L
 
 def test_the_code_and_reason_of_a_failed_worker_are_passed_on(launch: Launch) -> None:
     assert launch.run("fails") == 7
-    assert "the disk is full" in launch.said
+    assert "the disk is full" in launch.said and launch.ending.restart
+    assert launch.ending.reason == "rank 1 failed with exit code 7: the disk is full"
+
+
+def test_wrong_input_is_not_tried_again(launch: Launch) -> None:
+    assert launch.run("wrong") == 2
+    assert not launch.ending.restart
 
 
 def test_a_killed_launcher_is_no_success(launch: Launch) -> None:
@@ -166,7 +172,7 @@ def test_workers_that_say_nothing_are_no_success(launch: Launch) -> None:
 
 
 def test_a_launcher_that_cannot_start(launch: Launch) -> None:
-    code = supervise(
+    ending = supervise(
         [sys.executable, "-c", "raise SystemExit(3)"],
         run_dir=launch.folder,
         launch="abc",
@@ -174,5 +180,28 @@ def test_a_launcher_that_cannot_start(launch: Launch) -> None:
         local_processes=2,
         say=launch.messages.append,
     )
-    assert code == 3
+    assert ending.code == 3 and not ending.restart
     assert "the launcher failed with exit code 3" in launch.said
+
+
+def test_ranks_that_hang_are_killed_and_what_they_did_is_told(launch: Launch) -> None:
+    assert launch.run("hangs", Limits(hang=2.5)) != 0
+    assert launch.ending.restart and launch.ending.reason == "no rank made progress" and launch.nothing_left()
+    assert "no rank has made progress for 2.5 s; killing all. What they were doing:" in launch.said
+    for rank in (0, 1):
+        assert f"  rank {rank} on " in launch.said
+    assert launch.said.count("step 5, train, at") == 2 and "threading.py" in launch.said
+
+
+def test_one_rank_that_works_is_enough(launch: Launch) -> None:
+    """The others wait for it: it reads much, say, or builds an index."""
+    timer = threading.Timer(6.0, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    timer.start()
+    assert launch.run("one works", Limits(hang=2.5, stop=0.5)) == 143
+    assert "progress" not in launch.said
+
+
+def test_what_ranks_did_when_one_died_is_told(launch: Launch) -> None:
+    launch.environment["FAKE_LAUNCHER"] = "waits"
+    launch.run("killed", Limits(death=1.0))
+    assert "rank 1 is gone. What they were doing:" in launch.said

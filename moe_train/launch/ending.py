@@ -1,0 +1,85 @@
+"""How a launch ended, judged from what its workers said of themselves."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from moe_train.training.worker_status import WorkerStatus
+
+WRONG_INPUT = 2
+"""Exit code of a worker whose input is wrong, or that could not write: a second try would meet the same."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    code: int
+    """Exit code of the run: 0 finished, 128 + signal when it was stopped by one and has saved."""
+    reason: str = ""
+    """One line; empty where it finished or was stopped."""
+    restart: bool = False
+    """Whether another start may go better."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the watch over a launch has seen."""
+
+    dead: Sequence[int] = ()
+    """Ranks that were gone without a word first."""
+    hung: bool = False
+    """No rank made progress for too long, and all were killed."""
+
+
+def judge(
+    statuses: Sequence[WorkerStatus],
+    seen: Seen,
+    launcher_code: int,
+    stopped_by: int | None,
+    local_processes: int | None,
+    saves: bool,
+    say: Callable[[str], None],
+) -> Ending:
+    """local_processes: workers that must report their end; None if they are elsewhere.   saves: whether the workers
+    save before they stop."""
+    silent = [status.rank for status in statuses if status.exit_code is None and status.is_local]
+    failed = sorted((status for status in statuses if status.exit_code), key=lambda status: status.ended or 0.0)
+    if stopped_by and silent and not seen.dead and not failed:
+        say("killed before all had saved; go on from the last complete checkpoint with --resume auto")
+        return Ending(128 + stopped_by)
+    reason = "no rank made progress" if seen.hung else ""
+    if silent and not seen.hung and (seen.dead or not failed):
+        # Whoever ended without a word was killed or crashed; others may have failed because of it, or before it.
+        ranks = ", ".join(map(str, seen.dead or silent))
+        reason = f"rank {ranks} died without a word: it was killed (out of memory?) or it crashed"
+        say(f"{reason}." + (" Complete checkpoints are untouched; go on with --resume auto" if saves else ""))
+    if failed:
+        first = failed[0]
+        assert first.exit_code is not None
+        line = f"rank {first.rank} failed with exit code {first.exit_code}: {first.error or 'see above'}"
+        say(line)
+        again = bool(reason) or first.exit_code != WRONG_INPUT
+        return Ending(first.exit_code, reason or line, restart=again and not stopped_by)
+    if reason:
+        return Ending(_positive(launcher_code), reason, restart=not stopped_by)
+    if stopped_by:
+        return Ending(128 + stopped_by)
+    if any(status.stopped for status in statuses):
+        say("stopped on request of another process, everything saved; go on with --resume auto")
+        return Ending(128 + signal.SIGTERM)
+    if launcher_code:
+        reason = f"the launcher failed with exit code {launcher_code}"
+        say(f"{reason}; see above")
+        return Ending(_positive(launcher_code), reason, restart=bool(statuses))
+    finished = sum(status.exit_code == 0 for status in statuses)
+    if local_processes is not None and finished < local_processes:
+        reason = f"only {finished} of {local_processes} workers reported their end"
+        say(reason)
+        return Ending(1, reason, restart=bool(statuses))
+    return Ending(0)
+
+
+def _positive(code: int) -> int:
+    """Exit code for a shell: a signal as 128 + its number; a failure is never 0."""
+    return 128 - code if code < 0 else code or 1

@@ -1,0 +1,98 @@
+"""What a worker says it is doing."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from moe_train.parallel.collectives import LastCollective
+from moe_train.training import heartbeat
+from moe_train.training.heartbeat import Heartbeat, describe, read_beats
+from moe_train.training.worker_status import StatusFile
+
+
+@pytest.fixture
+def beat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Heartbeat:
+    monkeypatch.setattr(heartbeat, "INTERVAL", 0.02)
+    return Heartbeat(StatusFile(tmp_path, "abc", 3).beat_path, 3)
+
+
+def wait_for(condition, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_it_says_step_phase_and_place(tmp_path: Path, beat: Heartbeat) -> None:
+    beat.start()
+    beat.note("train", 7)
+    wait_for(lambda: read_beats(tmp_path, "abc") and read_beats(tmp_path, "abc")[0].step == 7)
+    (found,) = read_beats(tmp_path, "abc")
+    assert (found.rank, found.phase) == (3, "train") and "wait_for" in found.where
+    beat.note("save")
+    wait_for(lambda: read_beats(tmp_path, "abc")[0].phase == "save")
+    assert read_beats(tmp_path, "abc")[0].step == 7
+    beat.close()
+    assert read_beats(tmp_path, "other") == []
+
+
+def test_a_process_that_stands_still_makes_no_progress(tmp_path: Path, beat: Heartbeat) -> None:
+    """It goes on to write, and the time of progress stays; then it works again."""
+    release = threading.Event()
+    timer = threading.Timer(0.6, release.set)
+    beat.start()
+    timer.start()
+    release.wait()
+    (found,) = read_beats(tmp_path, "abc")
+    assert found.time - found.progress > 0.3
+    wait_for(lambda: (now := read_beats(tmp_path, "abc")[0]).time - now.progress < 0.3)
+    beat.close()
+
+
+def test_nobody_asked(tmp_path: Path) -> None:
+    quiet = Heartbeat(StatusFile(tmp_path, "", 0).beat_path, 0)
+    quiet.start()
+    quiet.note("train", 1)
+    quiet.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_line_for_a_person(beat: Heartbeat) -> None:
+    now = time.time()
+    waiting = dataclasses.replace(
+        beat.now(), host="node-1", time=now, step=12, phase="train", progress=now - 90,
+        collective="all_to_all_single", collective_number=345, inside=True, where="a.py:1 f > b.py:2 g",
+    )  # fmt: skip
+    assert describe(waiting, now) == (
+        "rank 3 on node-1: step 12, train, nothing new for 90 s, in collective all_to_all_single (number 345), "
+        "at a.py:1 f > b.py:2 g"
+    )
+    gone = dataclasses.replace(waiting, time=now - 400, inside=False, progress=now)
+    assert "last collective" in describe(gone, now) and "no sign of life for 400 s" in describe(gone, now)
+
+
+def test_collectives_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    last = LastCollective()
+    seen: list[tuple[str, bool]] = []
+
+    def collective() -> int:
+        seen.append((last.name, last.inside))
+        return 5
+
+    monkeypatch.setattr(dist, "all_reduce", collective)
+    for name in ("barrier", "broadcast"):
+        monkeypatch.setattr(dist, name, getattr(dist, name))
+    before = {name: getattr(dist, name) for name in dir(dist)}
+    last.watch()
+    try:
+        assert dist.all_reduce() == 5
+    finally:
+        for name, value in before.items():
+            setattr(dist, name, value)
+    assert seen == [("all_reduce", True)] and not last.inside and last.number == 1
