@@ -66,6 +66,8 @@ def train(
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    # Nothing of ours draws from torch's own generators, but libraries might, and their state is in checkpoints.
+    torch.manual_seed(config.seed * groups.world_size + groups.rank)
     trainer = Trainer(config, run_dir, groups, beat)
     init_from = initial_weights(run_dir, resume, init_from)
     trainer.restore(resume, init_from)
