@@ -60,6 +60,7 @@ class SigmoidTopKGate(Gate):
     """
 
     takes_bias = True
+    weights_vanish = True
     expert_rows = ("weight",)
 
     def __init__(self, hidden_size: int, num_experts: int, options: SigmoidTopKOptions | None = None) -> None:
