@@ -58,8 +58,8 @@ class BalancedGate(nn.Module):
         replay_TE: Tensor | None = None,
         replay_kept_TE: Tensor | None = None,
     ) -> Routing:
-        """Routes T tokens [T, H]. Pure: the bias moves in ``after_step`` only. Whatever stands in a padding position, also
-        what is not finite, reaches neither losses nor sums nor gradients.
+        """Routes T tokens [T, H]. Pure: the bias moves in ``after_step`` only. Whatever stands in a padding position,
+        also what is not finite, reaches neither losses nor sums nor gradients.
 
         ``replay_TE`` is the selection of the first pass, for recomputation, ``replay_kept_TE`` what capacity left of
         it. ``batch.window_sum`` is asked again there and must answer what it answered in the first pass.

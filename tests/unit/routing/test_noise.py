@@ -33,7 +33,8 @@ def test_same_token_same_noise_in_any_batch(shape):
     order = torch.randperm(64)[:19]
     assert torch.equal(counter_normal("gate", (1, 2, 3), sample_T[order], position_T[order], shape), whole[order])
     for t in (0, 5, 63):
-        assert torch.equal(counter_normal("gate", (1, 2, 3), sample_T[t : t + 1], position_T[t : t + 1], shape)[0], whole[t])
+        alone = counter_normal("gate", (1, 2, 3), sample_T[t : t + 1], position_T[t : t + 1], shape)
+        assert torch.equal(alone[0], whole[t])
 
 
 @pytest.mark.parametrize("shape", [(1,), (6,)])
@@ -54,8 +55,8 @@ def test_moments_of_the_normal():
 
 
 def test_through_its_distribution_function_it_is_uniform(monkeypatch):
-    """How gates get uniform numbers. At the ends of the 32-bit words, where the normal is largest, strictly between 0 and
-    1 in float64; in float32, whose distribution function is 0 below about -5.5, still not outside."""
+    """How gates get uniform numbers. At the ends of the 32-bit words, where the normal is largest, strictly between 0
+    and 1 in float64; in float32, whose distribution function is 0 below about -5.5, still not outside."""
     x = torch.special.ndtr(counter_normal("u", (0,), *tokens(20000, 500), (5,)))
     counts = torch.histc(x, bins=10, min=0, max=1)
     expected = x.numel() / 10
