@@ -1,6 +1,6 @@
 """Helpers of the routing tests, and the conformance cases: every registered gate with its defaults, and variants.
 
-A new gate joins test_conformance.py by registering; tests/gate_variants.py may add option sets.
+A new gate joins test_conformance_*.py by registering; tests/gate_variants.py may add option sets.
 """
 
 from __future__ import annotations
