@@ -30,9 +30,10 @@ def test_causality_by_perturbation(case, make_batch):
     assert looks_ahead(gate, make_batch) != gate.gate.causal
 
 
-def test_inference_rule_is_causal_and_needs_no_company(inference_case, make_batch):
-    """Row 41: the declared rule of evaluation mode."""
-    gate = inference_case.balanced(bias=0.1).eval()
+def test_evaluation_is_causal_and_needs_no_company(case, make_batch):
+    """Row 41: the declared rule of evaluation mode; every gate that looks ahead in training has one."""
+    gate = case.balanced(bias=0.1, training=False)
+    assert gate.gate.causal or gate.gate.inference_rule
     assert not looks_ahead(gate, make_batch)
     check_company(gate, make_batch)
 

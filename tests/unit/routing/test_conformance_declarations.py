@@ -22,9 +22,11 @@ def test_initial_values(case):
 
 def test_declared_sum_of_weights(case, make_batch):
     batch = make_batch(LENGTHS, SEQUENCE)
-    gate = case.balanced()
-    sums_T = gate(tokens_of(batch), batch).weights_TE.sum(1)[~batch.padding_T]
+    gate, valid_T = case.balanced(), ~batch.padding_T
     declared = gate.gate.weight_sum
+    sums_T = torch.cat(
+        [gate.train(training)(tokens_of(batch), batch).weights_TE.sum(1)[valid_T] for training in (True, False)]
+    )
     if declared is None:
         assert (sums_T - sums_T[0]).abs().max() > 1e-3
     else:
@@ -44,9 +46,9 @@ def test_experts_with_equal_rows_have_equal_scores(learned_case, make_batch):
     assert not torch.equal(logits_TE[:, 5], logits_TE[:, 3])
 
 
-def test_declared_parameters_of_the_shift(case, make_batch):
+def test_declared_parameters_of_the_shift(case, training, make_batch):
     batch = make_batch(LENGTHS, SEQUENCE)
-    gate = case.balanced()
+    gate = case.balanced(training=training)
     assert bool(gate.gate.shift_parameters) == (gate(tokens_of(batch), batch).expert_input_shift_TH is not None)
     with torch.no_grad():
         for name in gate.gate.shift_parameters:

@@ -7,21 +7,31 @@ import torch
 from tests.unit.routing.conformance import LENGTHS, SEQUENCE, gradients, outputs, surrogate, tokens_of
 
 
-def test_contents_of_padding_change_nothing(case, make_batch):
-    """Row 5 (Megatron-LM PR2121, #1984, torchtitan PR4594, transformers#28505)."""
+def test_contents_of_padding_change_nothing(case, training, make_batch):
+    """Row 5 (Megatron-LM PR2121, #1984, torchtitan PR4594, transformers#28505), bit for bit, whatever stands there:
+    numbers, huge ones, and what is none."""
     batch = make_batch(LENGTHS, SEQUENCE)
-    gate = case.balanced(bias=0.1)
+    gate, valid_T = case.balanced(bias=0.1, training=training), ~batch.padding_T
     x_TH = tokens_of(batch)
-    other_TH = torch.where(batch.padding_T[:, None], 100 * tokens_of(batch, seed=9), x_TH)
-    first, second = gate(x_TH, batch), gate(other_TH, batch)
-    valid_T = ~batch.padding_T
-    for name, value in outputs(first).items():
-        assert torch.equal(value[valid_T], outputs(second)[name][valid_T]), name
-    for name, term in first.losses.items():
-        torch.testing.assert_close(term.sum, second.losses[name].sum, rtol=1e-12, atol=1e-12)
-        assert torch.equal(term.count, second.losses[name].count)
-    assert all(torch.equal(first.sums[name], second.sums[name]) for name in first.sums)
-    assert not any(bool(w.any()) for w in (first.weights_TE[~valid_T], first.selected_TE[~valid_T]))
+
+    def run(fill_TH):
+        y_TH = torch.where(valid_T[:, None], x_TH, fill_TH)
+        routing = gate(y_TH, batch)
+        loss = surrogate(routing) + sum(term.sum for term in routing.losses.values())
+        assert not any(bool(w.any()) for w in (routing.weights_TE[~valid_T], routing.selected_TE[~valid_T]))
+        counts = {f"count {name}": term.count for name, term in routing.losses.items()}
+        sums = {f"loss {name}": term.sum for name, term in routing.losses.items()}
+        learned = dict(enumerate(gradients(gate, loss) if list(gate.parameters()) else []))
+        real = {name: value[valid_T] for name, value in outputs(routing).items()}
+        return real | dict(routing.sums) | counts | sums | learned
+
+    zeros = run(torch.zeros(()).double())
+    assert all(torch.isfinite(value).all() for value in zeros.values())
+    for fill_TH in (100 * tokens_of(batch, seed=9), *(torch.tensor(v).double() for v in (1e30, torch.nan, torch.inf))):
+        other = run(fill_TH)
+        assert zeros.keys() == other.keys()
+        for name, value in zeros.items():
+            assert torch.equal(value, other[name]), name
 
 
 def test_padding_gets_no_gradient(learned_case, make_batch, step_loss):
@@ -34,9 +44,9 @@ def test_padding_gets_no_gradient(learned_case, make_batch, step_loss):
     assert bool(gradient_TH[~batch.padding_T].any())
 
 
-def test_more_padding_changes_no_loss_and_no_count(case, make_batch, step_loss):
+def test_more_padding_changes_no_loss_and_no_count(case, training, make_batch, step_loss):
     """Row 5: longer rows of padding and a row of nothing else."""
-    batch, gate = make_batch(LENGTHS, SEQUENCE), case.balanced()
+    batch, gate = make_batch(LENGTHS, SEQUENCE), case.balanced(training=training)
     longer = make_batch([*LENGTHS, 0], SEQUENCE + 3)
     x_SBH = tokens_of(batch).view(SEQUENCE, 4, 16)
     y_SBH = torch.randn(SEQUENCE + 3, 5, 16, dtype=torch.float64)
@@ -48,8 +58,8 @@ def test_more_padding_changes_no_loss_and_no_count(case, make_batch, step_loss):
         torch.testing.assert_close(second.sums[name], value, rtol=tolerance, atol=tolerance)
 
 
-def test_nothing_but_padding(case, make_batch):
-    batch, gate = make_batch([0, 0], 3), case.balanced()
+def test_nothing_but_padding(case, training, make_batch):
+    batch, gate = make_batch([0, 0], 3), case.balanced(training=training)
     routing = gate(tokens_of(batch), batch)
     assert all(int(value.sum()) == 0 for value in routing.sums.values())
     for name, term in routing.losses.items():

@@ -7,6 +7,8 @@ import torch
 
 from tests.unit.routing.conformance import LENGTHS, SEQUENCE, gradients, tokens_of
 
+SPLITS = [[[2, 0, 3, 1]], [[0, 1], [2, 3]], [[3], [1, 0, 2]], [[0], [1], [2], [3]]]
+
 
 def split(batch_of, x_SBH, groups):
     """Micro-batches of the sequences in ``groups``."""
@@ -15,7 +17,7 @@ def split(batch_of, x_SBH, groups):
         yield x_SBH[:, group].reshape(-1, 16), batch
 
 
-@pytest.mark.parametrize("groups", [[[2, 0, 3, 1]], [[0, 1], [2, 3]], [[3], [1, 0, 2]], [[0], [1], [2], [3]]], ids=str)
+@pytest.mark.parametrize("groups", SPLITS, ids=str)
 def test_split_into_micro_batches_gives_the_same_step(sequence_case, groups, make_batch, step_loss):
     """Row 2 (Automodel PR3359): sequence scope and token losses are equal under every split and order, in value and
     gradient, with sequences of unequal length."""
@@ -26,6 +28,47 @@ def test_split_into_micro_batches_gives_the_same_step(sequence_case, groups, mak
     torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
     for a, b in zip(gradients(gate, parts, x_SBH), gradients(gate, whole, x_SBH), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def whole_step(routings):
+    """The sums of the micro-batches, as a step adds them up."""
+    return {name: sum(r.sums[name] for r in routings) for name in routings[0].sums}
+
+
+def assert_same_state(gate, routings, other, other_routings):
+    """The sums of a step and the state that they lead to: integers exactly, and also what only integers move."""
+    sums, other_sums = whole_step(routings), whole_step(other_routings)
+    assert sums.keys() == other_sums.keys()
+    for name, value in sums.items():
+        assert value.dtype == other_sums[name].dtype
+        if value.is_floating_point():
+            torch.testing.assert_close(value, other_sums[name], rtol=1e-12, atol=1e-12)
+        else:
+            assert torch.equal(value, other_sums[name]), name
+    before = {name: value.clone() for name, value in gate.named_buffers()}
+    gate.after_step(sums)
+    other.after_step(other_sums)
+    state, by_integers = dict(other.named_buffers()), not any("lpr_" in name for name in sums)
+    for name, value in gate.named_buffers():
+        assert torch.equal(value, state[name]) if by_integers else torch.allclose(value, state[name], 1e-6, 1e-7), name
+    moving = [name for name in before if name not in ("gate.table", "gate.prototypes") or "lpr_mass" in sums]
+    assert all(not torch.equal(before[name], state[name]) for name in moving)
+
+
+@pytest.mark.parametrize("groups", SPLITS, ids=str)
+def test_split_gives_the_same_sums_and_state(not_micro_batch_case, groups, make_batch):
+    """Invariants 2 and 4: counts and what moves by rule depend on the step, not on its micro-batches, with a bias that
+    is not zero."""
+    gates = [not_micro_batch_case.balanced(bias=0.1) for _ in range(2)]
+    x_SBH = tokens_of(make_batch(LENGTHS, SEQUENCE)).view(SEQUENCE, 4, 16)
+    for gate in gates:
+        if gate.bias_E is not None:
+            gate.bias_E.copy_(torch.linspace(-0.2, 0.3, 8))
+    whole, parts = (
+        [gate(x, b) for x, b in split(make_batch, x_SBH, wanted)]
+        for gate, wanted in zip(gates, ([[0, 1, 2, 3]], groups), strict=True)
+    )
+    assert_same_state(gates[0], whole, gates[1], parts)
 
 
 class Ranks:
@@ -46,7 +89,7 @@ class Ranks:
         return answer
 
 
-@pytest.mark.parametrize("groups", [[[0, 1], [2, 3]], [[3], [1, 0, 2]], [[0], [1], [2], [3]]], ids=str)
+@pytest.mark.parametrize("groups", SPLITS[1:], ids=str)
 def test_global_batch_over_ranks_equals_the_whole_batch(not_micro_batch_case, groups, make_batch, step_loss):
     """Row 4 (arXiv 2501.11873): with one micro-batch per rank the step has the loss and gradient of the whole batch.
 
@@ -54,7 +97,8 @@ def test_global_batch_over_ranks_equals_the_whole_batch(not_micro_batch_case, gr
     gate = not_micro_batch_case.balanced(scope="global_batch", bias=0.1)
     x_SBH = tokens_of(make_batch(LENGTHS, SEQUENCE)).view(SEQUENCE, 4, 16).requires_grad_()
     ((x_TH, batch),) = split(make_batch, x_SBH, [[0, 1, 2, 3]])
-    whole = step_loss([gate(x_TH, batch)])
+    alone = gate(x_TH, batch)
+    whole = step_loss([alone])
     ranks, routings = Ranks(), []
     for ranks.listening in (True, False):
         batch_of = lambda *a, samples, **k: make_batch(  # noqa: E731
@@ -67,14 +111,18 @@ def test_global_batch_over_ranks_equals_the_whole_batch(not_micro_batch_case, gr
     torch.testing.assert_close(parts, whole, rtol=1e-10, atol=1e-12)
     for a, b in zip(gradients(gate, parts, x_SBH), gradients(gate, whole, x_SBH), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-12)
+    assert_same_state(gate, [alone], not_micro_batch_case.balanced(scope="global_batch", bias=0.1), routings)
 
 
 def test_micro_batch_scope_at_fixed_contents(not_global_batch_case, make_batch, step_loss):
     """The order of the sequences inside a micro-batch and of the micro-batches does not matter."""
     gate = not_global_batch_case.balanced(scope="micro_batch")
     x_SBH = tokens_of(make_batch(LENGTHS, SEQUENCE)).view(SEQUENCE, 4, 16).requires_grad_()
-    a = step_loss([gate(x, b) for x, b in split(make_batch, x_SBH, [[0, 1], [2, 3]])])
-    b = step_loss([gate(x, b) for x, b in split(make_batch, x_SBH, [[3, 2], [1, 0]])])
+    one, two = (
+        [gate(x, b) for x, b in split(make_batch, x_SBH, groups)] for groups in ([[0, 1], [2, 3]], [[3, 2], [1, 0]])
+    )
+    a, b = step_loss(one), step_loss(two)
     torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
     for u, v in zip(gradients(gate, a, x_SBH), gradients(gate, b, x_SBH), strict=True):
         torch.testing.assert_close(u, v, rtol=1e-10, atol=1e-12)
+    assert_same_state(gate, one, not_global_batch_case.balanced(scope="micro_batch"), two)
