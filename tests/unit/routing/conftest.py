@@ -86,9 +86,10 @@ def cases_for(argument: str) -> list[Case]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    for argument in CASES_FOR.keys() & set(metafunc.fixturenames):
+    arguments = CASES_FOR.keys() & set(metafunc.fixturenames)
+    for argument in arguments:
         metafunc.parametrize(argument, cases_for(argument), ids=str)
-    if "training" in metafunc.fixturenames:
+    if arguments and "training" in metafunc.fixturenames:
         metafunc.parametrize("training", [True, False], ids=["training", "evaluation"])
 
 
