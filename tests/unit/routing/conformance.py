@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+
 import torch
 
 LENGTHS = [6, 3, 5, 6]
 SEQUENCE = 6
+
+
+def both_modes(test):
+    """The test in training and in evaluation mode (its argument ``training``), one after the other: another test for
+    each would take longer than most of them do."""
+
+    @functools.wraps(test)
+    def run(**arguments):
+        for training in (True, False):
+            print("in training" if training else "in evaluation")  # shown where it fails
+            test(training=training, **arguments)
+
+    signature = inspect.signature(test)
+    run.__signature__ = signature.replace(parameters=[p for n, p in signature.parameters.items() if n != "training"])
+    return run
 
 
 def assert_slots_agree(routing):

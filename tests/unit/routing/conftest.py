@@ -86,11 +86,8 @@ def cases_for(argument: str) -> list[Case]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    arguments = CASES_FOR.keys() & set(metafunc.fixturenames)
-    for argument in arguments:
+    for argument in CASES_FOR.keys() & set(metafunc.fixturenames):
         metafunc.parametrize(argument, cases_for(argument), ids=str)
-    if arguments and "training" in metafunc.fixturenames:
-        metafunc.parametrize("training", [True, False], ids=["training", "evaluation"])
 
 
 @pytest.fixture(autouse=True)

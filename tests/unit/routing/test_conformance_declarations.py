@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.unit.routing.conformance import LENGTHS, SEQUENCE, tokens_of
+from tests.unit.routing.conformance import LENGTHS, SEQUENCE, both_modes, tokens_of
 
 
 def test_initial_values(case):
@@ -46,6 +46,7 @@ def test_experts_with_equal_rows_have_equal_scores(learned_case, make_batch):
     assert not torch.equal(logits_TE[:, 5], logits_TE[:, 3])
 
 
+@both_modes
 def test_declared_parameters_of_the_shift(case, training, make_batch):
     batch = make_batch(LENGTHS, SEQUENCE)
     gate = case.balanced(training=training)

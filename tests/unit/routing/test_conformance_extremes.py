@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
-from tests.unit.routing.conformance import LENGTHS, SEQUENCE, gradients, surrogate, tokens_of
+from tests.unit.routing.conformance import LENGTHS, SEQUENCE, both_modes, gradients, surrogate, tokens_of
 
 
-@pytest.mark.parametrize("scale", [1e4, 1e-30, 0.0])
-def test_extreme_inputs_stay_finite(case, training, scale, make_batch):
+@both_modes
+def test_extreme_inputs_stay_finite(case, training, make_batch):
     """Scores to both sides of what exponentials hold, and none; the declared sum of weights stands."""
     batch, gate = make_batch(LENGTHS, SEQUENCE), case.balanced(torch.float32, training=training)
-    x_TH = (tokens_of(batch, torch.float32) * scale).requires_grad_()
-    routing = gate(x_TH, batch)
-    loss = surrogate(routing) + sum(term.sum for term in routing.losses.values())
-    assert all(torch.isfinite(g).all() for g in gradients(gate, loss, x_TH))
-    for name in ("logits_TE", "probs_TE", "weights_TE"):
-        assert torch.isfinite(getattr(routing, name)).all(), name
-    if gate.gate.weight_sum is not None:
-        check_sum(gate.gate, routing, batch)
+    for scale in (1e4, 1e-30, 0.0):
+        x_TH = (tokens_of(batch, torch.float32) * scale).requires_grad_()
+        routing = gate(x_TH, batch)
+        loss = surrogate(routing) + sum(term.sum for term in routing.losses.values())
+        assert all(torch.isfinite(g).all() for g in gradients(gate, loss, x_TH))
+        for name in ("logits_TE", "probs_TE", "weights_TE"):
+            assert torch.isfinite(getattr(routing, name)).all(), name
+        if gate.gate.weight_sum is not None:
+            check_sum(gate.gate, routing, batch)
 
 
 def check_sum(gate, routing, batch):
@@ -34,23 +34,25 @@ def check_sum(gate, routing, batch):
     torch.testing.assert_close(sums_T, wanted_T)
 
 
-@pytest.mark.parametrize("low", [-90.0, -1e4])
-def test_scores_that_are_all_far_below_zero(linear_case, training, low, make_batch):
+@both_modes
+def test_scores_that_are_all_far_below_zero(linear_case, training, make_batch):
     """Where exponentials or sigmoids of all experts underflow: no NaN, and the declared sum or less, as declared."""
     batch, gate = make_batch([6] * 4, SEQUENCE), linear_case.balanced(torch.float32, training=training)
-    with torch.no_grad():
-        gate.gate.weight.copy_(low / 16 * (1 + torch.arange(8) / 100)[:, None].expand(8, 16))
-    x_TH = torch.ones(24, 16).requires_grad_()
-    routing = gate(x_TH, batch)
-    assert float(routing.logits_TE.detach().max()) < 0.9 * low
-    loss = surrogate(routing) + sum(term.sum for term in routing.losses.values())
-    assert all(torch.isfinite(g).all() for g in gradients(gate, loss, x_TH))
-    assert torch.isfinite(routing.weights_TE).all()
-    if gate.gate.weight_sum is not None:
-        check_sum(gate.gate, routing, batch)
-        assert bool((routing.weights_TE.sum(1) < 1e-6).all()) == gate.gate.weights_vanish
+    for low in (-90.0, -1e4):
+        with torch.no_grad():
+            gate.gate.weight.copy_(low / 16 * (1 + torch.arange(8) / 100)[:, None].expand(8, 16))
+        x_TH = torch.ones(24, 16).requires_grad_()
+        routing = gate(x_TH, batch)
+        assert float(routing.logits_TE.detach().max()) < 0.9 * low
+        loss = surrogate(routing) + sum(term.sum for term in routing.losses.values())
+        assert all(torch.isfinite(g).all() for g in gradients(gate, loss, x_TH))
+        assert torch.isfinite(routing.weights_TE).all()
+        if gate.gate.weight_sum is not None:
+            check_sum(gate.gate, routing, batch)
+            assert bool((routing.weights_TE.sum(1) < 1e-6).all()) == gate.gate.weights_vanish
 
 
+@both_modes
 def test_bfloat16_inputs_and_weights_compute_in_float32(case, training, make_batch):
     """Row 29 (Megatron-LM#1421, vllm PR14027): a near-tie is resolved as float64 does, from the same bfloat16 values.
     Autocast does not change that."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from tests.unit.routing.conformance import LENGTHS, SEQUENCE, gradients, outputs, surrogate, tokens_of
+from tests.unit.routing.conformance import LENGTHS, SEQUENCE, both_modes, gradients, outputs, surrogate, tokens_of
 
 
+@both_modes
 def test_contents_of_padding_change_nothing(case, training, make_batch):
     """Row 5 (Megatron-LM PR2121, #1984, torchtitan PR4594, transformers#28505), bit for bit, whatever stands there:
-    numbers, huge ones, and what is none."""
+    numbers, huge ones, and what is none, side by side."""
     batch = make_batch(LENGTHS, SEQUENCE)
     gate, valid_T = case.balanced(bias=0.1, training=training), ~batch.padding_T
     x_TH = tokens_of(batch)
@@ -27,11 +28,13 @@ def test_contents_of_padding_change_nothing(case, training, make_batch):
 
     zeros = run(torch.zeros(()).double())
     assert all(torch.isfinite(value).all() for value in zeros.values())
-    for fill_TH in (100 * tokens_of(batch, seed=9), *(torch.tensor(v).double() for v in (1e30, torch.nan, torch.inf))):
-        other = run(fill_TH)
-        assert zeros.keys() == other.keys()
-        for name, value in zeros.items():
-            assert torch.equal(value, other[name]), name
+    kinds = [100 * tokens_of(batch, seed=9), *(torch.full((24, 16), v).double() for v in (1e30, torch.nan, -torch.inf))]
+    number = torch.where(batch.padding_T, batch.padding_T.cumsum(0) - 1, 0) % len(kinds)
+    assert torch.equal(number[batch.padding_T], torch.arange(4)), "each of them once"
+    other = run(torch.stack(kinds)[number, torch.arange(24)])
+    assert zeros.keys() == other.keys()
+    for name, value in zeros.items():
+        assert torch.equal(value, other[name]), name
 
 
 def test_padding_gets_no_gradient(learned_case, make_batch, step_loss):
@@ -44,6 +47,7 @@ def test_padding_gets_no_gradient(learned_case, make_batch, step_loss):
     assert bool(gradient_TH[~batch.padding_T].any())
 
 
+@both_modes
 def test_more_padding_changes_no_loss_and_no_count(case, training, make_batch, step_loss):
     """Row 5: longer rows of padding and a row of nothing else."""
     batch, gate = make_batch(LENGTHS, SEQUENCE), case.balanced(training=training)
@@ -58,6 +62,7 @@ def test_more_padding_changes_no_loss_and_no_count(case, training, make_batch, s
         torch.testing.assert_close(second.sums[name], value, rtol=tolerance, atol=tolerance)
 
 
+@both_modes
 def test_nothing_but_padding(case, training, make_batch):
     batch, gate = make_batch([0, 0], 3), case.balanced(training=training)
     routing = gate(tokens_of(batch), batch)

@@ -20,14 +20,22 @@ def split(batch_of, x_SBH, groups):
 @pytest.mark.parametrize("groups", SPLITS, ids=str)
 def test_split_into_micro_batches_gives_the_same_step(sequence_case, groups, make_batch, step_loss):
     """Row 2 (Automodel PR3359): sequence scope and token losses are equal under every split and order, in value and
-    gradient, with sequences of unequal length."""
-    gate, x_SBH = sequence_case.balanced(bias=0.1), tokens_of(make_batch(LENGTHS, SEQUENCE)).view(SEQUENCE, 4, 16)
-    x_SBH.requires_grad_()
-    whole = step_loss([gate(x, b) for x, b in split(make_batch, x_SBH, [[0, 1, 2, 3]])])
-    parts = step_loss([gate(x, b) for x, b in split(make_batch, x_SBH, groups)])
+    gradient, with sequences of unequal length; so are sums and the state that they move (invariants 2 and 4)."""
+    gate, other = (with_bias(sequence_case.balanced(bias=0.1)) for _ in range(2))
+    x_SBH = tokens_of(make_batch(LENGTHS, SEQUENCE)).view(SEQUENCE, 4, 16).requires_grad_()
+    alone, routings = ([gate(x, b) for x, b in split(make_batch, x_SBH, wanted)] for wanted in ([[0, 1, 2, 3]], groups))
+    whole, parts = step_loss(alone), step_loss(routings)
     torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
     for a, b in zip(gradients(gate, parts, x_SBH), gradients(gate, whole, x_SBH), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    assert_same_state(gate, alone, other, routings)
+
+
+def with_bias(gate):
+    """A selection bias that is not zero, where there is one."""
+    if gate.bias_E is not None:
+        gate.bias_E.copy_(torch.linspace(-0.2, 0.3, 8))
+    return gate
 
 
 def whole_step(routings):
@@ -55,22 +63,6 @@ def assert_same_state(gate, routings, other, other_routings):
     assert all(not torch.equal(before[name], state[name]) for name in moving)
 
 
-@pytest.mark.parametrize("groups", SPLITS, ids=str)
-def test_split_gives_the_same_sums_and_state(not_micro_batch_case, groups, make_batch):
-    """Invariants 2 and 4: counts and what moves by rule depend on the step, not on its micro-batches, with a bias that
-    is not zero."""
-    gates = [not_micro_batch_case.balanced(bias=0.1) for _ in range(2)]
-    x_SBH = tokens_of(make_batch(LENGTHS, SEQUENCE)).view(SEQUENCE, 4, 16)
-    for gate in gates:
-        if gate.bias_E is not None:
-            gate.bias_E.copy_(torch.linspace(-0.2, 0.3, 8))
-    whole, parts = (
-        [gate(x, b) for x, b in split(make_batch, x_SBH, wanted)]
-        for gate, wanted in zip(gates, ([[0, 1, 2, 3]], groups), strict=True)
-    )
-    assert_same_state(gates[0], whole, gates[1], parts)
-
-
 class Ranks:
     """Simulates the sum over ranks: a first pass writes down what each contributes, a second hears the sum."""
 
@@ -94,7 +86,7 @@ def test_global_batch_over_ranks_equals_the_whole_batch(not_micro_batch_case, gr
     """Row 4 (arXiv 2501.11873): with one micro-batch per rank the step has the loss and gradient of the whole batch.
 
     One rank also holds nothing but padding."""
-    gate = not_micro_batch_case.balanced(scope="global_batch", bias=0.1)
+    gate, other = (with_bias(not_micro_batch_case.balanced(scope="global_batch", bias=0.1)) for _ in range(2))
     x_SBH = tokens_of(make_batch(LENGTHS, SEQUENCE)).view(SEQUENCE, 4, 16).requires_grad_()
     ((x_TH, batch),) = split(make_batch, x_SBH, [[0, 1, 2, 3]])
     alone = gate(x_TH, batch)
@@ -111,7 +103,7 @@ def test_global_batch_over_ranks_equals_the_whole_batch(not_micro_batch_case, gr
     torch.testing.assert_close(parts, whole, rtol=1e-10, atol=1e-12)
     for a, b in zip(gradients(gate, parts, x_SBH), gradients(gate, whole, x_SBH), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-12)
-    assert_same_state(gate, [alone], not_micro_batch_case.balanced(scope="global_batch", bias=0.1), routings)
+    assert_same_state(gate, [alone], other, routings)
 
 
 def test_micro_batch_scope_at_fixed_contents(not_global_batch_case, make_batch, step_loss):
