@@ -36,8 +36,9 @@ class Case:
         """Token set of the gate's own losses."""
         return getattr(self.gate.options, "scope", "sequence")
 
-    @property
+    @functools.cached_property
     def gate(self) -> Gate:
+        """To be asked what it declares; made once."""
         return build_gate(self.name, self.options, HIDDEN, EXPERTS)
 
     def router(self, scope: str = "sequence", bias: float = 0.0, **other: Any) -> RouterOptions:
@@ -54,8 +55,9 @@ class Case:
         self, dtype: torch.dtype = torch.float64, seed: int = 0, training: bool = True, **kwargs: Any
     ) -> BalancedGate:
         """With weights large enough to make decisions clear; in training or evaluation mode."""
+        router = self.router(**kwargs)
         torch.manual_seed(seed)
-        gate = BalancedGate(self.router(**kwargs), HIDDEN, EXPERTS).to(dtype)
+        gate = BalancedGate(router, HIDDEN, EXPERTS).to(dtype)
         with torch.no_grad():
             for parameter in gate.parameters():
                 parameter.copy_(torch.randn_like(parameter) * 0.5)

@@ -7,6 +7,7 @@ import torch
 from tests.unit.routing.conformance import LENGTHS, SEQUENCE, outputs, tokens_of
 
 
+@torch.no_grad()
 def looks_ahead(gate, make_batch):
     """Whether what a token gets changes when a later token does; also that it changes with the token itself."""
     batch = make_batch([6, 6], 6)
@@ -38,6 +39,7 @@ def test_evaluation_is_causal_and_needs_no_company(case, make_batch):
     check_company(gate, make_batch)
 
 
+@torch.no_grad()
 def check_company(gate, make_batch):
     x_SBH = tokens_of(make_batch(LENGTHS, SEQUENCE)).view(SEQUENCE, 4, 16)
     whole = gate(x_SBH.reshape(-1, 16), make_batch(LENGTHS, SEQUENCE))

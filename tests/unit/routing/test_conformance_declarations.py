@@ -20,6 +20,7 @@ def test_initial_values(case):
             assert one.shape == shape and one.dtype == torch.float32 and torch.equal(one, two)
 
 
+@torch.no_grad()
 def test_declared_sum_of_weights(case, make_batch):
     batch = make_batch(LENGTHS, SEQUENCE)
     gate, valid_T = case.balanced(), ~batch.padding_T
@@ -47,6 +48,7 @@ def test_experts_with_equal_rows_have_equal_scores(learned_case, make_batch):
 
 
 @both_modes
+@torch.no_grad()
 def test_declared_parameters_of_the_shift(case, training, make_batch):
     batch = make_batch(LENGTHS, SEQUENCE)
     gate = case.balanced(training=training)

@@ -53,6 +53,7 @@ def test_scores_that_are_all_far_below_zero(linear_case, training, make_batch):
 
 
 @both_modes
+@torch.no_grad()
 def test_bfloat16_inputs_and_weights_compute_in_float32(case, training, make_batch):
     """Row 29 (Megatron-LM#1421, vllm PR14027): a near-tie is resolved as float64 does, from the same bfloat16 values.
     Autocast does not change that."""
