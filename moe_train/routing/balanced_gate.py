@@ -59,15 +59,17 @@ class BalancedGate(nn.Module):
         replay_TE: Tensor | None = None,
         replay_kept_TE: Tensor | None = None,
     ) -> Routing:
-        """Routes T tokens [T, H]. Pure: the bias moves in ``after_step`` only.
+        """Routes T tokens [T, H]. Pure: the bias moves in ``after_step`` only. Whatever stands in a padding position,
+        also what is not finite, reaches neither losses nor sums nor gradients.
 
         ``replay_TE`` is the selection of the first pass, for recomputation, ``replay_kept_TE`` what capacity left of
-        it. ``batch.window_sum`` is asked again there
-        and must answer what it answered in the first pass.
+        it. ``batch.window_sum`` is asked again there and must answer what it answered in the first pass.
         """
         if self.options.forced_balance and replay_TE is None:
             assert self.gate.max_k is not None
             replay_TE = round_robin(batch, self.gate.max_k, self.num_experts)
+        # Zeros from the start: later on a gradient of 0 times a NaN would still be a NaN in the gate's weights.
+        tokens_TH = tokens_TH.masked_fill(batch.padding_T[:, None], 0.0)
         routing = self.gate(tokens_TH, batch, bias_E=self.bias_E, replay_TE=replay_TE)
         self._add_losses(routing, batch)
         if (factor := self.capacity_factor) is not None:

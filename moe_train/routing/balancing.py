@@ -45,29 +45,33 @@ def importance_loss(
     apart. No root is taken, so that the gradient is finite at perfect balance, where it is 0. A set whose sum is 0 has
     loss 0. Source: Shazeer et al. 2017 (arXiv 1701.06538), eq. 6 and 7 (there over a batch).
     """
-    own_GE = sets.sums(importance_TE)
+    # In float64: near balance CV^2 is what is left of amounts that are almost equal.
+    own_GE = sets.sums(importance_TE.double())
     if sets.scope != "global_batch":
-        return sets.term(_squared_variation(own_GE)[0], coefficient)
+        return sets.term(squared_cv(own_GE).to(importance_TE.dtype), coefficient)
     tokens = sets.tokens_G.sum()
     # One collective: the number of tokens travels with the sums. Exact in float64.
-    packed = torch.cat([own_GE.detach().double().flatten(), tokens.double().view(1)])
+    packed = torch.cat([own_GE.detach().flatten(), tokens.double().view(1)])
     packed = sets.batch.sum_over_window(name, layer, packed)
-    value_G, slope_GE = _squared_variation(packed[None, :-1])
-    # The value is that of the window, the gradient its own part of it; the unit is the token, hence the factor.
-    own = (slope_GE * packed[-1] * own_GE).sum()
-    value = value_G.sum() * tokens
-    return LossTerm((value + own - own.detach()).to(importance_TE.dtype), tokens, "token", coefficient)
+    window_GE, window_tokens = packed[:-1].view_as(own_GE), packed[-1]
+    # The value is that of the window, weighted with this rank's tokens; the gradient its own part of the window's, and
+    # the unit is the token, hence the other factor.
+    loss = squared_cv(window_GE + (own_GE - own_GE.detach())).sum()
+    value = loss.detach() * tokens + (loss - loss.detach()) * window_tokens
+    return LossTerm(value.to(importance_TE.dtype), tokens, "token", coefficient)
 
 
-def _squared_variation(total_GE: Tensor) -> tuple[Tensor, Tensor]:
-    """CV^2 of each row [G], and its derivative [G, E] as a constant: 2 / s * (r_e - mean(r^2)) with r = E x / s."""
-    sum_G1 = total_GE.sum(dim=1, keepdim=True)
-    present_G1 = sum_G1 > torch.finfo(total_GE.dtype).tiny ** 0.5  # so that what is divided by it stays finite
-    sum_G1 = torch.where(present_G1, sum_G1, 1.0)
-    ratio_GE = total_GE.shape[1] * total_GE / sum_G1
-    value_G = torch.where(present_G1[:, 0], (ratio_GE - 1).square().mean(dim=1), 0.0)
-    slope_GE = 2 / sum_G1 * (ratio_GE - ratio_GE.square().mean(dim=1, keepdim=True))
-    return value_G, torch.where(present_G1, slope_GE, 0.0).detach()
+def squared_cv(total_GE: Tensor) -> Tensor:
+    """Variance over experts (of the population) over the squared mean, [G]; 0 where there is next to nothing.
+
+    As the mean of (x / mean x - 1)^2: no square root, whose gradient at 0 would be NaN, and no difference of large
+    numbers.
+    """
+    mean_G1 = total_GE.mean(dim=1, keepdim=True)
+    # So that what is divided by it stays finite, also as a float32 gradient.
+    some_G1 = mean_G1 > torch.finfo(torch.float32).tiny ** 0.5
+    ratio_GE = torch.where(some_G1, total_GE, 1.0) / torch.where(some_G1, mean_G1, 1.0)
+    return (ratio_GE - 1).square().mean(dim=1)
 
 
 def z_loss(logits_TE: Tensor, batch: TokenBatch, coefficient: float | Ramp) -> LossTerm:

@@ -126,6 +126,9 @@ class Gate(nn.Module):
     ties: str = "expert"
     """Who is chosen among equal scores. expert: the lower expert index; token: where experts choose tokens, the earlier
     token of the pool; none: the choice does not follow the scores alone."""
+    weights_vanish: bool = False
+    """Whether a token's combine weights sum to less than ``weight_sum``, down to 0, where the scores of all experts
+    that it selected vanish, because nothing but a small constant is left to divide by."""
     synchronises: bool = False
     """Whether ``forward`` waits for the device (values are read on the host)."""
     expert_rows: tuple[str, ...] = ()

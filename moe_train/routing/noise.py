@@ -68,13 +68,3 @@ def counter_normal(
         r, a = torch.sqrt(-2.0 * torch.log(radius)), 2.0 * math.pi * angle
         columns += [r * torch.cos(a), r * torch.sin(a)]
     return _shaped(columns, sample_T.shape[0], numbers, shape)
-
-
-def counter_uniform(
-    name: str, keys: tuple[int, ...], sample_T: Tensor, position_T: Tensor, shape: tuple[int, ...]
-) -> Tensor:
-    """Uniform numbers in the open interval (0, 1), float32 [T, *shape], multiples of 2^-24."""
-    numbers = math.prod(shape)
-    # 23 bits and a half: exact in float32, never 0 or 1.
-    columns = [((w >> 9).double() + 0.5) * 2.0**-23 for w in _words(name, keys, sample_T, position_T, numbers)]
-    return _shaped(columns, sample_T.shape[0], numbers, shape)

@@ -36,18 +36,22 @@ class TokenSets:
 
     def sums(self, x_TN: Tensor) -> Tensor:
         """[G, N]: sum of x over the tokens of each set."""
-        x_TN = x_TN * ~self.batch.padding_T[:, None]
+        x_TN = self._real(x_TN)
         if self.scope == "sequence":
             return x_TN.view(self.batch.sequence_length, self.batch.batch_size, -1).sum(0)
         return x_TN.sum(0, keepdim=True)
 
     def products(self, x_TN: Tensor, y_TM: Tensor) -> Tensor:
         """[G, N, M]: sum over the tokens of each set of the outer product of x and y."""
-        x_TN = x_TN * ~self.batch.padding_T[:, None]
+        x_TN, y_TM = self._real(x_TN), self._real(y_TM)
         if self.scope == "sequence":
             shape = (self.batch.sequence_length, self.batch.batch_size, -1)
             return torch.bmm(x_TN.view(shape).permute(1, 2, 0), y_TM.view(shape).transpose(0, 1))
         return torch.mm(x_TN.t(), y_TM)[None]
+
+    def _real(self, x_TN: Tensor) -> Tensor:
+        """x with 0 for padding, also where it is not finite there: a product with 0 would keep a NaN."""
+        return x_TN.masked_fill(self.batch.padding_T[:, None], 0)
 
     def term_of_means(self, total_G: Tensor, coefficient: float) -> LossTerm:
         """The loss total_G / (tokens of the set): for losses that are linear in sums over this micro-batch's tokens

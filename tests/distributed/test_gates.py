@@ -73,12 +73,37 @@ def compare(got: Record, want: Record, started: dict[str, torch.Tensor] | None, 
         assert one.keys() == other.keys()
         for name, value in other.items():
             assert abs(one[name] - value) <= 4e-6 * abs(value) + 1e-12, f"{where}: {name} {one[name]}, not {value}"
-    for bias, other_bias in zip(got.biases, want.biases, strict=True):
-        assert torch.equal(bias, other_bias), where
+    compare_state(got, want, where)
     if started is not None:
         errors = weight_errors(got.weights, want.weights, started)
         worst = max(errors, key=lambda name: errors[name])
         assert errors[worst] <= 2, f"{where}: {worst} is off by {errors[worst]:.2f} times what is allowed"
+
+
+FOLLOWS_FLOATS = {"beta": 4e-6, "prototypes": 4e-6, "prototype_mass": 4e-6, "prototype_logvar": 1e-4}
+"""State that follows numbers which are rounded in every layout's own way, and how far; all other state follows counts.
+Variances are what is left of squares."""
+
+
+def compare_state(got: Record, want: Record, where: str) -> None:
+    """Counts exactly, and so the state that they move; the rest as far as float32 goes."""
+    for layer, (one, other) in enumerate(zip(got.sums, want.sums, strict=True)):
+        assert one.keys() == other.keys()
+        for name, value in other.items():
+            assert one[name].dtype == value.dtype
+            if name == "quantile":  # a float in whole multiples of 2^-24, one for each sequence
+                difference = (one[name] - value).abs().max() * 2.0**-24 / int(other["quantile_pools"])
+                assert float(difference) <= 4e-6, f"{where}, layer {layer}: {name} is off by {difference}"
+            elif value.is_floating_point():
+                error = float((one[name] - value).abs().max() / value.abs().max().clamp(min=1e-30))
+                assert error <= 4e-6, f"{where}, layer {layer}: {name} is off by {error}"
+            else:
+                assert torch.equal(one[name], value), f"{where}, layer {layer}: {name}"
+    assert got.state.keys() == want.state.keys()
+    for name, value in want.state.items():
+        tolerance = FOLLOWS_FLOATS.get(name.rpartition(".")[2], 0.0)
+        difference = (got.state[name].double() - value.double()).abs().max()
+        assert got.state[name].dtype == value.dtype and float(difference) <= tolerance, f"{where}: {name} {difference}"
 
 
 def identity(value: Any) -> str:

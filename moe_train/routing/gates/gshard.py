@@ -104,8 +104,9 @@ class GShardGate(LinearGate):
         """bool [T] from g2."""
         policy = self.options.second if self.training else self.options.second_in_evaluation
         if policy == "random":
-            # A noise number through its own distribution function is uniform; never 0, so that share 0 never wins.
-            uniform_T = torch.special.ndtr(batch.noise("gshard_second", self.layer, ()))
+            # A noise number through its own distribution function is uniform; in float64 (float32 has 0 below -5.5)
+            # never 0, so that share 0 never wins.
+            uniform_T = torch.special.ndtr(batch.noise("gshard_second", self.layer, ()).double())
             return uniform_T <= share_T / self.options.threshold
         if policy == "threshold":
             return share_T > self.options.threshold

@@ -102,4 +102,4 @@ def _distances(
     """[N, G]: for each valid row of x the sum of the distances to all valid rows of y with another index."""
     distances_GNM = root(squared_distances(x_NGD.transpose(0, 1), y_MGD.transpose(0, 1)))
     pairs_GNM = valid_NG.t()[:, :, None] & valid_MG.t()[:, None, :] & (index_N[:, None] != index_M)
-    return (distances_GNM * pairs_GNM).sum(-1).t()
+    return torch.where(pairs_GNM, distances_GNM, 0.0).sum(-1).t()

@@ -21,10 +21,12 @@ _LEAST = 1e-6
 def ema_sums(shares_TE: Tensor, latents_TD: Tensor, squares_TD: Tensor | None, padding_T: Tensor) -> dict[str, Tensor]:
     """What a micro-batch adds to the step: the mass of each expert [E], the sums of the latents and, where given, of
     their squares [E, D], weighted with the tokens' shares (each row of which sums to 1). Padding excluded, detached."""
-    shares_ET = (shares_TE.detach() * ~padding_T[:, None]).t()
-    sums = {"lpr_mass": shares_ET.sum(dim=1), "lpr_latents": shares_ET @ latents_TD.detach()}
-    if squares_TD is not None:
-        sums["lpr_squares"] = shares_ET @ squares_TD.detach()
+    # Both factors: what is not finite in a padding position would outlive a product with 0.
+    shares_ET = shares_TE.detach().masked_fill(padding_T[:, None], 0.0).t()
+    sums = {"lpr_mass": shares_ET.sum(dim=1)}
+    for name, x_TD in (("lpr_latents", latents_TD), ("lpr_squares", squares_TD)):
+        if x_TD is not None:
+            sums[name] = shares_ET @ x_TD.detach().masked_fill(padding_T[:, None], 0.0)
     return sums
 
 
@@ -35,18 +37,21 @@ def move_prototypes(
     """Moves the state in place by the sums of a step.
 
     m_e = E * (share of e in the step); c <- decay c + (1 - decay) m; P <- (decay c_old P + (1 - decay) m * mean of e's
-    latents) / c. With log variances, likewise for E[x^2] = v + P^2.
+    latents) / c. With log variances, likewise for E[x^2] = v + P^2. So the mass of an expert without a token decays, as
+    counts do in vector quantisation by a moving average (van den Oord et al. 2017, appendix A.1). A step without any
+    token has no shares: it says nothing about balance, and leaves everything as it is.
     """
     step_E = sums["lpr_mass"].to(mass_E.dtype)
+    some = step_E.sum() > 0
     scale = step_E.numel() / step_E.sum().clamp(min=_LEAST)
     step_E = step_E * scale
-    mass_E.mul_(decay).add_(step_E, alpha=1 - decay).clamp_(min=_LEAST)
-    rate_E1 = ((1 - decay) / mass_E)[:, None]
-    squares_ED = None
+    moved_E = torch.add(mass_E * decay, step_E, alpha=1 - decay).clamp(min=_LEAST)
+    rate_E1 = ((1 - decay) / moved_E)[:, None]
+    latents_ED = sums["lpr_latents"].to(mass_E.dtype) * scale
+    moved_ED = prototypes_ED + rate_E1 * (latents_ED - step_E[:, None] * prototypes_ED)
     if logvar_ED is not None:
         squares_ED = logvar_ED.exp() + prototypes_ED.square()
         squares_ED += rate_E1 * (sums["lpr_squares"].to(mass_E.dtype) * scale - step_E[:, None] * squares_ED)
-    latents_ED = sums["lpr_latents"].to(mass_E.dtype) * scale
-    prototypes_ED += rate_E1 * (latents_ED - step_E[:, None] * prototypes_ED)
-    if logvar_ED is not None and squares_ED is not None:
-        logvar_ED.copy_((squares_ED - prototypes_ED.square()).clamp(min=_LEAST).log())
+        logvar_ED.copy_(torch.where(some, (squares_ED - moved_ED.square()).clamp(min=_LEAST).log(), logvar_ED))
+    prototypes_ED.copy_(torch.where(some, moved_ED, prototypes_ED))
+    mass_E.copy_(torch.where(some, moved_E, mass_E))

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_train.routing.arithmetic import full_precision, gate_dtype, softmax_over
-from moe_train.routing.gates.noisy_topk_losses import selection_probability, variation_loss
+from moe_train.routing.balancing import importance_loss
+from moe_train.routing.gates.noisy_topk_load import selection_probability
 from moe_train.routing.interface import Gate, LossTerm, Routing, TokenBatch
 from moe_train.routing.options import Scope
 from moe_train.routing.registry import register_gate
@@ -49,7 +50,7 @@ class NoisyTopKGate(Gate):
     H + bias; weights = softmax of the selected H. In evaluation H = W x.
 
     Losses, per token set: CV^2 of importance_e = sum of the weights of e, and, in training, CV^2 of load_e = sum of
-    P_e, the probability that e is selected when its own noise is drawn anew (noisy_topk_losses.py). CV^2 is taken with
+    P_e, the probability that e is selected when its own noise is drawn anew (noisy_topk_load.py). CV^2 is taken with
     the population's variance: 0, with gradient 0, at perfect balance. ``logits_TE`` and ``probs_TE`` (W x and its
     softmax) are without noise. Shapes: x [T, H], ``weight`` and ``noise_weight`` [E, H], both zero at the start, as in
     the paper: pure noise. Time O(T E H), memory O(T E). Source: Shazeer et al. 2017 (arXiv 1701.06538), eq. 3 to 11.
@@ -113,16 +114,17 @@ class NoisyTopKGate(Gate):
     ) -> dict[str, LossTerm]:
         """The terms whose coefficient is not 0; without noise (``scale_TE`` None) there is no load."""
         options, sets = self.options, TokenSets(batch, self.options.scope)
-        losses = {}
+        amounts_TE: dict[str, Tensor] = {}
         if bounds(options.importance)[1] > 0:
-            coefficient = value_at(options.importance, batch.step)
-            losses["noisy_topk_importance"] = variation_loss(weights_TE, sets, "importance", self.layer, coefficient)
+            amounts_TE["importance"] = weights_TE
         if bounds(options.load)[1] > 0 and scale_TE is not None:
             best_TK = top_k(scores_TE, options.top_k + 1)
             clean_TE = logits_TE if bias_E is None else logits_TE + bias_E
-            smooth_TE = selection_probability(clean_TE, scores_TE, scale_TE, best_TK)
-            coefficient = value_at(options.load, batch.step)
-            losses["noisy_topk_load"] = variation_loss(smooth_TE, sets, "load", self.layer, coefficient)
+            amounts_TE["load"] = selection_probability(clean_TE, scores_TE, scale_TE, best_TK)
+        losses = {}
+        for kind, x_TE in amounts_TE.items():
+            name, coefficient = f"noisy_topk_{kind}", value_at(getattr(options, kind), batch.step)
+            losses[name] = importance_loss(x_TE, sets, self.layer, coefficient, name)
         return losses
 
     def initial(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor | None:

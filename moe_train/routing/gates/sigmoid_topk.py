@@ -59,6 +59,7 @@ class SigmoidTopKGate(LinearGate):
     """
 
     takes_bias = True
+    weights_vanish = True
 
     def __init__(self, hidden_size: int, num_experts: int, options: SigmoidTopKOptions | None = None) -> None:
         super().__init__(hidden_size, num_experts)

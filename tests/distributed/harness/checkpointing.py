@@ -28,6 +28,7 @@ from tests.distributed.harness.training import (
     local_part,
     make_engine,
     one_step,
+    router_state,
 )
 
 
@@ -46,7 +47,7 @@ def snapshot(engine: Engine, records: list[Record]) -> Snapshot:
     return Snapshot(
         weights=global_tensors(engine),
         moments={kind: global_tensors(engine, kind) for kind in ("exp_avg", "exp_avg_sq")},
-        buffers={name: b.clone() for name, b in engine.module.named_buffers() if name.endswith("bias_E")},
+        buffers=router_state(engine.module),
         optimizer_steps=engine.optimizer_steps(),
         records=records,
     )

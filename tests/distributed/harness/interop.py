@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from moe_train.checkpoint.saver import Saver
 from moe_train.checkpoint.store import checkpoint_at
 from moe_train.evaluation.generation.completion import complete
 from moe_train.evaluation.generation.loop import TextGenerator
@@ -19,7 +20,7 @@ from moe_train.training.engine import Engine
 from moe_train.training.options import OptimizerOptions, TrainOptions
 from moe_train.training.run_config import RunConfig, to_dict
 from moe_train.training.run_folder import load
-from moe_train.training.state import load_initial_weights, load_weights, save_checkpoint
+from moe_train.training.state import load_initial_weights, load_weights, run_slices, run_state
 from tests.distributed.harness.training import groups_for
 
 
@@ -83,7 +84,6 @@ def begin_and_save(run: str, root: str, expert: int, zero: int, precision: str) 
     engine = Engine(_model(config, seed=7), groups, train, OptimizerOptions(), persistence)
     load_initial_weights(engine, checkpoint_at(Path(run)))
     plain = to_dict(config) | {"train": to_dict(RunConfig(train=train))["train"]}
-    save_checkpoint(
-        engine, Path(root), step=3, consumed=24, tokens=0, samples={}, keep=2, config=plain
-    )  # fmt: skip
+    state = run_state(engine, consumed=24, tokens=0, samples={}, config=plain)
+    Saver(Path(root)).save(3, run_slices(engine), state)
     engine.close()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import unittest.mock
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +18,7 @@ from moe_train.model.language_model import LanguageModel, build_language_model
 from moe_train.model.options import InitOptions, ModelOptions, MoEOptions
 from moe_train.parallel.groups import Groups, make_groups
 from moe_train.parallel.options import ParallelOptions
+from moe_train.routing.balanced_gate import BalancedGate
 from moe_train.routing.options import RouterOptions
 from moe_train.training.engine import Engine
 from moe_train.training.options import OptimizerOptions, TrainOptions
@@ -94,6 +98,10 @@ class Record:
     weights: dict[str, Tensor]
     """Float32 masters as global tensors; on rank 0 only."""
     biases: list[Tensor]
+    state: dict[str, Tensor]
+    """Every buffer of every router after the step."""
+    sums: list[dict[str, Tensor]]
+    """Per MoE layer: what the step moved the state by, over all ranks and micro-batches."""
     z: list[float | None]
     """Mean of logsumexp(logits)^2 per MoE layer, measured whether or not it is a loss."""
 
@@ -156,10 +164,30 @@ def make_engine(case: Case, groups: Groups) -> Engine:
     return Engine(build_model(case), groups, train, case.optimizer, passthrough)
 
 
+def router_state(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Copies of what moves by rule, by name."""
+    return {name: b.clone() for name, b in module.named_buffers() if ".router." in name}
+
+
+@contextlib.contextmanager
+def sums_of_step() -> Iterator[list[dict[str, Tensor]]]:
+    """What each MoE layer's ``after_step`` is given, in order."""
+    given: list[dict[str, Tensor]] = []
+    after_step = BalancedGate.after_step
+
+    def keep(gate: BalancedGate, sums: dict[str, Tensor]) -> None:
+        given.append({name: value.clone() for name, value in sums.items()})
+        after_step(gate, sums)
+
+    with unittest.mock.patch.object(BalancedGate, "after_step", keep):
+        yield given
+
+
 def one_step(engine: Engine, case: Case, step: int) -> Record:
-    result = train_step(
-        engine, micro_batches_of(case, engine.groups, step), lr=case.optimizer.lr, seed=case.seed, step=step
-    )
+    with sums_of_step() as sums:
+        result = train_step(
+            engine, micro_batches_of(case, engine.groups, step), lr=case.optimizer.lr, seed=case.seed, step=step
+        )
     return Record(
         loss=result.loss_sum / result.loss_count,
         gradient_norm=engine.gradient_norm(),
@@ -168,6 +196,8 @@ def one_step(engine: Engine, case: Case, step: int) -> Record:
         kept_LE=result.kept_LE,
         weights=global_tensors(engine),
         biases=[b.clone() for n, b in engine.module.named_buffers() if n.endswith("bias_E")],
+        state=router_state(engine.module),
+        sums=sums,
         z=result.z,
     )
 

@@ -1,10 +1,11 @@
 """Helpers of the routing tests, and the conformance cases: every registered gate with its defaults, and variants.
 
-A new gate joins test_conformance.py by registering; tests/gate_variants.py may add option sets.
+A new gate joins test_conformance_*.py by registering; tests/gate_variants.py may add option sets.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,8 +36,9 @@ class Case:
         """Token set of the gate's own losses."""
         return getattr(self.gate.options, "scope", "sequence")
 
-    @property
+    @functools.cached_property
     def gate(self) -> Gate:
+        """To be asked what it declares; made once."""
         return build_gate(self.name, self.options, HIDDEN, EXPERTS)
 
     def router(self, scope: str = "sequence", bias: float = 0.0, **other: Any) -> RouterOptions:
@@ -49,14 +51,17 @@ class Case:
         )
         return RouterOptions(gate=self.name, options=self.options, balancing=balancing, **other)
 
-    def balanced(self, dtype: torch.dtype = torch.float64, seed: int = 0, **kwargs: Any) -> BalancedGate:
-        """With weights large enough to make decisions clear."""
+    def balanced(
+        self, dtype: torch.dtype = torch.float64, seed: int = 0, training: bool = True, **kwargs: Any
+    ) -> BalancedGate:
+        """With weights large enough to make decisions clear; in training or evaluation mode."""
+        router = self.router(**kwargs)
         torch.manual_seed(seed)
-        gate = BalancedGate(self.router(**kwargs), HIDDEN, EXPERTS).to(dtype)
+        gate = BalancedGate(router, HIDDEN, EXPERTS).to(dtype)
         with torch.no_grad():
             for parameter in gate.parameters():
                 parameter.copy_(torch.randn_like(parameter) * 0.5)
-        return gate
+        return gate.train(training)
 
 
 CASES = [Case(name, options) for name in available_gates() for options in [{}, *VARIANTS.get(name, [])]]
@@ -69,7 +74,7 @@ CASES_FOR: dict[str, Callable[[Case], bool]] = {
     "not_micro_batch_case": lambda case: "micro_batch" not in (case.scope, case.gate.pool),
     "not_global_batch_case": lambda case: case.scope != "global_batch",
     "token_pool_case": lambda case: case.gate.pool == "token",
-    "inference_case": lambda case: case.gate.inference_rule is not None,
+    "linear_case": lambda case: "weight" in dict(case.gate.named_parameters()),
     "learned_case": lambda case: bool(list(case.gate.parameters())),
     "bounded_case": lambda case: case.gate.max_k is not None,
     "learned_bounded_case": lambda case: case.gate.max_k is not None and bool(list(case.gate.parameters())),
@@ -77,10 +82,14 @@ CASES_FOR: dict[str, Callable[[Case], bool]] = {
 }
 
 
+@functools.cache
+def cases_for(argument: str) -> list[Case]:
+    return [case for case in CASES if CASES_FOR[argument](case)]
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for argument in CASES_FOR.keys() & set(metafunc.fixturenames):
-        cases = [case for case in CASES if CASES_FOR[argument](case)]
-        metafunc.parametrize(argument, cases, ids=str)
+        metafunc.parametrize(argument, cases_for(argument), ids=str)
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moe_train.routing import BalancedGate, LossTerm
-from moe_train.routing.balancing import importance_loss, move_bias, switch_loss, z_loss
+from moe_train.routing.balancing import importance_loss, move_bias, squared_cv, switch_loss, z_loss
 from moe_train.routing.options import (
     BalancingOptions,
     BiasOptions,
@@ -299,6 +299,15 @@ class TestImportanceLoss:
         term = importance_loss(amounts_TE, TokenSets(batch, scope), 0, 1.0)
         assert float(term.sum.detach()) == 0.0
         assert not bool(torch.autograd.grad(term.sum, amounts_TE)[0].any())
+
+    def test_cv_squared_at_perfect_balance(self):
+        """Row 8 again, for the function that noisy_topk's two losses share; a set without anything has 0."""
+        total_GE = torch.tensor([[0.1] * 7, [0.0] * 7, [3.0] * 7]).requires_grad_()
+        value_G = squared_cv(total_GE)
+        assert bool((value_G < 1e-12).all())
+        value_G.sum().backward()
+        assert bool((total_GE.grad.abs() < 1e-5).all())
+        assert float(squared_cv(torch.tensor([[4.0, 0, 0, 0]]))) == 3.0
 
     @pytest.mark.parametrize("scope", ["sequence", "micro_batch", "global_batch"])
     @pytest.mark.parametrize("amount", [0.0, 1e-38, 1e30])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from moe_train.routing import GShardGate, GShardOptions
+from moe_train.routing import GShardGate, GShardOptions, TokenBatch
 
 
 def transcription(x, weight, takes_second):
@@ -83,6 +83,17 @@ def test_the_draw_belongs_to_the_token_and_the_step(make_batch):
     first, again, later = (gate(x_TH, make_batch([200], 200, step=step)).selected_TE for step in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, later)
     assert set(first.sum(1).tolist()) == {1, 2}
+
+
+def test_a_share_of_zero_never_wins_by_lot(make_batch, monkeypatch):
+    """With the least noise there is, whose distribution function is 0 in float32."""
+    least = lambda self, name, layer, shape: torch.full((self.ids_T.numel(), *shape), -6.76)  # noqa: E731
+    monkeypatch.setattr(TokenBatch, "noise", least)
+    gate = GShardGate(1, 3)
+    with torch.no_grad():
+        gate.weight.copy_(torch.tensor([[300.0], [0.0], [-1.0]]))
+    routing = gate(torch.ones(2, 1), make_batch([2], 2))
+    assert routing.selected_TE.tolist() == [[True, False, False]] * 2
 
 
 def test_one_expert_still_has_a_gradient(make_batch):

@@ -163,6 +163,22 @@ def test_experts_without_tokens_stay_where_they_are(make_batch):
     torch.testing.assert_close(gate.prototypes[:3].double(), mean_ED, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("similarity", ["cosine", "kl"])
+def test_a_step_without_tokens_leaves_the_moving_average_as_it_is(similarity, make_batch):
+    """All padding, whatever stands there. An expert without tokens, however, loses mass where others have some."""
+    gate = make_gate(prototypes="ema", ema_decay=0.7, similarity=similarity)
+    gate.after_step(gate(torch.randn(18, 12).double(), make_batch(LENGTHS, SEQUENCE)).sums)
+    before = {name: value.clone() for name, value in gate.named_buffers()}
+    for fill in (1.0, float("nan")):
+        sums = gate(torch.full((18, 12), fill).double(), make_batch([0, 0, 0], SEQUENCE)).sums
+        gate.after_step(sums)
+        assert before and all(torch.equal(value, before[name]) for name, value in gate.named_buffers())
+    batch, replay_TE = make_batch(LENGTHS, SEQUENCE), torch.zeros(18, 8, dtype=torch.bool)
+    replay_TE[:, :3] = ~batch.padding_T[:, None]
+    gate.after_step(gate(torch.randn(18, 12).double(), batch, replay_TE=replay_TE).sums)
+    torch.testing.assert_close(gate.prototype_mass[3:], 0.7 * before["prototype_mass"][3:])
+
+
 @pytest.mark.parametrize("similarity", ["cosine", "wasserstein"])
 @pytest.mark.parametrize("prototypes", ["frozen", "ema"])
 def test_prototypes_that_no_gradient_moves(prototypes, similarity, make_batch):
