@@ -15,7 +15,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(shell \
 BIN := $(VENV)/bin
 JOBS ?= 2
 # One thread for each process, as the launcher gives them. Which tests share a worker: tests/conftest.py.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --durations=15 --durations-min=5
 STAMP := $(VENV)/.installed
 # Python compiles what it imports by itself; pip would compile everything, which takes longer than the rest.
 PIP_FLAGS := --quiet --disable-pip-version-check --no-compile $(if $(CONSTRAINTS),--constraint $(VENV)/constraints.txt)

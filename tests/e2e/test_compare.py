@@ -51,6 +51,7 @@ def table(out: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_one_arm(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["compare", experiment(tmp_path, data), "--out", out, "--only", "free", "--seeds", "3"]

@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.conftest import command, environment, moe_train
 
+pytestmark = pytest.mark.slow
 PROMPTS = ["The court", "Profit of the", "def f(", "The court", "é🙂"]
 DRAWN = ["--temperature", "1.2", "--top-k", "200", "--seed", "3", "--max-new-tokens", "12"]
 
@@ -47,7 +48,6 @@ def completions(*arguments: object) -> list[dict[str, object]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-@pytest.mark.slow
 def test_processes_do_not_matter(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
@@ -58,7 +58,6 @@ def test_processes_do_not_matter(run: Path, tmp_path: Path) -> None:
     assert completions(run / "checkpoints" / "step_00000004", "--prompt", PROMPTS[1], *DRAWN) == [one[1]]
 
 
-@pytest.mark.slow
 def test_streamed_text_is_the_text(run: Path) -> None:
     [want] = completions(run, "--prompt", PROMPTS[0], *DRAWN)
     for processes in (1, 2):
@@ -66,7 +65,7 @@ def test_streamed_text_is_the_text(run: Path) -> None:
         assert (result.returncode, result.stdout) == (0, f"{want['text']}\n"), result.stderr
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [1, 2])
 def test_longer_than_the_training(run: Path, processes: int) -> None:
     """One line of ours, whatever the number of processes."""
     line = ["--prompt", "The", "--prompt", "Profit", "--max-new-tokens", 60, "--processes", processes]
@@ -77,7 +76,7 @@ def test_longer_than_the_training(run: Path, processes: int) -> None:
     assert "Traceback" not in result.stderr and "BeyondTraining" not in result.stderr
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [1, 2])
 def test_ctrl_c(run: Path, processes: int) -> None:
     line = ["generate", run, "--prompt", "The", "--max-new-tokens", 1_000_000, "--processes", processes]
     # Drawn at a high temperature: no end of a document soon, and text from the first token on.

@@ -98,6 +98,7 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes], second
     raise AssertionError(f"no step {step} within {seconds:g} s, exit code {process.poll()}")
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_run(data: Path, tmp_path: Path) -> None:
     """Within a bounded time, with a message and a code, and what was saved stays."""
     import psutil
@@ -124,6 +125,7 @@ def test_a_rank_that_dies_ends_the_run(data: Path, tmp_path: Path) -> None:
         assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.slow
 def test_evaluation_is_the_same_under_every_layout_and_report(finished: Path, tmp_path: Path) -> None:
     """Weights saved by EP 2 under ZeRO 2 load in one process too; an uneven last batch changes nothing."""
     import json

@@ -105,6 +105,7 @@ def test_ways_that_make_no_sense(how: dict[str, Any]) -> None:
         How(**how)
 
 
+@pytest.mark.slow
 def test_ray(tmp_path: Path, run: Run, sources: Path, expected: dict[str, bytes]) -> None:
     import ray
 
