@@ -64,7 +64,7 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyt
     codes = [130]
     runner = FakeRunner(codes)
     made: list[str] = []
-    monkeypatch.setattr(lab, "check_data", lambda config: None)
+    monkeypatch.setattr(lab, "check_all_data", lambda runs: None)
     monkeypatch.setattr(lab.demo_data, "make", lambda say: made.append("data") or 0)
     monkeypatch.setattr("moe_train.lab.runner.LaunchRunner", lambda processes, accelerators: runner)
     monkeypatch.setattr("moe_train.lab.writing.page", lambda table, curves: "")
@@ -89,7 +89,7 @@ def test_every_run_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsy
         def train(self, run: PlannedRun) -> int:
             return 1
 
-    monkeypatch.setattr(lab, "check_data", lambda config: None)
+    monkeypatch.setattr(lab, "check_all_data", lambda runs: None)
     monkeypatch.setattr(lab.demo_data, "make", lambda say: 0)
     monkeypatch.setattr("moe_train.lab.runner.LaunchRunner", lambda processes, accelerators: Broken())
     write(tmp_path / "two.yaml")

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from moe_train.checkpoint.state import state_bytes
 from moe_train.cli import main
 from moe_train.interop.upcycle import UpcycleOptions
 from moe_train.routing.options import RouterOptions
@@ -258,13 +259,15 @@ def test_ctrl_c_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", '{"format": 2, "step": 0}', '{"format": 2, "config": {"model": 5}, "step": 0}']
+    "content",
+    [b"[]", state_bytes({"step": 0}, b""), state_bytes({"config": {"model": 5}, "step": 0}, b"")],
+    ids=range(3),
 )
-def test_a_state_that_is_damaged(folder: Callable[..., Path], content: str) -> None:
+def test_a_state_that_is_damaged(folder: Callable[..., Path], content: bytes) -> None:
     path = folder("qwen3")
     ours = path.parent / "ours"
     import_model(path, ours)
-    (ours / "checkpoints" / "step_00000000" / "state.json").write_text(content)
+    (ours / "checkpoints" / "step_00000000" / "state.json").write_bytes(content)
     with pytest.raises(ValueError, match="step_00000000"):
         export_model(ours, path.parent / "out", shard_bytes=10**9)
     with pytest.raises(ValueError, match="step_00000000"):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from moe_train.checkpoint.state import state_bytes
 from moe_train.training.history import Stretch, continued, from_plain, last_step, read_history, to_plain, write_history
 from moe_train.training.options import TrainOptions
 from moe_train.training.run_config import RunConfig, to_dict
@@ -28,7 +29,7 @@ def taken(run_dir: Path, history: list[Stretch], steps: int) -> None:
 def checkpoint(run_dir: Path, history: list[Stretch], step: int) -> None:
     folder = run_dir / "checkpoints" / f"step_{step:08d}"
     folder.mkdir(parents=True)
-    (folder / "state.json").write_text(json.dumps({"format": 2, "step": step, "history": to_plain(history)}))
+    (folder / "state.json").write_bytes(state_bytes({"step": step, "history": to_plain(history)}, b""))
     (folder.parent / "latest").write_text(folder.name)
 
 
