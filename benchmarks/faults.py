@@ -125,6 +125,13 @@ def beats(run: Path) -> list[dict[str, Any]]:
     return [beat for beat in found if beat is not None and psutil.pid_exists(beat["pid"])]
 
 
+def latest_step(run: Path) -> int:
+    """Of the newest checkpoint; -1 without one."""
+    with suppress(OSError, ValueError):
+        return int((run / "checkpoints" / store.LATEST).read_text().removeprefix(store.STEP))
+    return -1
+
+
 def wait_until(condition: Any, process: subprocess.Popen[str], seconds: float = 300.0) -> bool:
     """Whether it came true before the process ended."""
     deadline = time.monotonic() + seconds
@@ -149,13 +156,17 @@ def disturbed_run(options: argparse.Namespace, data: Path, run: Path, number: in
     done: list[Kill] = []
     seen: set[int] = set()
     killed_at = 0.0
+    saved: list[int] = []
     for _ in range(kills):
         early = chance.random() < STARTING and not (done and done[-1].phase in ("start", "load"))
+        # A run is given up where several starts in a row save nothing, which a slow machine would make of many kills.
+        least = saved[-1] + 1 if len(saved) > 1 and saved[-1] == saved[-2] else -1
 
-        def ready(early: bool = early, seen: set[int] = seen) -> bool:
+        def ready(early: bool = early, least: int = least, seen: set[int] = seen) -> bool:
             new = [beat for beat in beats(run) if beat["pid"] not in seen]
-            enough = len(new) == options.processes
-            return enough and (early or all(beat["phase"] in ("train", "save") for beat in new))
+            if len(new) < options.processes or latest_step(run) < least:
+                return False
+            return early or all(beat["phase"] in ("train", "save") for beat in new)
 
         if not wait_until(ready, process):
             break
@@ -167,6 +178,7 @@ def disturbed_run(options: argparse.Namespace, data: Path, run: Path, number: in
             break
         victim = chance.choice(sorted(alive, key=lambda beat: beat["rank"]))
         seen |= {beat["pid"] for beat in alive}
+        saved.append(latest_step(run))
         done.append(Kill(number, victim["rank"], victim["phase"], victim["step"]))
         killed_at = time.monotonic()
         with suppress(ProcessLookupError):
