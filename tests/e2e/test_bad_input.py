@@ -198,7 +198,7 @@ def test_a_run_that_began_with_another_ones_checkpoint(train: Train, trained: Pa
         result = train(run, *arguments, "--resume", resume)
         assert result.code == 0, result.stderr[-2000:]
         records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-            assert [record["step"] for record in records if record["kind"] == "train"] == [3]
+        assert [record["step"] for record in records if record["kind"] == "train"] == [3]
         shutil.rmtree(run / "checkpoints")
 
 
