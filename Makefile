@@ -14,8 +14,17 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(shell \
 	$(p) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13)' 2>/dev/null && echo $(p))))
 BIN := $(VENV)/bin
 JOBS ?= 2
-# One thread for each process, as the launcher gives them. Which tests share a worker: tests/conftest.py.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --durations=15 --durations-min=5
+# One thread for each process, as the launcher gives them.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=15 --durations-min=5
+# Files at a time.
+SEVERAL := -n $(JOBS) --dist loadfile
+# Tests whose processes talk to each other run first and alone: beside others they take several times as long.
+define run_tests
+	$(if $(ARGS),$(PYTEST) $(SEVERAL) $(1) $(ARGS),failed=0; \
+	$(PYTEST) $(1) tests/distributed || failed=1; \
+	$(PYTEST) $(SEVERAL) $(1) --ignore tests/distributed tests || failed=1; \
+	exit $$failed)
+endef
 STAMP := $(VENV)/.installed
 # Python compiles what it imports by itself; pip would compile everything, which takes longer than the rest.
 PIP_FLAGS := --quiet --disable-pip-version-check --no-compile $(if $(CONSTRAINTS),--constraint $(VENV)/constraints.txt)
@@ -26,10 +35,10 @@ demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(if $(FRESH),--fresh)
 
 test: $(STAMP)
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(call run_tests,-m "not slow")
 
 test-all: $(STAMP)
-	$(PYTEST) $(ARGS)
+	$(call run_tests,)
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
