@@ -92,6 +92,6 @@ def say(text: str) -> None:
 
 
 def _seeds(text: str) -> list[int]:
-    if not all(part.isdigit() for part in text.split(",")):
+    if not all(part.isascii() and part.isdigit() for part in text.split(",")):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of seeds such as 1,2,3")
     return [int(part) for part in text.split(",")]

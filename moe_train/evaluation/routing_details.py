@@ -80,11 +80,10 @@ class RoutingDetails:
             self.pairs_LEE[layer] += (chosen_TE.t() @ chosen_TE).round().long()
             weights_TE = routing.weights_TE.to(device, torch.float64)
             self.soft_LE[layer] += weights_TE.masked_fill(~selected_TE, 0.0).sum(0)
-            if self.gate.takes_switch_loss:
+            if self.gate.reads_hidden:
                 total, tokens = entropy_sum(routing.probs_TE.to(device), real_T)
                 self.entropy_L[layer] += total
                 self.entropy_tokens_L[layer] += tokens
-            if self.gate.takes_z_loss:
                 total, tokens = margin_sum(routing.logits_TE.to(device), selected_TE, real_T)
                 self.margin_L[layer] += total
                 self.margin_tokens_L[layer] += tokens

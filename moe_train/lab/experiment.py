@@ -14,6 +14,8 @@ from moe_train.config.errors import ConfigError, Problem, listing, nearest
 from moe_train.config.validate import build
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+OWN_FILES = ("experiment.yaml", "figures", "report.html", "table.json", "table.md")
+"""What stands beside the arms in the folder of a comparison."""
 RESERVED = {"seed": "seeds", "name": "the name of the arm", "train.steps": "budget"}
 """Keys of a run's configuration that an experiment sets itself, and from what."""
 
@@ -153,6 +155,8 @@ def _problems(experiment: Experiment) -> Iterator[Problem]:
     for name, changes in experiment.arms.items():
         if not _NAME.fullmatch(name):
             yield Problem(f"arms.{name}", "names a folder: letters, digits and _ . + - only")
+        if name in OWN_FILES:
+            yield Problem(f"arms.{name}", "is the name of a file of the comparison itself: choose another one")
         yield from reserved(dotted(changes), f"arms.{name}.")
     yield from reserved(dotted(experiment.overrides), "overrides.")
     for name in experiment.labels:

@@ -36,8 +36,9 @@ class ExpertChoiceGate(LinearGate):
     tokens (c the capacity factor); weights S, not renormalised. A token may have any number of experts, also none.
 
     Not causal: whether a token is taken depends on later tokens of the pool. In evaluation mode the tokens choose: the
-    round(c) experts with the largest S, at least one. That is the number of experts that a token has on average in
-    training, and weights mean the same; but no token is left out and none gets more, which the model has not seen.
+    round(c) experts (halves up) with the largest S, at least one. That is the number of experts that a token has on
+    average in training, and weights mean the same; but no token is left out and none gets more, which the model has not
+    seen.
     Equal scores: the earlier token, in evaluation the lower expert. Padding is in no pool. Shapes: x [T, H], ``weight``
     [E, H], probabilities and weights [T, E]. Time O(T E (H + log T)), memory O(T E). The load is even by construction:
     no bias, no switch loss. Source: Zhou et al. 2022 (arXiv 2202.09368), eq. 1 and 2, whose pool is a group of the

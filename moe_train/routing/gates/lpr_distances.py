@@ -2,7 +2,8 @@
 
 kl, js and hellinger divide by a variance of each pair or expert, so that expanding (m1 - m2)^2 into products of
 matrices would lose digits where variances are small: they go over the pairs, in O(T E D) operations and bounded
-memory (chunks.py). wasserstein is a plain distance of points in 2 D dimensions, for which the expansion is accurate.
+memory (chunks.py). wasserstein is a plain distance of points in 2 D dimensions, for which the expansion loses
+digits only where two points are much nearer to each other than to the origin.
 
 Variances count as at least 1e-6, as in published code. js is taken with a Gaussian in place of the mixture, as there,
 which leaves the spread of the means, (m1 - m2)^2 / 4, out of its variance. Published code multiplies the D factors of

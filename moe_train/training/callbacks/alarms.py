@@ -32,7 +32,7 @@ def advice(config: RunConfig) -> dict[str, str]:
         value = bounds(getattr(gate.options, option))[1]
         balance.append(f"a larger router.options.{option} (it is {value:g})")
     if not balance:
-        balance.append(f"the gate's own options (docs/routing/{config.router.gate}.md)")
+        balance.append("the gate's own options (docs/routing/index.md)")
     slower = [
         f"a smaller optimizer.lr (it is {config.optimizer.lr:g})",
         f"more schedule.warmup_steps (now {config.schedule.warmup_steps:,})",

@@ -18,7 +18,9 @@ from moe_train.evaluation import routing_details
 from moe_train.evaluation.result import EvaluationResult, LayerResult
 from moe_train.evaluation.routing_details import RoutingDetails
 from moe_train.evaluation.stability import RoutingStability
-from moe_train.routing.interface import Gate, Routing
+from moe_train.routing.balanced_gate import BalancedGate
+from moe_train.routing.interface import Gate, Routing, TokenBatch
+from moe_train.routing.options import RouterOptions
 from moe_train.routing.registry import blank_gate
 
 N, S, E, L = 8, 5, 6, 2
@@ -156,7 +158,7 @@ def test_the_published_meter_counts_padding_and_not_filler() -> None:
 
 def test_what_a_gate_does_not_have_is_null() -> None:
     class Table(Gate):
-        takes_switch_loss = takes_z_loss = False
+        takes_switch_loss = takes_z_loss = reads_hidden = False
 
     data = Data()
     [more, _] = data.layers([data.batch(range(N), N)], Table(4, E))
@@ -211,3 +213,18 @@ def test_the_same_checkpoint_is_the_same() -> None:
     data.watch(watcher, [data.batch(range(N), N)])
     mean = watcher.to_json(range(L), lambda x: x)["mean"]
     assert mean["same_slots"] == 1 and mean["jaccard"] == 1 and mean["same_by_chance"] < 1
+
+
+def test_padding_is_metered_by_its_own_hidden_states() -> None:
+    """As published code meters it: the gate must see what stands there (zeros would send all of it to one expert)."""
+    torch.manual_seed(3)
+    gate = BalancedGate(RouterOptions("softmax_topk", {"top_k": 2}), 8, 6)
+    padding_T = torch.tensor([False, False, True, True, True])
+    batch = TokenBatch(
+        ids_T=torch.zeros(5, dtype=torch.int64), sample_T=torch.zeros(5, dtype=torch.int64),
+        position_T=torch.arange(5), padding_T=padding_T, sequence_length=5, batch_size=1,
+    )  # fmt: skip
+    tokens_TH = torch.randn(5, 8)
+    routing = gate.eval()(tokens_TH, batch)
+    torch.testing.assert_close(routing.logits_TE, tokens_TH @ gate.gate.weight.t())
+    assert not routing.selected_TE[padding_T].any()

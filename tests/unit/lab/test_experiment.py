@@ -38,6 +38,7 @@ def test_arms_become_configurations(tmp_path: Path) -> None:
         ({"seeds": []}, "different whole numbers"),
         ({"seeds": ["1"]}, "seeds.0: must be an integer"),
         ({"baseline": "other"}, "no arm 'other'"),
+        ({"arms": {"plain": {}, "table.md": {}}}, "name of a file of the comparison itself"),
         ({"labels": {"other": "x"}}, "labels.other: no such arm"),
         ({"evaluation": {"dokuments": True}}, "did you mean evaluation.documents"),
         ({"evaluation": {"limit_batches": 0}}, "evaluation.limit_batches: must be at least 1"),

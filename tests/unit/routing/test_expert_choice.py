@@ -28,7 +28,7 @@ def transcription(x_TH, weight_EH, batch, pool, factor, training):
             for e in range(experts):
                 chosen |= {(t, e) for t in sorted(real, key=lambda t: (-p[t][e], t))[:capacity]}
     else:
-        k = max(1, round(factor))
+        k = max(1, int(factor + 0.5))  # halves up
         for t in tokens:
             if not batch.padding_T[t]:
                 chosen |= {(t, e) for e in sorted(range(experts), key=lambda e: (-p[t][e], e))[:k]}
@@ -37,7 +37,7 @@ def transcription(x_TH, weight_EH, batch, pool, factor, training):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("pool", ["sequence", "micro_batch"])
-@pytest.mark.parametrize("factor", [0.25, 1.0, 2.0, 2.75])
+@pytest.mark.parametrize("factor", [0.25, 1.0, 2.0, 2.5, 2.75])
 def test_transcription(training, pool, factor, make_batch, fresh_seed):
     batch = make_batch(LENGTHS, SEQUENCE)
     gate = ExpertChoiceGate(6, 5, ExpertChoiceOptions(factor, pool)).double().train(training)
