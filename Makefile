@@ -16,8 +16,8 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 # One thread for each process, as the launcher gives them.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=15 --durations-min=5
-# Files at a time.
-SEVERAL := -n $(JOBS) --dist loadfile
+# Files at a time, in their order: whole runs, which take long, come before the small tests.
+SEVERAL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # Tests whose processes talk to each other run first and alone: beside others they take several times as long.
 define run_tests
 	$(if $(ARGS),$(PYTEST) $(SEVERAL) $(1) $(ARGS),failed=0; \

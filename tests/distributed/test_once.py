@@ -28,7 +28,7 @@ def pair() -> Iterator[ProcessPool]:
     pool.close()
 
 
-@pytest.mark.parametrize("local_ranks", [[0, 1], [0, 0]])
+@pytest.mark.parametrize("local_ranks", [[0, 1], pytest.param([0, 0], marks=pytest.mark.slow)])
 def test_waiting_outlasts_the_timeout_of_collectives(pair: ProcessPool, local_ranks: list[int]) -> None:
     """On one node, and on two of which one has little to do."""
     for slow in (0, 1) if local_ranks == [0, 0] else (0,):
@@ -52,6 +52,7 @@ def test_a_failure_reaches_the_others_at_once(pair: ProcessPool) -> None:
     assert [(found.worked, found.error) for found in again] == [(True, ""), (False, "")]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_gone_is_not_waited_for_without_end(pair: ProcessPool) -> None:
     seen = pair.run(slow_work, seconds=[3 * TIMEOUT, 0.0], local_ranks=[0, 1], hangs=0)
     assert "RuntimeError: rank 1 waits for the index of a data set" in seen[1].error, "it waited to the end"

@@ -63,7 +63,8 @@ def tags_of(run: Path) -> tuple[set[str], set[str]]:
     return set(events.Tags()["scalars"]), set(events.Tags()["images"])
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_model_without_experts_has_no_balance(data: Path, tmp_path: Path, processes: int) -> None:
     evaluation = finished(data, tmp_path / "run", processes, *DENSE)
     assert evaluation["layers"] == [] and evaluation["mean"] == {}
