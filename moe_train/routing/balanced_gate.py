@@ -72,9 +72,11 @@ class BalancedGate(nn.Module):
             assert self.gate.max_k is not None
             replay_TE = round_robin(batch, self.gate.max_k, self.num_experts)
         # Zeros from the start: later on a gradient of 0 times a NaN would still be a NaN in the gate's weights.
-        # Ordinary numbers stay as they are: an evaluation meters what the gate would choose for padding.
-        unusable_TH = batch.padding_T[:, None] & ~(tokens_TH.detach().abs() < _LARGEST)
-        tokens_TH = tokens_TH.masked_fill(unusable_TH, 0.0)
+        unused_TH = batch.padding_T[:, None]
+        if not self.training:
+            # Ordinary numbers stay: an evaluation meters what the gate would choose for padding, as was published.
+            unused_TH = unused_TH & ~(tokens_TH.abs() < _LARGEST)
+        tokens_TH = tokens_TH.masked_fill(unused_TH, 0.0)
         routing = self.gate(tokens_TH, batch, bias_E=self.bias_E, replay_TE=replay_TE)
         self._add_losses(routing, batch)
         if (factor := self.capacity_factor) is not None:
@@ -114,7 +116,9 @@ class BalancedGate(nn.Module):
         load_BE = routing.selected_TE.view(shape).sum(0, dtype=torch.int64)
         load_E = load_BE.sum(0)
         routing.sums["load"] = load_E
-        routing.sums["kept"] = load_E  # until capacity drops some
+        # A gate may drop slots itself; capacity counts again.
+        same = routing.kept_TE is routing.selected_TE
+        routing.sums["kept"] = load_E if same else routing.kept_TE.sum(0, dtype=torch.int64)
         routing.sums["tokens"] = (~batch.padding_T).sum()
         if self.gate.varies_k:
             routing.sums["k_histogram"] = k_histogram(routing.selected_TE, batch.padding_T)
