@@ -15,7 +15,7 @@ from moe_train.launch.plan import LaunchOptions, worker_environment
 from moe_train.launch.run import launch_module, launch_run
 
 EVALUATOR = "moe_train.training.evaluate"
-STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)}
 """Exit codes of a launch that was asked to stop."""
 
 

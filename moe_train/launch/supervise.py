@@ -39,6 +39,10 @@ class Limits:
     restarts_itself: bool = False
     """The launcher starts workers anew when one dies, so that a death is its affair (torchrun)."""
 
+    def __post_init__(self) -> None:
+        if not self.hang >= 0:
+            raise ValueError(f"--hang-timeout must be a number of seconds, or 0 for never, got {self.hang:g}")
+
 
 def supervise(
     command: list[str],
@@ -116,10 +120,12 @@ def _watch(
 def _hung(beats: list[Beat], statuses: list[WorkerStatus], seconds: float) -> list[Beat]:
     """The beats of all ranks that have not ended, if none of them has made progress for so long. One that works while
     the others wait for it is enough: it may have much to do."""
-    running = {status.rank for status in statuses if status.exit_code is None}
-    found = [beat for beat in beats if beat.rank in running]
-    last = max((beat.progress for beat in found), default=None)
-    return found if last is not None and time.time() - last > seconds else []
+    running = {(status.host, status.pid) for status in statuses if status.exit_code is None and not status.died}
+    # A process that was started in place of another may not have written yet: the file is still that of the other.
+    found = [beat for beat in beats if (beat.host, beat.pid) in running]
+    if not found or len(found) < len(running):
+        return []
+    return found if time.time() - max(beat.progress for beat in found) > seconds else []
 
 
 def _tell_state(head: str, beats: list[Beat], say: Callable[[str], None]) -> None:

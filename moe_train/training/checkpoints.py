@@ -88,12 +88,12 @@ class Checkpoints:
 
     def _begin(self, step: int, slices: Any, state: dict[str, Any], **how: Any) -> list[Record]:
         records = self.finish()
-        began = time.monotonic()
+        self._begun = {"step": step, "began": time.monotonic()}
         try:
             self.saver.save(step, slices, state, **how)
         except CheckpointError as error:
             return records + self._failed(error)
-        self._begun = {"step": step, "began": began, "stall_seconds": time.monotonic() - began}
+        self._begun["stall_seconds"] = time.monotonic() - self._begun["began"]
         if self.options.asynchronous:
             return records
         return records + self._placed(store.folder_of(self.root, step, how.get("kind", store.STEP)))
@@ -117,4 +117,4 @@ class Checkpoints:
         begun, self._begun = self._begun, {}
         if self.options.on_error == "stop":
             raise error
-        return [{"kind": "checkpoint", "step": begun.get("step", 0), "error": str(error)}]
+        return [{"kind": "checkpoint", "step": begun["step"], "error": str(error)}]

@@ -47,3 +47,24 @@ def test_nodes_that_share_no_disk_are_told(processes: Processes, tmp_path: Path)
     """Pitfall 32 for checkpoints: M#907 (files of one node that another does not see)."""
     for message in processes(2).run(background.blind_rank, case=CASE.with_(expert=2), root=str(tmp_path)):
         assert "cannot see what rank 0 writes" in message and "--run-dir" in message
+
+
+def test_what_a_run_saves_when_one_save_fails(processes: Processes, tmp_path: Path) -> None:
+    """``on_error: continue``: told with its step, the others are there; the best weights follow the validation."""
+    records, there, raised = processes(1).run(
+        background.checkpoints_of_a_run, case=CASE, root=str(tmp_path), on_error="continue"
+    )[0]
+    assert raised == "" and [record["step"] for record in records] == [1, 1, 2, 3, 3, 3]
+    assert [record.get("name") for record in records] == [
+        *("step_00000001", "weights_00000001", None, "step_00000003", "weights_00000003", "weights_00000003")
+    ]
+    assert "No space left" in records[2]["error"]
+    assert there == ["best", "latest", "step_00000003", "weights_00000003"]
+    assert not [line for name in there[2:] for line in damages(tmp_path / name)]
+
+
+def test_a_run_that_is_to_stop_where_a_save_fails(processes: Processes, tmp_path: Path) -> None:
+    _, there, raised = processes(1).run(
+        background.checkpoints_of_a_run, case=CASE, root=str(tmp_path), on_error="stop"
+    )[0]
+    assert "step_00000002 could not be saved" in raised and "step_00000001" in there

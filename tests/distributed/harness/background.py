@@ -13,7 +13,9 @@ import torch.distributed as dist
 from moe_train.checkpoint import saver, store
 from moe_train.checkpoint.retention import Retention
 from moe_train.checkpoint.saver import CheckpointError, Saver
+from moe_train.training.checkpoints import Checkpoints
 from moe_train.training.engine import Engine
+from moe_train.training.options import CheckpointOptions
 from moe_train.training.state import run_slices, run_state
 from tests.distributed.harness.checkpointing import Snapshot, snapshot
 from tests.distributed.harness.training import Case, groups_for, make_engine, one_step
@@ -105,3 +107,30 @@ def blind_rank(case: Case, root: str) -> str:
 
 def _name(path: Path | None) -> str | None:
     return None if path is None else path.name
+
+
+def checkpoints_of_a_run(case: Case, root: str, on_error: str) -> tuple[list[dict[str, Any]], list[str], str]:
+    """Saves after steps 1, 2 and 3, of which the second cannot be written; validations with losses 3, 4 and 2; then the
+    end. The records, what is on disk, and what was raised."""
+    engine = make_engine(case, groups_for(case.expert))
+    options = CheckpointOptions(keep=1, best=True, final_weights=True, on_error=on_error)  # type: ignore[arg-type]
+    saves = Checkpoints(options, Path(root), engine)
+    state: dict[str, Any] = {"consumed": 0, "tokens": 0, "samples": {}, "config": {"name": "test"}}
+    records: list[dict[str, Any]] = []
+    raised = ""
+    full = unittest.mock.patch("moe_train.checkpoint.writing._Stream.write", side_effect=OSError(28, "No space left"))
+    try:
+        for step, loss in ((1, 3.0), (2, 4.0), (3, 2.0)):
+            one_step(engine, case, step - 1)
+            with full if step == 2 else contextlib.nullcontext():
+                records += saves.save(step, state, last=step == 3)
+                records += saves.finish()
+            records += saves.save_if_best(step, state, loss) + saves.finish()
+        again = Checkpoints(options, Path(root), engine)
+        again.restore_best()
+        assert again.lowest_loss == 2.0
+    except CheckpointError as error:
+        raised = str(error)
+    finally:
+        engine.close()
+    return records, sorted(path.name for path in Path(root).iterdir()), raised

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -14,7 +15,9 @@ import psutil
 import pytest
 
 from moe_train.launch.run import worker_arguments
-from moe_train.launch.supervise import Limits, supervise
+from moe_train.launch.supervise import Limits, _hung, supervise
+from moe_train.training.heartbeat import Beat
+from moe_train.training.worker_status import WorkerStatus
 
 HERE = Path(__file__).parent
 
@@ -205,3 +208,22 @@ def test_what_ranks_did_when_one_died_is_told(launch: Launch) -> None:
     launch.environment["FAKE_LAUNCHER"] = "waits"
     launch.run("killed", Limits(death=1.0))
     assert "rank 1 is gone. What they were doing:" in launch.said
+
+
+def test_the_beat_of_a_process_that_was_replaced_is_no_hang() -> None:
+    """As with torchrun, which starts a rank again under the same name: the new one must not be killed for the old."""
+    now = time.time()
+    old = Beat(0, "node", 11, now - 90, 5, "train", now - 90, "", 0, False, "")
+    started = WorkerStatus(0, 12, "node", now)
+    assert _hung([old], [started], 60.0) == []
+    stuck = dataclasses.replace(old, pid=12, time=now)
+    assert _hung([stuck], [started], 60.0) == [stuck]
+    other = WorkerStatus(1, 13, "node", now)
+    assert _hung([stuck], [started, other], 60.0) == [], "a rank that has not written yet has just begun"
+    assert _hung([stuck], [dataclasses.replace(started, exit_code=0)], 60.0) == []
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan")])
+def test_a_time_that_cannot_be(seconds: float) -> None:
+    with pytest.raises(ValueError, match="--hang-timeout"):
+        Limits(hang=seconds)
