@@ -34,16 +34,27 @@ LOAD_NOTE = (
 
 
 def main_rows(table: Mapping[str, Any]) -> list[list[str]]:
-    """Header and one row for each arm. The evaluation's drops only where there are any: it has its own capacity."""
+    """Header and one row for each arm. The evaluation's drops only where there are any: it has its own capacity; the
+    training's mean k only where it is another one somewhere."""
     columns = dict(COLUMNS)
-    if not any((arm["metrics"]["evaluation_drop_rate"] or {}).get("mean") for arm in table["arms"]):
+    if not any(_mean(arm, "evaluation_drop_rate") for arm in table["arms"]):
         del columns["evaluation_drop_rate"]
+    if not any(_differ(_mean(arm, "training_mean_k"), _mean(arm, "mean_k")) for arm in table["arms"]):
+        del columns["training_mean_k"]
     rows = [["arm", "seeds", "active parameters", *(column.title for column in columns.values())]]
     for arm in table["arms"]:
         active = f"{arm['active_parameters']:,}" if arm["active_parameters"] else DASH
         cells = [cell(column, arm["metrics"][name]) for name, column in columns.items()]
         rows.append([arm["label"], str(len(arm["seeds"])), active, *cells])
     return rows
+
+
+def _mean(arm: Mapping[str, Any], name: str) -> float | None:
+    return (arm["metrics"][name] or {}).get("mean")
+
+
+def _differ(a: float | None, b: float | None) -> bool:
+    return a is not None and b is not None and abs(a - b) >= 0.0005
 
 
 def published_rows(table: Mapping[str, Any]) -> list[list[str]]:

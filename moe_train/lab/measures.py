@@ -66,16 +66,16 @@ def throughput(records: Sequence[Record], after: Collection[int] = (0,)) -> floa
     return sum(tokens for tokens, _ in kept) / seconds if seconds else None
 
 
-def training_drop_rate(records: Sequence[Record]) -> float | None:
-    """Share of the slots that capacity took away in training: the mean over the recorded intervals, weighted by their
-    tokens, of ``balance/drop_rate`` (the mean over the layers); None where none was recorded."""
+def training_mean(records: Sequence[Record], name: str) -> float | None:
+    """``balance/<name>`` (the mean over the layers) of the training: its mean over the recorded intervals, weighted by
+    their tokens; None where none was recorded. Of ``drop_rate`` the share of the slots that capacity took away."""
     found = [
-        (tokens, rate)
+        (tokens, value)
         for tokens, record in _intervals(records)
-        if (rate := record.get("balance/drop_rate")) is not None and tokens > 0
+        if (value := record.get(f"balance/{name}")) is not None and tokens > 0
     ]
     total = sum(tokens for tokens, _ in found)
-    return sum(tokens * rate for tokens, rate in found) / total if total else None
+    return sum(tokens * value for tokens, value in found) / total if total else None
 
 
 def published_metrics(evaluation: Mapping[str, Any]) -> dict[str, Number]:

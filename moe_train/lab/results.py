@@ -18,14 +18,14 @@ from moe_train.data.files import write_atomically
 from moe_train.data.options import label_of
 from moe_train.evaluation.result import evaluation_path, read_evaluation
 from moe_train.evaluation.run_files import read_run
-from moe_train.lab.measures import alarms, measured_flops, published_metrics, starts, throughput, training_drop_rate
+from moe_train.lab.measures import alarms, measured_flops, published_metrics, starts, throughput, training_mean
 from moe_train.lab.plan import PlannedRun
 from moe_train.training.account import active_parameters, parameters
 from moe_train.training.run_config import to_dict
 from moe_train.training.run_folder import CHECKPOINTS, METRICS, holds_run, load
 
 RESULT = "result.json"
-FORMAT = 2
+FORMAT = 3
 """1 (without this key): no figures of `measures.published_metrics`, drops of the evaluation only."""
 _SHOWN = 6
 
@@ -79,14 +79,19 @@ def current_result(run: PlannedRun) -> dict[str, Any]:
 
 
 def _as_far_as_known(run: PlannedRun, found: dict[str, Any]) -> dict[str, Any]:
-    """Format 1 counted drops in the evaluation only, and active parameters with the gate's bound on k."""
+    """Format 1 counted drops in the evaluation only, and active parameters with the gate's bound on k; format 2 had no
+    mean k of the training."""
     metrics = found["metrics"]
     records = read_run(run.folder).train
-    of_evaluation = {"evaluation_drop_rate": metrics.get("drop_rate"), "drop_rate": training_drop_rate(records)}
+    known = {
+        "evaluation_drop_rate": metrics.get("evaluation_drop_rate", metrics.get("drop_rate")),
+        "drop_rate": training_mean(records, "drop_rate"),
+        "training_mean_k": training_mean(records, "mean_k"),
+    }
     return {
         **found,
         "gate": run.config.router.gate,
-        "metrics": metrics | of_evaluation,
+        "metrics": metrics | known,
         "active_parameters": active_parameters(run.config, metrics.get("mean_k")),
     }
 
@@ -108,7 +113,8 @@ def write_result(run: PlannedRun, evaluation: Mapping[str, Any], processes: int)
             "loss": evaluation["loss"],
             "perplexity": evaluation.get("perplexity"),
             **{name: mean.get(name) for name in ("gini", "gini_floor", "min_max", "mean_k")},
-            "drop_rate": training_drop_rate(files.train),
+            "training_mean_k": training_mean(files.train, "mean_k"),
+            "drop_rate": training_mean(files.train, "drop_rate"),
             "evaluation_drop_rate": mean.get("drop_rate"),
             "flops_per_token": measured_flops(config, mean.get("mean_k")),
             "tokens_per_second": throughput(files.train, started),

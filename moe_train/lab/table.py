@@ -28,6 +28,7 @@ COLUMNS = {
     "gini": Column("Gini", 4),
     "min_max": Column("min-max", 4),
     "mean_k": Column("mean k", 3),
+    "training_mean_k": Column("mean k in training", 3),
     "drop_rate": Column("dropped in training %", 2, 100.0),
     "evaluation_drop_rate": Column("dropped in evaluation %", 2, 100.0),
     "flops_per_token": Column("MFLOP/token", 2, 1e-6),

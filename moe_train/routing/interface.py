@@ -126,6 +126,8 @@ class Gate(nn.Module):
     ties: str = "expert"
     """Who is chosen among equal scores. expert: the lower expert index; token: where experts choose tokens, the earlier
     token of the pool; none: the choice does not follow the scores alone."""
+    evaluation_ties: str | None = None
+    """The same in evaluation mode; None: as in training."""
     weights_vanish: bool = False
     """Whether a token's combine weights sum to less than ``weight_sum``, down to 0, where the scores of all experts
     that it selected vanish, because nothing but a small constant is left to divide by."""

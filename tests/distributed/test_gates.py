@@ -12,7 +12,13 @@ import pytest
 import torch
 
 from moe_train.routing import available_gates, build_gate
-from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions, SwitchLossOptions
+from moe_train.routing.options import (
+    BalancingOptions,
+    BiasOptions,
+    ImportanceLossOptions,
+    RouterOptions,
+    SwitchLossOptions,
+)
 from tests.distributed.harness import training
 from tests.distributed.harness.expected import Processes, initial_weights, weight_errors
 from tests.distributed.harness.training import MODEL, Case, Record
@@ -34,6 +40,11 @@ def router(name: str, options: dict[str, Any]) -> RouterOptions:
             SwitchLossOptions(0.1 if gate.takes_switch_loss else 0.0, "sequence"),
             z_loss=0.01 if gate.takes_z_loss else 0.0,
             bias=BiasOptions(0.01 if gate.takes_bias else 0.0),
+            importance_loss=ImportanceLossOptions(
+                0.05 if gate.reads_hidden else 0.0,
+                "sequence",
+                "probabilities" if gate.takes_switch_loss else "weights",
+            ),
             exact=getattr(gate.options, "scope", None) == "global_batch",
         ),
     )

@@ -45,6 +45,7 @@ class BaseGate(LinearGate):
     takes_switch_loss = False
     takes_capacity = False
     ties = "none"
+    evaluation_ties = "expert"
     synchronises = True
 
     def __init__(self, hidden_size: int, num_experts: int, options: BaseOptions | None = None) -> None:

@@ -51,6 +51,7 @@ class ExpertChoiceGate(LinearGate):
     takes_switch_loss = False
     takes_capacity = False
     ties = "token"
+    evaluation_ties = "expert"
 
     def __init__(self, hidden_size: int, num_experts: int, options: ExpertChoiceOptions | None = None) -> None:
         super().__init__(hidden_size, num_experts)

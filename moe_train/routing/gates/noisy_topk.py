@@ -59,6 +59,7 @@ class NoisyTopKGate(Gate):
 
     takes_bias = True
     ties = "none"
+    evaluation_ties = "expert"
     balance_options = ("importance", "load")
     expert_rows = ("weight", "noise_weight")
     weight_sum = 1.0

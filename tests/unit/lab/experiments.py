@@ -104,6 +104,7 @@ def record(run: PlannedRun, step: int) -> dict[str, Any]:
         "tokens_per_second": speed,
         "balance/gini": 0.5,
         "balance/drop_rate": 0.25 if step == 2 else 0.05,
+        "balance/mean_k": 5.0 if step == 2 else 3.0,
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from moe_train.lab.measures import alarms, measured_flops, published_metrics, starts, throughput, training_drop_rate
+from moe_train.lab.measures import alarms, measured_flops, published_metrics, starts, throughput, training_mean
 from moe_train.training.account import active_parameters, flops_per_token
 from moe_train.training.run_config import load_run_config
 
@@ -67,9 +67,9 @@ def test_drops_of_training_are_weighted_by_tokens() -> None:
         {"tokens": 200, "balance/drop_rate": None},
         {"tokens": 500, "balance/drop_rate": 0.1},
     ]
-    assert training_drop_rate(found) == pytest.approx((100 * 0.5 + 300 * 0.1) / 400)
-    assert training_drop_rate([{"tokens": 5}]) is None
-    assert training_drop_rate([]) is None
+    assert training_mean(found, "drop_rate") == pytest.approx((100 * 0.5 + 300 * 0.1) / 400)
+    assert training_mean([{"tokens": 5}], "drop_rate") is None
+    assert training_mean([], "mean_k") is None
 
 
 def test_published_meters_are_averaged_over_layers_where_all_have_them() -> None:

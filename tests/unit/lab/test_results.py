@@ -16,7 +16,6 @@ from moe_train.training.account import active_parameters
 from tests.unit.lab.experiments import FakeRunner, planned, write
 
 NEW = ("format", "gate")
-NEW_METRICS = ("evaluation_drop_rate", "loss_batch_average", "meter_gini_masked")
 
 
 def finished(folder: Path, runs: list[PlannedRun] | None = None) -> list[PlannedRun]:
@@ -29,7 +28,7 @@ def as_before(run: PlannedRun) -> dict[str, Any]:
     """The file as the version before the format had a number wrote it."""
     found = read_result(run)
     metrics = {name: value for name, value in found["metrics"].items() if not name.startswith("meter_")}
-    for name in ("evaluation_drop_rate", "loss_batch_average", "perplexity_batch_average"):
+    for name in ("evaluation_drop_rate", "training_mean_k", "loss_batch_average", "perplexity_batch_average"):
         del metrics[name]
     metrics["drop_rate"] = 0.0
     old = {key: value for key, value in found.items() if key not in NEW}
@@ -47,6 +46,19 @@ def test_an_older_result_is_written_anew_from_the_evaluation(tmp_path: Path) -> 
     assert expected["format"] == FORMAT and read_result(run) == expected, "the file is the new one"
     assert expected["metrics"]["drop_rate"] == pytest.approx(0.1)
     assert expected["active_parameters"] == active_parameters(run.config, 2.5)
+
+
+def test_a_result_of_format_2_without_its_evaluation_learns_the_mean_k_of_the_training(tmp_path: Path) -> None:
+    run = finished(tmp_path)[1]
+    expected = read_result(run)
+    old = expected | {"format": 2, "metrics": dict(expected["metrics"])}
+    old["metrics"]["evaluation_drop_rate"] = 0.2
+    del old["metrics"]["training_mean_k"]
+    (run.folder / "result.json").write_text(json.dumps(old))
+    evaluation_file(run).unlink()
+    found = current_result(run)["metrics"]
+    assert found["training_mean_k"] == expected["metrics"]["training_mean_k"] == pytest.approx(3.5)
+    assert found["evaluation_drop_rate"] == 0.2 and found["drop_rate"] == pytest.approx(0.1)
 
 
 def test_a_result_of_a_later_version_is_left_as_it_is(tmp_path: Path) -> None:

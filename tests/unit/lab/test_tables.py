@@ -76,6 +76,7 @@ def test_drops_are_those_of_training_and_active_experts_those_that_were_measured
     free = dict(zip(rows(tmp_path)["arm"], rows(tmp_path)[r"k < \| $x$ <free>"], strict=True))
     assert free["dropped in training %"] == "10.00 (-)", "one step in four dropped a quarter, the others a twentieth"
     assert "dropped in evaluation %" not in free
+    assert free["mean k"] == "2.500 (-)" and free["mean k in training"] == "3.500 (-)"
     config = planned(tmp_path, seeds=[1])[1].config
     assert free["active parameters"] == f"{active_parameters(config, 2.5):,}"
     assert table["arms"][1]["active_parameters"] == active_parameters(config, 2.5) < active_parameters(config)

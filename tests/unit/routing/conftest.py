@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from moe_train.routing import BalancedGate, Gate, Routing, TokenBatch, available_gates, build_gate
-from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions, SwitchLossOptions
+from moe_train.routing.options import (
+    BalancingOptions,
+    BiasOptions,
+    ImportanceLossOptions,
+    RouterOptions,
+    SwitchLossOptions,
+)
 from tests.gate_variants import VARIANTS
 
 HIDDEN, EXPERTS = 16, 8
@@ -48,6 +54,11 @@ class Case:
             switch_loss=SwitchLossOptions(coefficient=0.3 if gate.takes_switch_loss else 0.0, scope=scope),
             z_loss=0.2 if gate.takes_z_loss else 0.0,
             bias=BiasOptions(rate=bias if gate.takes_bias else 0.0),
+            importance_loss=ImportanceLossOptions(
+                coefficient=0.25 if gate.reads_hidden else 0.0,
+                scope=scope,
+                of="probabilities" if gate.takes_switch_loss else "weights",
+            ),
         )
         return RouterOptions(gate=self.name, options=self.options, balancing=balancing, **other)
 
