@@ -125,10 +125,18 @@ def made_with(table: Mapping[str, Any]) -> str:
     """Date, commit and machine in one line."""
     whole = table["finished_runs"] == table["planned_runs"]
     runs = f"{table['finished_runs']} runs" if whole else f"{table['finished_runs']} of {table['planned_runs']} runs"
-    parts = [runs, table.get("date"), table.get("commit") and f"commit {_short(table['commit'])}", table.get("device")]
+    parts = [runs, table.get("date"), _commits(table), table.get("device")]
     if table.get("python"):
         parts.append(f"Python {table['python']}")
     return ", ".join(str(part) for part in parts if part)
+
+
+def _commits(table: Mapping[str, Any]) -> str:
+    """That of the runs, and that of the table where it is another one."""
+    of_runs, of_table = [_short(commit) for commit in table["run_commits"]], table.get("commit")
+    if not of_table or of_runs in ([], [_short(of_table)]):
+        return f"commit {_short(of_table)}" if of_table else ""
+    return f"commit {' and '.join(of_runs)} (this table: {_short(of_table)})"
 
 
 def _short(commit: str) -> str:

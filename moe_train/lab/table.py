@@ -69,6 +69,7 @@ def build_table(
         **facts,
         "planned_runs": planned,
         "finished_runs": len(results),
+        "run_commits": _commits(results),
         "seeds": sorted({result["seed"] for result in results}),
         "baseline": baseline,
         "arms": [
@@ -97,6 +98,27 @@ def build_table(
         "curves": dict(curves or {}),
         "notes": _notes(by_arm, results),
     }
+
+
+def _alarms(results: Sequence[Result]) -> str:
+    """Cause by cause: in how many layers it began, in runs of which seeds."""
+    layers: dict[str, dict[int, int]] = {}
+    for result in results:
+        for cause, count in (result.get("alarms") or {}).items():
+            layers.setdefault(cause, {})[result["seed"]] = count
+    parts = []
+    for cause, by_seed in layers.items():
+        low, high = min(by_seed.values()), max(by_seed.values())
+        where = f"{low} layer{'s' * (low > 1)}" if low == high else f"{low} to {high} layers"
+        seeds = ", ".join(map(str, by_seed))
+        parts.append(f"{cause} began in {where} (seed{'s' * (len(by_seed) > 1)} {seeds})")
+    return "; ".join(parts)
+
+
+def _commits(results: Sequence[Result]) -> list[str]:
+    """Those that the runs were made at."""
+    found = {(result.get("environment") or {}).get("commit") for result in results}
+    return sorted(str(commit) for commit in found if commit)
 
 
 def _metric(results: Sequence[Result], name: str) -> dict[int, float]:
@@ -137,9 +159,8 @@ def _notes(by_arm: Mapping[str, Sequence[Result]], results: Sequence[Result]) ->
             broken = [name for name in ("loss", "gini") if not _is_number(result["metrics"].get(name), name)]
             if broken:
                 notes.append(f"Attention: {', '.join(broken)} of {arm}, seed {result['seed']}, is no number: left out.")
-            if rung := result.get("alarms"):
-                causes = ", ".join(f"{cause} {count}" for cause, count in rung.items())
-                notes.append(f"Collapse alarm in {arm}, seed {result['seed']}: {causes} (layers in which it began).")
+        if rung := _alarms(found):
+            notes.append(f"Collapse alarm in {arm}: {rung}.")
     if floors := _all([result["metrics"] for result in results], "gini_floor"):
         low, high = f"{min(floors):.4f}", f"{max(floors):.4f}"
         notes.append(

@@ -67,7 +67,7 @@ def test_several_seeds_have_intervals_and_paired_differences(tmp_path: Path) -> 
     assert table["arms"][0]["difference_to_baseline"] is None
     text = (tmp_path / "out" / "table.md").read_text()
     assert "Difference to plain" in text and "-0.5000" in text and "50 %" in text
-    assert "commit ffffffffffff\n" in text and FACTS["command"] in text
+    assert "commit abc (this table: ffffffffffff)\n" in text and FACTS["command"] in text
 
 
 def test_drops_are_those_of_training_and_active_experts_those_that_were_measured(tmp_path: Path) -> None:
@@ -164,7 +164,31 @@ def test_runs_that_do_not_compare_are_noted(tmp_path: Path) -> None:
     path.write_text(json.dumps(result))
     notes = " ".join(made(tmp_path)["notes"])
     assert "different numbers of processes" in notes and "different numbers of tokens" in notes
-    assert "Collapse alarm in free, seed 1: entropy 2" in notes
+    assert "Collapse alarm in free: entropy began in 2 layers (seed 1)." in notes
+
+
+def test_alarms_of_an_arm_are_one_note(tmp_path: Path) -> None:
+    runs = planned(tmp_path, seeds=[1, 2, 3])
+    execute(runs, FakeRunner(), lambda text: None)
+    for run, alarms in zip([run for run in runs if run.arm == "free"], ({"a": 1}, {"a": 3, "b": 1}, {}), strict=True):
+        path = run.folder / "result.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"alarms": alarms}))
+    assert (
+        "Collapse alarm in free: a began in 1 to 3 layers (seeds 1, 2); b began in 1 layer (seed 2)."
+        in made(tmp_path, seeds=[1, 2, 3])["notes"]
+    )
+
+
+def test_the_commit_of_the_runs_is_told_apart_from_that_of_the_table(tmp_path: Path) -> None:
+    runs = planned(tmp_path, seeds=[1])
+    execute(runs, FakeRunner(), lambda text: None)
+    for run in runs:
+        path = run.folder / "result.json"
+        result = json.loads(path.read_text())
+        result["environment"]["commit"] = "e" * 40
+        path.write_text(json.dumps(result))
+    made(tmp_path, seeds=[1])
+    assert "commit eeeeeeeeeeee (this table: ffffffffffff)" in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_small_values_are_not_rounded_away() -> None:
