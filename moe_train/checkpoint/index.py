@@ -133,7 +133,7 @@ def read_index(directory: Path) -> Index:
     path = directory / INDEX
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"checkpoint {directory} cannot be read ({INDEX}: {error})") from error
     try:
         return _parsed(content)

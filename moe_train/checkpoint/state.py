@@ -25,7 +25,7 @@ def read_state(directory: Path) -> dict[str, Any]:
     """The non-tensor state of a checkpoint. ValueError when it is not one of ours, damaged, or of another format."""
     try:
         state = json.loads((directory / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{directory} is not a checkpoint of moe_train ({error})") from error
     if not isinstance(state, dict):
         raise ValueError(f"{directory} is not a checkpoint of moe_train ({STATE} holds no object)")

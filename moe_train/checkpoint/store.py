@@ -10,6 +10,7 @@ checkpoints/
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable
@@ -23,6 +24,7 @@ from moe_train.data.files import sync, write_atomically
 
 LATEST, BEST = "latest", "best"
 STEP, WEIGHTS = "step_", "weights_"
+_NAME = re.compile(rf"({STEP}|{WEIGHTS})\d+")
 _SAVING = ".saving"
 _REPLACED = ".replaced"
 
@@ -51,11 +53,15 @@ def latest(root: Path) -> Path | None:
 
 
 def named_by(root: Path, pointer: str) -> Path | None:
-    """The checkpoint that a pointer names, or None where there is none. ValueError where that does not exist."""
+    """The checkpoint that a pointer names, or None where there is none. ValueError where that does not exist, or it
+    names anything but a checkpoint of this folder (it is read from a file, and what it names may be deleted)."""
     path = root / pointer
     if not path.exists():
         return None
-    directory = root / path.read_text(encoding="utf-8").strip()
+    name = path.read_text(encoding="utf-8", errors="replace").strip()
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{path} names {name[:80]!r}, which is no checkpoint; choose one with --resume PATH")
+    directory = root / name
     replaced = directory.with_name(directory.name + _REPLACED)
     if not directory.is_dir() and replaced.is_dir():
         return replaced  # a save ended between the two renames
