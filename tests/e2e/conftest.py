@@ -57,8 +57,15 @@ def environment() -> dict[str, str]:
     return {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 
-def moe_train(*arguments: object, timeout: float = 600, **options: object) -> subprocess.CompletedProcess[str]:
-    """Runs the command line to its end."""
+def moe_train(
+    *arguments: object, timeout: float = 600, env: dict[str, str] | None = None, **options: object
+) -> subprocess.CompletedProcess[str]:
+    """Runs the command line to its end; ``env``: variables besides those that every command gets."""
     return subprocess.run(  # type: ignore[call-overload,no-any-return]
-        command(*arguments), capture_output=True, text=True, env=environment(), timeout=timeout, **options
+        command(*arguments),
+        capture_output=True,
+        text=True,
+        env=environment() | (env or {}),
+        timeout=timeout,
+        **options,
     )

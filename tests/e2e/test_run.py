@@ -16,6 +16,8 @@ from tests.e2e.checkpoints import latest, records, tensors
 from tests.e2e.conftest import command, environment, moe_train, overrides
 
 STEPS = 30
+SECRET = "hf_" + "Zq7" * 9
+"""In the environment of the run as a token would be."""
 
 
 def experiment(data: Path) -> list[str]:
@@ -39,10 +41,18 @@ def experiment(data: Path) -> list[str]:
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The undisturbed run."""
     run = tmp_path_factory.mktemp("finished") / "run"
-    result = moe_train("train", "tiny", *experiment(data), "--processes", 2, "--run-dir", run)
+    secret = {name: SECRET for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_OWN")}
+    result = moe_train("train", "tiny", *experiment(data), "--processes", 2, "--run-dir", run, env=secret)
     assert result.returncode == 0, result.stderr[-3000:]
     assert f"step {STEPS}/{STEPS}" in result.stdout
+    assert SECRET not in result.stdout + result.stderr
     return run
+
+
+def test_environment_variables_are_not_written_into_the_run_folder(finished: Path) -> None:
+    files = [path for path in finished.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
 
 
 def test_run_folder(finished: Path) -> None:

@@ -111,3 +111,19 @@ def test_shipped_folders_hold_what_they_are_named_after() -> None:
     for kind in ("model", "router", "train", "data"):
         for name in names(kind):
             assert kind in compose(str(shipped_configs() / kind / f"{name}.yaml")), (kind, name)
+
+
+@pytest.mark.parametrize(
+    "tag", ["!!python/object/apply:os.mkdir", "!!python/object/new:os.mkdir", "!!python/name:os.mkdir"]
+)
+def test_a_tag_that_would_run_code_is_refused(tmp_path: Path, tag: str) -> None:
+    canary = tmp_path / "canary"
+    path = tmp_path / "mine.yaml"
+    for text in (f"name: {tag} [{canary}]\n", f"name: x\ntrain: {{steps: {tag} [{canary}]}}\n"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="no valid YAML"):
+            compose(str(path))
+        path.write_text("name: x\n")
+        with pytest.raises(ConfigError, match="override"):
+            compose(str(path), [f"train.steps={tag} [{canary}]"])
+    assert not canary.exists()
