@@ -78,8 +78,10 @@ def test_equals_reference(processes: Processes, gate: str, layout: tuple[int, in
     accumulation). Pitfall 3: M PR5047 (depends on the layout). Pitfall 14: DS#6545, #5618, PR5259, M#5956 (expert
     gradients times EP). Pitfall 15: DS#8469/#8475, PR8478, AM#3816, M PR5916 (gradient norm without experts).
     Pitfall 5: M PR2121/#1984, TT PR4594, HF#28505 (padding counts): the reference leaves padding out, and one
-    sequence, hence a whole micro-batch of one rank, is nothing else. Pitfall 11: TT PR1304/1593/3686/#1506 (bias
-    moved per micro-batch or twice under recomputation)."""
+    sequence, hence a whole micro-batch of one rank, is nothing else. Pitfall 7: megablocks#85/#64, M#3199, SkyRL PR1701
+    (logged auxiliary losses that are others than those of the step, or lack layers). Pitfall 11: TT PR1304/1593/3686/
+    #1506 (bias moved per micro-batch or twice under recomputation). Pitfall 26: DS PR8379, DS#7848 (ZeRO 3 and routers
+    above its threshold, stacked experts): here its threshold is 0, so that all are in pieces."""
     size, expert = layout
     zero, accumulation, recompute = way
     case = Case(
