@@ -84,6 +84,12 @@ class StepResult:
     """False where the step was refused: nothing has moved, and the sums may hold anything."""
 
 
+def left_out_step() -> StepResult:
+    """Of a step whose data is neither read nor trained on."""
+    none = torch.zeros(0, 0, dtype=torch.int64)
+    return StepResult(math.nan, 0, 0, [], none, none, [], [], NO_REQUESTS, taken=False)
+
+
 def token_batch(
     batch: Batch, device: torch.device, *, seed: int = 0, step: int = 0, window_sum: Any = None
 ) -> TokenBatch:
