@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import unittest.mock
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
+from moe_train.training import trainer
 from moe_train.training.engine import Engine
 from moe_train.training.guard.policy import Policy
 from moe_train.training.guard.replicas import differences
+from moe_train.training.guard.watch import Watch
 from moe_train.training.options import GuardOptions
+from moe_train.training.run_config import load_run_config
 from moe_train.training.step import Measured, StepResult, train_step
+from moe_train.training.stop import StopRequest
 from tests.distributed.harness.checkpointing import Snapshot, snapshot
 from tests.distributed.harness.training import Case, groups_for, make_engine, micro_batches_of
 
@@ -59,6 +63,8 @@ def skip_a_step(case: Case, bad: int | None, rank: int = 0, what: str = "gradien
         if step == bad and what == "spike":
             policy.losses.values.extend([loss / 3, loss / 3.1])
         verdict = policy.judge(loss, finite=measured.finite, rewinds=0)
+        if what == "spike":
+            policy.losses.values.clear()
         if verdict.action == "skip":
             names.extend(engine.not_finite())
         return verdict.action == "take"
@@ -98,3 +104,62 @@ def flip_a_bit(case: Case, rank: int, where: str) -> tuple[list[Any], list[Any],
     engine.close()
     first, second, third = ([(d.name, d.ranks) for d in part] for part in found)
     return first, second, third
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What happens in a run, by the number of the step (from 1) that is about to be taken."""
+
+    bad: Sequence[int] = ()
+    """One rank's gradient is infinite."""
+    corrupt: int = 0
+    """A bit of one rank's gate state flips after this step. (Parameters are copied from the masters in each step.)"""
+    die: int = 0
+    """The process ends without another word."""
+    stop: int = 0
+    """The process is told to stop."""
+    left_out: Sequence[int] = ()
+    """The run never sees the data of these steps."""
+    rank: int = 1
+
+
+def whole_run(run_dir: str, overrides: Sequence[str], trouble: Trouble, resume: str | None = None) -> str:
+    """A run of the tiny experiment through the trainer itself; the class and text of what it raised."""
+    config = load_run_config("tiny", overrides)
+    stop = StopRequest()
+    gradient: BadGradient | None = None
+    mine = dist.get_rank() == trouble.rank % dist.get_world_size()
+
+    def step_with_trouble(engine: Engine, *args: Any, step: int, **kwargs: Any) -> StepResult:
+        nonlocal gradient
+        gradient = gradient or BadGradient(engine, trouble.rank % dist.get_world_size())
+        gradient.on = step + 1 in trouble.bad
+        if step + 1 == trouble.die:
+            raise InterruptedError("died")
+        if step + 1 == trouble.stop:
+            stop.signal = 15
+        result = train_step(engine, *args, step=step, **kwargs)
+        if step + 1 == trouble.corrupt and mine:
+            bias_E = next(b for n, b in engine.module.named_buffers() if n.endswith("bias_E"))
+            bias_E.view(torch.int32)[0] ^= 1
+        return result
+
+    leaves_out = Watch.leaves_out
+    patches = [
+        unittest.mock.patch.object(trainer, "train_step", step_with_trouble),
+        unittest.mock.patch.object(trainer, "initialize", lambda options: groups_for(options.expert)),
+    ]
+    if trouble.left_out:
+        never = unittest.mock.patch.object(Watch, "leaves_out", lambda self, step: step in trouble.left_out)
+        patches.append(never)
+    for patch in patches:
+        patch.start()
+    try:
+        trainer.train(config, Path(run_dir), resume, stop)
+        return ""
+    except (RuntimeError, FloatingPointError, InterruptedError) as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        for patch in patches:
+            patch.stop()
+        assert Watch.leaves_out is leaves_out
