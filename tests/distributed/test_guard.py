@@ -45,7 +45,7 @@ def test_a_bad_gradient_on_one_rank(
         assert_as_before(mine.after, mine.before, rank)
         assert_as_before(mine.end, other.end, rank)
         assert mine.norms[1] == mine.norms[0] > 0 and mine.norms[2] == other.norms[1]
-    assert any(name.endswith("final_layernorm.weight") for mine in found for name in mine.names)
+        assert mine.place.ranks == [] and mine.place.parameters == ["decoder.final_layernorm.weight"]
     assert moved(found[0].end, found[0].before)
 
 
@@ -56,9 +56,20 @@ def test_a_spike_is_refused_before_anything_moves(processes: Processes, size: in
     found = pool.run(guarding.skip_a_step, case=case, bad=1, what="spike")
     never = pool.run(guarding.skip_a_step, case=case, bad=None)
     for rank, (mine, other) in enumerate(zip(found, never, strict=True)):
-        assert mine.taken == [True, False, True] and mine.names == []
+        assert mine.taken == [True, False, True] and mine.place.parameters == []
         assert_as_before(mine.after, mine.before, rank)
         assert_as_before(mine.end, other.end, rank)
+
+
+@pytest.mark.parametrize(("size", "expert", "zero"), [(2, 2, 2), pytest.param(4, 2, 3, marks=slow)])
+def test_a_bad_loss_on_one_rank(processes: Processes, size: int, expert: int, zero: int) -> None:
+    """Its gradients are not finite on any rank then; the explanation names the rank, and the head first."""
+    case = case_of(expert, zero, 1.0, "float32")
+    for rank, mine in enumerate(processes(size).run(guarding.skip_a_step, case=case, bad=1, rank=1, what="loss")):
+        assert mine.taken == [True, False, True]
+        assert_as_before(mine.after, mine.before, rank)
+        assert mine.place.ranks == [1]
+        assert "final_layernorm" in mine.place.parameters[1] and "embedding" in mine.place.parameters[-1]
 
 
 def assert_as_before(got: Snapshot, want: Snapshot, rank: int) -> None:

@@ -161,7 +161,7 @@ class Watch:
         if self.engine.groups.rank == 0:
             try:
                 documents = documents_of(self.samples, range(first, first + self.batch_size))
-            except (OSError, ValueError) as error:
+            except Exception as error:  # whatever it is: an explanation must not end a run
                 print(f"warning: the documents of step {step} cannot be named: {error}", flush=True)
         details = text_of(place, documents)
         record: Record = {

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from moe_train.training import trainer
 from moe_train.training.engine import Engine
+from moe_train.training.guard.explain import Place, place_of
 from moe_train.training.guard.policy import Policy
 from moe_train.training.guard.replicas import differences
 from moe_train.training.guard.watch import Watch
@@ -25,11 +26,15 @@ from tests.distributed.harness.training import Case, groups_for, make_engine, mi
 
 
 class BadGradient:
-    """Makes one rank's gradient of the final norm infinite while it is on."""
+    """Makes one rank's gradient of the final norm infinite, or its loss NaN, while it is on."""
 
-    def __init__(self, engine: Engine, rank: int) -> None:
+    def __init__(self, engine: Engine, rank: int, what: str = "gradient") -> None:
         self.on = False
-        if engine.groups.rank == rank:
+        if engine.groups.rank == rank and what == "loss":
+            engine.module.register_forward_hook(
+                lambda module, args, output: (output[0] * float("nan"), *output[1:]) if self.on else output
+            )
+        elif engine.groups.rank == rank:
             named = engine.module.named_parameters()
             parameter = next(p for name, p in named if name.endswith("final_layernorm.weight"))
             parameter.register_hook(lambda gradient: gradient + float("inf") if self.on else gradient)
@@ -43,22 +48,23 @@ class Skipped:
     end: Snapshot
     """After one more step."""
     taken: list[bool]
-    names: list[str]
-    """Parameters whose gradient was not finite."""
+    place: Place
+    """What the explanation names."""
     norms: list[float]
 
 
 def skip_a_step(case: Case, bad: int | None, rank: int = 0, what: str = "gradient") -> Skipped:
-    """Three steps; the one with number ``bad`` (from 0) has an infinite gradient on one rank, or a loss that the judge
-    takes for a spike. Without ``bad`` the second step's data is not trained on at all."""
+    """Three steps; the one with number ``bad`` (from 0) has an infinite gradient or a loss of NaN on one rank, or a
+    loss that the judge takes for a spike. Without ``bad`` the second step's data is not trained on at all."""
     engine = make_engine(case, groups_for(case.expert))
-    gradient = BadGradient(engine, rank)
+    gradient = BadGradient(engine, rank, what)
     policy = Policy(GuardOptions(spike="skip", window=2))
-    names: list[str] = []
+    place = Place()
     taken: list[bool] = []
     norms: list[float] = []
 
     def judge(measured: Measured) -> bool:
+        nonlocal place
         loss = measured.loss
         if step == bad and what == "spike":
             policy.losses.values.extend([loss / 3, loss / 3.1])
@@ -66,12 +72,12 @@ def skip_a_step(case: Case, bad: int | None, rank: int = 0, what: str = "gradien
         if what == "spike":
             policy.losses.values.clear()
         if verdict.action == "skip":
-            names.extend(engine.not_finite())
+            place = place_of(engine, float(measured.own_loss))
         return verdict.action == "take"
 
     shots = []
     for step in range(3):
-        gradient.on = step == bad and what == "gradient"
+        gradient.on = step == bad and what != "spike"
         if bad is None and step == 1:
             continue
         shots.append(snapshot(engine, []))
@@ -81,7 +87,7 @@ def skip_a_step(case: Case, bad: int | None, rank: int = 0, what: str = "gradien
         norms.append(engine.gradient_norm())
     shots.append(snapshot(engine, []))
     engine.close()
-    return Skipped(shots[1], shots[-2], shots[-1], taken, names, norms)
+    return Skipped(shots[1], shots[-2], shots[-1], taken, place, norms)
 
 
 def flip_a_bit(case: Case, rank: int, where: str) -> tuple[list[Any], list[Any], list[Any]]:
