@@ -169,6 +169,8 @@ class Trainer:
             if result.taken:
                 self.callbacks.on_step(self.step, result)
                 interval.add(result)
+            else:
+                interval.restart_clock()
             last = self.step == options.steps or result.requests.stop
             if (self.step % config.logging.every == 0 or last) and interval.steps:
                 self._record(interval)

@@ -89,6 +89,7 @@ def moved(after: Snapshot, before: Snapshot) -> bool:
         (2, 1, 1, "float32", 1, "experts.weight1"),
         (2, 2, 2, "bfloat16", 0, "final_layernorm.weight"),
         (2, 2, 3, "float32", 1, "bias_E"),
+        (2, 1, 3, "bfloat16", 1, "final_layernorm.weight"),
         pytest.param(4, 2, 1, "float32", 3, "experts.weight1", marks=slow),
         pytest.param(4, 1, 2, "float32", 2, "final_layernorm.weight", marks=slow),
     ],
@@ -97,7 +98,7 @@ def test_a_flipped_bit_is_found(
     processes: Processes, size: int, expert: int, zero: int, precision: str, rank: int, where: str
 ) -> None:
     """By the name of the tensor and, where there are more than two replicas, by rank."""
-    case = CASE.with_(expert=expert, zero=zero, precision=precision)
+    case = CASE.with_(expert=expert, zero=zero, precision=precision, persistent=True)
     for clean, flipped, counters in processes(size).run(guarding.flip_a_bit, case=case, rank=rank, where=where):
         assert clean == []
         holders = size // expert if "experts" in where else size
