@@ -53,6 +53,9 @@ class Gradients:
             self._held = None
             for name, value in looks.items():
                 setattr(self.zero, name, value)
+            # Upstream keeps those of an optimizer that is offloaded, and adds the next step's to them.
+            for group in self.zero.averaged_gradients:
+                self.zero.averaged_gradients[group] = None
 
     def not_finite(self) -> list[nn.Parameter]:
         """Parameters of whose gradient this rank holds a part that is not finite. Empty where the optimizer is
