@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from moe_train.evaluation import html, report_routing
+from moe_train.evaluation import html, report_guard, report_routing
 from moe_train.evaluation.heatmaps import domain_matrix, load_matrix, load_over_time
 from moe_train.evaluation.plots import MEDIUM, WIDE, curves, layer_curves
 from moe_train.evaluation.run_files import RunFiles, read_run
@@ -35,6 +35,7 @@ def render(run: RunFiles) -> str:
     parts = [
         html.cards(summary_cards(run)),
         _warnings(run),
+        report_guard.bad_numbers(run),
         report_routing.alarms(run),
         _loss(run),
         _optimisation(run),

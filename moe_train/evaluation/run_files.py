@@ -22,6 +22,8 @@ class RunFiles:
     """Records of kind "eval", by step."""
     alarms: list[Record] = field(default_factory=list)
     """Records of kind "alarm", by step."""
+    guard: list[Record] = field(default_factory=list)
+    """Records of kind "guard", by step."""
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Results of ``moe-train evaluate`` by name; that of the run's own validation set first."""
     config: dict[str, Any] = field(default_factory=dict)
@@ -66,6 +68,7 @@ def read_run(run_dir: Path) -> RunFiles:
         train=[record for record in records if record.get("kind") == "train"],
         validation=[record for record in records if record.get("kind") == "eval"],
         alarms=[record for record in records if record.get("kind") == "alarm"],
+        guard=[record for record in records if record.get("kind") == "guard"],
         evaluations=evaluations,
         config=config,
         config_text=config_text,

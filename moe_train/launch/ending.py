@@ -10,6 +10,8 @@ from moe_train.training.worker_status import WorkerStatus
 
 WRONG_INPUT = 2
 """Exit code of a worker whose input is wrong, or that could not write: a second try would meet the same."""
+BAD_NUMBERS = 3
+"""Exit code of a worker whose run stops because of its numbers: another start would meet them again."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def judge(
         assert first.exit_code is not None
         line = f"rank {first.rank} failed with exit code {first.exit_code}: {first.error or 'see above'}"
         say(line)
-        again = bool(reason) or first.exit_code != WRONG_INPUT
+        again = bool(reason) or first.exit_code not in (WRONG_INPUT, BAD_NUMBERS)
         return Ending(first.exit_code, reason or line, restart=again and not stopped_by)
     if reason:
         return Ending(_positive(launcher_code), reason, restart=not stopped_by)

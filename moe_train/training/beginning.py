@@ -24,8 +24,12 @@ class Beginning:
     tokens: int = 0
     history: list[Stretch] = field(default_factory=list)
     """Who took them."""
+    checkpoint: Path | None = None
+    """That was gone on with."""
     elsewhere: Path | None = None
     """The checkpoint, where it lies in another folder: that of another run, or of a model."""
+    guard: dict[str, Any] = field(default_factory=dict)
+    """What the guard remembered."""
     notes: list[str] = field(default_factory=list)
     """For the user."""
 
@@ -60,6 +64,8 @@ def begin(
             step=state["step"],
             tokens=state["tokens"],
             history=from_plain(state.get("history", [])),
+            checkpoint=directory,
+            guard=state.get("guard", {}),
             elsewhere=None if lies_in(run_dir, directory) else directory,
             notes=[note for note in notes if note],
         )

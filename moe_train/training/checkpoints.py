@@ -31,6 +31,8 @@ class Checkpoints:
         self.saver = Saver(root, retention, asynchronous=options.asynchronous)
         self.lowest_loss = math.inf
         """Of the validations so far."""
+        self.newest: Path | None = None
+        """The last one of the whole run that these weights have behind them: saved here, or gone on with."""
         self._last = time.monotonic()
         self._begun: dict[str, Any] = {}
 
@@ -102,6 +104,8 @@ class Checkpoints:
         if path is None:
             return []
         begun, self._begun = self._begun, {}
+        if path.name.startswith(store.STEP):
+            self.newest = path
         return [
             {
                 "kind": "checkpoint",

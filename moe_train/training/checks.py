@@ -12,6 +12,7 @@ from moe_train.config.errors import Problem
 from moe_train.data.options import Blend, label_of, members_of
 from moe_train.model.families import family_of
 from moe_train.training.deepspeed_keys import clashes
+from moe_train.training.guard.checks import guard_problems
 from moe_train.training.model_checks import model_problems
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def problems(config: RunConfig, world_size: int | None = None) -> list[Problem]:
         *model_problems(config),
         *_routing(config),
         *_unsupported(config),
+        *guard_problems(config.guard, config.checkpoint),
         *clashes(config.deepspeed),
     ]
     found += _layout(config)

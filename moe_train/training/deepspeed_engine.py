@@ -90,7 +90,8 @@ def _deepspeed_config(
         "gradient_clipping": train.gradient_clipping,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": train.precision == "bfloat16"},
+        # Steps by gradients that are not finite are refused before (gradients.py), without one more pass over them.
+        "bf16": {"enabled": train.precision == "bfloat16", "check_grad_overflow": False},
         # Both are needed: gradients are reduced and accumulated in float32.
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},

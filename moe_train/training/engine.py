@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from moe_train.model.language_model import LanguageModel
 from moe_train.parallel.groups import Groups
 from moe_train.training import one_rank
 from moe_train.training.deepspeed_engine import build_engine
+from moe_train.training.gradients import Gradients
 from moe_train.training.options import OptimizerOptions, TrainOptions
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -45,6 +45,9 @@ class Engine:
         self.module: LanguageModel = self.deepspeed.module
         if one_rank.applies(self.zero, groups.data_size, train.zero_stage):
             one_rank.skip_reduction(self.zero)
+        self.gradients = Gradients(self.zero, train.zero_stage)
+        self._norms: list[Tensor] = []
+        """Gradient norms: of the last step that was taken, and of the one under way."""
 
     @property
     def zero(self) -> Any:
@@ -57,23 +60,42 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         self.deepspeed.backward(loss)
 
-    def step(self) -> None:
-        """To be called after each micro-batch; the optimizer moves after the last one of the step."""
+    def next_micro_batch(self) -> None:
+        """After each micro-batch of a step but the last."""
         self.deepspeed.step()
+
+    def measure_gradients(self) -> Tensor:
+        """After the last micro-batch's backward pass: the global norm over all parameters before clipping, a scalar on
+        the device. Infinite or negative, on every rank, where some gradient is not finite. Collective."""
+        self._norms = [*self._norms[:1], self.gradients.norm()]
+        return self._norms[-1]
+
+    def step(self) -> None:
+        """The optimizer moves. After ``measure_gradients``, which found them finite."""
+        self.deepspeed.step()
+        if not self.deepspeed.was_step_applied():
+            raise RuntimeError("DeepSpeed did not move the optimizer, though the norm of the gradients was finite")
+        self._norms = self._norms[-1:]
+
+    def discard_step(self) -> None:
+        """In the place of ``step``: the gradients are thrown away, and nothing moves."""
+        with self.gradients.refused():
+            self.deepspeed.step()
+        assert not self.deepspeed.was_step_applied(), "DeepSpeed moved the optimizer by gradients that were refused"
+        self._norms = self._norms[:-1]
+
+    def not_finite(self) -> list[str]:
+        """Names of the parameters of whose gradient this rank holds a part that is not finite, in the model's order."""
+        found = {id(parameter) for parameter in self.gradients.not_finite()}
+        return [name for key, name in self.names.items() if key in found]
 
     def set_lr(self, lr: float) -> None:
         for group in self.zero.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)
 
     def gradient_norm(self) -> float:
-        """Global norm over all parameters, before clipping, of the last step."""
-        return float(self.deepspeed.get_global_grad_norm() or 0.0)
-
-    def step_was_taken(self) -> bool:
-        """Whether the optimizer moved in the last step, by finite gradients; the same on every rank."""
-        norm = self.gradient_norm()
-        # DeepSpeed skips a step whose norm is not finite and says so by -1; without clipping it may not look.
-        return self.deepspeed.was_step_applied() and math.isfinite(norm) and norm >= 0
+        """Global norm over all parameters, before clipping, of the last step that was taken."""
+        return float(self._norms[0]) if self._norms else 0.0
 
     def set_training(self, mode: bool) -> None:
         """Training or evaluation mode."""

@@ -115,6 +115,31 @@ class AlarmOptions:
 
 
 @dataclass(frozen=True)
+class GuardOptions:
+    """What a run does with steps whose numbers are bad (docs/guard.md). A step is judged before the optimizer moves."""
+
+    non_finite: Literal["skip", "rewind", "stop"] = "skip"
+    """Where the loss or a gradient is NaN or infinite."""
+    spike: Literal["ignore", "warn", "skip", "rewind", "stop"] = "warn"
+    """Where the loss is far above those of the steps before."""
+    window: int = 100
+    """Steps whose losses a spike is measured against; nothing is judged until there are so many."""
+    threshold: float = 10.0
+    """Robust z-score, (loss - median) / (1.4826 * MAD), from which a loss is a spike."""
+    max_in_a_row: int = 3
+    """Steps that may be skipped one after another; one more stops the run."""
+    max_skips: int = 100
+    """Steps that may be skipped in the whole run; one more stops it."""
+    rewind_steps: int = 20
+    """A rewind leaves out the data of the bad step and of so many steps before it, as far back as the checkpoint."""
+    max_rewinds: int = 5
+    """In the whole run; one more stops it."""
+    replica_every: int = 1000
+    """Steps between two comparisons of what must be equal on all data-parallel ranks; 0: never."""
+    replica_mismatch: Literal["stop", "warn"] = "stop"
+
+
+@dataclass(frozen=True)
 class ProfileOptions:
     """torch profiler window and CUDA memory snapshot, written to <run>/profile/."""
 

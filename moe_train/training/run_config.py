@@ -21,6 +21,7 @@ from moe_train.training.options import (
     AlarmOptions,
     CheckpointOptions,
     EvalOptions,
+    GuardOptions,
     LoggingOptions,
     OptimizerOptions,
     ProfileOptions,
@@ -47,6 +48,7 @@ class RunConfig:
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     logging: LoggingOptions = field(default_factory=LoggingOptions)
     alarm: AlarmOptions = field(default_factory=AlarmOptions)
+    guard: GuardOptions = field(default_factory=GuardOptions)
     profile: ProfileOptions = field(default_factory=ProfileOptions)
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Passed through to DeepSpeed's configuration; keys that this project sets itself are refused."""

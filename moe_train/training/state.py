@@ -37,11 +37,12 @@ def run_state(
     samples: dict[str, Any],
     config: dict[str, Any],
     history: Sequence[dict[str, Any]] = (),
+    guard: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint says besides its tensors.
 
     ``samples``: which samples there are and in which order, so that a resumed run can tell whether they are the same.
-    ``history``: who took the steps up to here (training/history.py).
+    ``history``: who took the steps up to here (training/history.py). ``guard``: what it remembers (training/guard).
     """
     return {
         "consumed_samples": consumed,
@@ -51,6 +52,7 @@ def run_state(
         "layout": _layout(engine),
         "config": config,
         "history": list(history),
+        "guard": guard or {},
     }
 
 
@@ -65,7 +67,7 @@ def load_checkpoint(engine: Engine, directory: Path, *, verify: bool = True) -> 
             "them by --init-from PATH"
         )
     slices = engine.owned_slices(create_moments=True)
-    buffers = {f"model.{name}": buffer for name, buffer in _buffers(engine.module)}
+    buffers = {f"model.{name}": buffer for name, buffer in gate_buffers(engine.module)}
     slices += [_whole(key, buffer) for key, buffer in buffers.items()]
     expected = _all_shapes(slices)
     generators = _generators(engine.groups)
@@ -87,7 +89,7 @@ def load_initial_weights(engine: Engine, directory: Path) -> None:
     training/initial.py to compare. Collective."""
     read_state(directory)  # which refuses what is damaged or of another version
     slices = [owned for owned in engine.owned_slices() if owned.key.startswith("model.")]
-    slices += [_whole(f"model.{name}", buffer) for name, buffer in _buffers(engine.module)]
+    slices += [_whole(f"model.{name}", buffer) for name, buffer in gate_buffers(engine.module)]
     load(directory, slices, _all_shapes(slices))
     engine.refresh_parameters(0)
 
@@ -101,7 +103,7 @@ def load_weights(model: nn.Module, groups: Groups, directory: Path) -> dict[str,
         owned = parameter.detach().float().contiguous().cpu()
         copies.append((parameter, owned))
         slices.append(_slice_of(model, groups, name, owned))
-    for name, buffer in _buffers(model):
+    for name, buffer in gate_buffers(model):
         slices.append(_whole(f"model.{name}", buffer))
     load(directory, slices, _all_shapes(slices))
     with torch.no_grad():
@@ -132,7 +134,7 @@ def _set_generators(groups: Groups, states: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(states[f"rng.cuda.{groups.rank}"], groups.device)
 
 
-def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+def gate_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Gate state: persistent buffers, equal on all ranks."""
     persistent = module.state_dict().keys() - {name for name, _ in module.named_parameters(remove_duplicate=False)}
     return sorted((name, buffer) for name, buffer in module.named_buffers() if name in persistent)
@@ -142,7 +144,7 @@ def _gate_state(engine: Engine) -> list[OwnedSlice]:
     """Equal on all ranks, so that one writes it."""
     if dist.get_rank() != 0:
         return []
-    return [_whole(f"model.{name}", buffer) for name, buffer in _buffers(engine.module)]
+    return [_whole(f"model.{name}", buffer) for name, buffer in gate_buffers(engine.module)]
 
 
 def _whole(key: str, tensor: Tensor) -> OwnedSlice:

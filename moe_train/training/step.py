@@ -6,6 +6,7 @@ Suffixes: S sequence, B batch, T = S * B tokens, L MoE layers in order, E expert
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,8 @@ from moe_train.model.moe_layer import moe_layers
 from moe_train.model.multi_token import UNIT as MULTI_TOKEN
 from moe_train.model.multi_token import multi_token_targets
 from moe_train.model.texts import Texts, texts_of
-from moe_train.parallel.groups import Groups
 from moe_train.routing.interface import TokenBatch
+from moe_train.training.collected import Collector
 from moe_train.training.engine import Engine
 from moe_train.training.window import Window
 
@@ -35,6 +36,28 @@ class Requests:
 
 
 NO_REQUESTS = Requests()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of a step before the optimizer moves; the same on every rank but for ``own_loss``."""
+
+    loss: float
+    """Mean over all target tokens."""
+    finite: bool
+    """Whether the norm of the gradients is."""
+    own_loss: Tensor
+    """Sum over this rank's target tokens, on the device."""
+
+
+def refuse_bad_numbers(measured: Measured) -> bool:
+    """The judge of steps where nobody else is: FloatingPointError, on every rank, where loss or gradients are not
+    finite."""
+    if not math.isfinite(measured.loss):
+        raise FloatingPointError(f"the loss is {measured.loss}")
+    if not measured.finite:
+        raise FloatingPointError("a gradient is not finite")
+    return True
 
 
 @dataclass(frozen=True)
@@ -57,6 +80,14 @@ class StepResult:
     """Of all ranks together."""
     k_histogram_LN: Tensor | None = None
     """int64, tokens by their number of experts, N = E + 1; None where the gate gives all the same number."""
+    taken: bool = True
+    """False where the step was refused: nothing has moved, and the sums may hold anything."""
+
+
+def left_out_step() -> StepResult:
+    """Of a step whose data is neither read nor trained on."""
+    none = torch.zeros(0, 0, dtype=torch.int64)
+    return StepResult(math.nan, 0, 0, [], none, none, [], [], NO_REQUESTS, taken=False)
 
 
 def token_batch(
@@ -96,22 +127,29 @@ def counts(batches: list[Batch]) -> Tensor:
 
 
 def train_step(
-    engine: Engine, batches: list[Batch], *, lr: float, seed: int, step: int, requests: Requests = NO_REQUESTS
+    engine: Engine,
+    batches: list[Batch],
+    *,
+    lr: float,
+    seed: int,
+    step: int,
+    requests: Requests = NO_REQUESTS,
+    judge: Callable[[Measured], bool] = refuse_bad_numbers,
 ) -> StepResult:
-    """Runs the micro-batches of this rank and moves the optimizer once.
+    """Runs the micro-batches of this rank and moves the optimizer and the gates' state once, if ``judge`` says so: it
+    is asked on every rank, before anything moves, and must answer alike.
 
     The language loss is the sum over all target tokens of the step divided by their number, over all ranks and
     micro-batches; auxiliary losses likewise from their (sum, count) pairs, in the same backward pass.
 
-    ValueError, on every rank, where no token of the step is a target.
-    FloatingPointError, on every rank, where loss or gradients are not finite: gates and optimizer are not to be used
-    any more.
+    ValueError, on every rank, where no token of the step is a target; and whatever ``judge`` raises.
     """
     groups, device = engine.groups, engine.groups.device
     assert len(batches) == engine.accumulation
     wanted = torch.tensor([requests.stop, requests.save], dtype=torch.float64)
     total = groups.sum_over_data(torch.cat([counts(batches), wanted]).to(device))
-    if not total[0]:
+    counted = total.tolist()
+    if not counted[0]:
         raise ValueError(
             f"step {step + 1} has no token that counts in the loss: is every prompt longer than data.sequence_length?"
         )
@@ -122,35 +160,40 @@ def train_step(
     window = Window(groups)
     if engine.accumulation > 1 and any(layer.router.options.balancing.exact for layer in layers):
         _measure(engine, batches, window, totals, seed=seed, step=step)
-    collected = _Collector([layer.layer for layer in layers])
-    for batch in batches:
+    collected = Collector([layer.layer for layer in layers])
+    for number, batch in enumerate(batches, start=1):
         tokens = token_batch(batch, device, seed=seed, step=step, window_sum=window.for_micro_batch())
         micro_batch = MicroBatch(tokens=tokens, totals=totals, texts=batch_texts(batch, device))
         with use(micro_batch):
             nll_sum, _ = engine(batch.ids_BS.to(device), batch.labels_BS.to(device), batch.target_BS.to(device))
         loss = as_root(nll_sum / totals["target"], micro_batch)
         engine.backward(loss * engine.loss_factor)
-        engine.step()
         collected.add(nll_sum.detach(), micro_batch)
+        if number < len(batches):
+            engine.next_micro_batch()
+    collected.gradient_norm = engine.measure_gradients()
     sums, losses, loss_sum = collected.reduce(groups)
-    if not math.isfinite(loss_sum):
-        raise FloatingPointError(f"the loss is {loss_sum}")
-    if not engine.step_was_taken():
-        raise FloatingPointError("a gradient is not finite, so that the optimizer did not move")
-    for layer, layer_sums in zip(layers, sums, strict=True):
-        layer.router.after_step(layer_sums)
+    own_loss = torch.as_tensor(collected.nll_sum)
+    taken = judge(Measured(loss=loss_sum / counted[0], finite=collected.finite, own_loss=own_loss))
+    if taken:
+        engine.step()
+        for layer, layer_sums in zip(layers, sums, strict=True):
+            layer.router.after_step(layer_sums)
+    else:
+        engine.discard_step()
     empty = torch.zeros(0, 0, dtype=torch.int64)
     return StepResult(
         loss_sum=loss_sum,
-        loss_count=int(total[0]),
-        tokens=int(total[1]),
+        loss_count=int(counted[0]),
+        tokens=int(counted[1]),
         layers=collected.layers,
         load_LE=torch.stack([s["load"] for s in sums]).cpu() if sums else empty,
         kept_LE=torch.stack([s["kept"] for s in sums]).cpu() if sums else empty,
         losses=losses,
         z=_means_of_z(sums),
-        requests=Requests(*(bool(x) for x in total[len(_COUNTS) :] > 0)),
+        requests=Requests(*(x > 0 for x in counted[len(_COUNTS) :])),
         k_histogram_LN=_k_histograms(sums),
+        taken=taken,
     )
 
 
@@ -174,41 +217,6 @@ def _measure(
     window.close_measuring()
 
 
-class _Collector:
-    """Adds up the statistics of the micro-batches of a step; one all-reduce carries those of all layers.
-
-    ``layers``: numbers of the MoE layers, in whose order everything stands."""
-
-    def __init__(self, layers: list[int]) -> None:
-        self.layers = layers
-        self.nll_sum: Tensor | float = 0.0
-        self.sums: list[dict[str, Tensor]] = [{} for _ in layers]
-        self.losses: list[dict[str, Tensor]] = [{} for _ in layers]
-
-    def add(self, nll_sum: Tensor, micro_batch: MicroBatch) -> None:
-        self.nll_sum = self.nll_sum + nll_sum.double()
-        for sums, losses, layer in zip(self.sums, self.losses, self.layers, strict=True):
-            for name, value in micro_batch.sums[layer].items():
-                _add(sums, name, value)
-            for name, term in micro_batch.losses[layer].items():
-                _add(losses, name, torch.stack([term.sum.double(), term.count.double()]))
-
-    def reduce(self, groups: Groups) -> tuple[list[dict[str, Tensor]], list[dict[str, tuple[float, float]]], float]:
-        """Over the data-parallel ranks. Integers travel as float64, which is exact up to 2^53."""
-        tensors = [torch.as_tensor(self.nll_sum, device=groups.device)]
-        tensors += [values[name] for values in self.sums for name in sorted(values)]
-        tensors += [values[name] for values in self.losses for name in sorted(values)]
-        flat = groups.sum_over_data(torch.cat([t.reshape(-1).double() for t in tensors]))
-        parts = iter(flat.split([t.numel() for t in tensors]))
-        loss_sum = float(next(parts))
-        sums = [{name: _like(next(parts), values[name]) for name in sorted(values)} for values in self.sums]
-        losses: list[dict[str, tuple[float, float]]] = []
-        for values in self.losses:
-            pairs = {name: next(parts).tolist() for name in sorted(values)}
-            losses.append({name: (pair[0], pair[1]) for name, pair in pairs.items()})
-        return sums, losses, loss_sum
-
-
 def _means_of_z(sums: list[dict[str, Tensor]]) -> list[float | None]:
     """Of each layer; all of them have the same gate. Read from the device at once."""
     if not all("z" in s for s in sums):
@@ -220,13 +228,3 @@ def _k_histograms(sums: list[dict[str, Tensor]]) -> Tensor | None:
     """Of all layers, which have the same gate."""
     found = [s["k_histogram"] for s in sums if "k_histogram" in s]
     return torch.stack(found).cpu() if found else None
-
-
-def _add(into: dict[str, Tensor], name: str, value: Tensor) -> None:
-    into[name] = into[name] + value if name in into else value
-
-
-def _like(flat: Tensor, original: Tensor) -> Tensor:
-    if not original.dtype.is_floating_point:
-        flat = flat.round()
-    return flat.to(original.dtype).view(original.shape)

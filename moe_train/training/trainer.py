@@ -17,13 +17,6 @@ from moe_train.model.language_model import build_language_model
 from moe_train.parallel.device import memory_used
 from moe_train.parallel.groups import Groups, initialize
 from moe_train.parallel.once import once_per_node
-from moe_train.training.account import (
-    active_parameters,
-    flops_per_slot,
-    flops_per_token,
-    flops_without_experts,
-    parameters,
-)
 from moe_train.training.beginning import begin
 from moe_train.training.callbacks.alarms import alarms
 from moe_train.training.callbacks.base import Callbacks, RunInfo, Status
@@ -32,17 +25,17 @@ from moe_train.training.callbacks.profiling import profile_hook
 from moe_train.training.checkpoints import Checkpoints
 from moe_train.training.checks import check_gate_files
 from moe_train.training.engine import Engine
-from moe_train.training.environment import environment, write_environment
+from moe_train.training.facts import device_facts, write_facts
+from moe_train.training.guard.watch import Watch
 from moe_train.training.heartbeat import Heartbeat
 from moe_train.training.history import Stretch, continued, to_plain, write_history
 from moe_train.training.interval import Interval
 from moe_train.training.origin import carry_origin, forget_origin
-from moe_train.training.peak import peak_flops
-from moe_train.training.record import DeviceFacts, build_eval_record
+from moe_train.training.record import build_eval_record
 from moe_train.training.run_config import RunConfig, to_dict
 from moe_train.training.run_folder import CHECKPOINTS, index_folder, initial_weights, prepare
 from moe_train.training.schedules import lr_factor
-from moe_train.training.step import Requests, StepResult, train_step
+from moe_train.training.step import Requests, StepResult, left_out_step, train_step
 from moe_train.training.stop import StopRequest
 from moe_train.training.validation import ValidationSet, check_ids, check_vocabulary
 
@@ -134,15 +127,11 @@ class Trainer:
             rank=groups.data_rank,
             dp_size=groups.data_size,
         )
-        self.callbacks: Callbacks = build_callbacks(config.logging, run_dir, groups.rank, alarms(config))
+        self.callbacks = self._build_callbacks()
         self.profile = profile_hook(config.profile, run_dir, groups.rank)
         self.checkpoints = Checkpoints(config.checkpoint, run_dir / CHECKPOINTS, self.engine)
-        self.facts = DeviceFacts(
-            devices=groups.world_size,
-            flops_without_experts=flops_without_experts(config),
-            flops_per_slot=flops_per_slot(config),
-            peak_flops=_peak(groups.device),
-        )
+        self.watch = Watch(config.guard, run_dir, self.engine, self.samples, config.train.global_batch_size)
+        self.facts = device_facts(config, groups)
 
     def restore(self, resume: str | None, init_from: Path | None = None) -> None:
         """Goes on from a checkpoint; "auto" without one begins anew. What begins has the weights of ``init_from``."""
@@ -151,6 +140,8 @@ class Trainer:
             for note in begun.notes:
                 print(note, flush=True)
         self.step, self.tokens, self.elsewhere = begun.step, begun.tokens, begun.elsewhere
+        self.checkpoints.newest = begun.checkpoint
+        self.watch.restore(begun.guard)
         own = Stretch(
             after=self.step,
             run=str(self.run_dir.resolve()),
@@ -171,11 +162,19 @@ class Trainer:
             self.profile.start_step(self.step + 1)
             result = self._train_step(Requests(stop=stop.requested, save=self.checkpoints.is_due()))
             self.profile.end_step(self.step)
-            self.callbacks.on_step(self.step, result)
-            interval.add(result)
+            if self.watch.wants_rewind:
+                self._rewind()
+                interval = Interval()
+                continue
+            if result.taken:
+                self.callbacks.on_step(self.step, result)
+                interval.add(result)
+            else:
+                interval.restart_clock()
             last = self.step == options.steps or result.requests.stop
-            if self.step % config.logging.every == 0 or last:
+            if (self.step % config.logging.every == 0 or last) and interval.steps:
                 self._record(interval)
+            self._check_replicas()
             self._tell(self.checkpoints.poll())
             if self.checkpoints.wanted(self.step, asked=result.requests.save, last=last):
                 self.beat.note("save", self.step)
@@ -192,26 +191,54 @@ class Trainer:
         return self.step >= options.steps
 
     def close(self, status: Status) -> None:
+        if self.groups.rank == 0 and (summary := self.watch.summary()):
+            print(f"bad numbers: {summary}", flush=True)
         self.profile.close()
         self.callbacks.on_end(status)
 
     def _train_step(self, requests: Requests) -> StepResult:
         config = self.config
-        factor = lr_factor(self.step, config.train.steps, config.schedule)
-        self.lr = config.optimizer.lr * factor
-        try:
-            result = train_step(
-                self.engine, self._batches(), lr=self.lr, seed=config.seed, step=self.step, requests=requests
-            )
-        except FloatingPointError as error:  # on every rank
-            self._tell(self.checkpoints.finish())
-            raise FloatingPointError(
-                f"step {self.step + 1}: {error}; the last checkpoint is untouched. Try a smaller optimizer.lr, more "
-                "schedule.warmup_steps or train.gradient_clipping"
-            ) from None
+        if self.watch.leaves_out(self.step + 1):
+            result = left_out_step()
+        else:
+            self.lr = config.optimizer.lr * lr_factor(self.step, config.train.steps, config.schedule)
+            judge = partial(self.watch.judge, self.step + 1)
+            try:
+                result = train_step(
+                    self.engine, self._batches(), lr=self.lr, seed=config.seed, step=self.step, requests=requests,
+                    judge=judge,
+                )  # fmt: skip
+            except FloatingPointError:  # on every rank
+                self._tell([*self.checkpoints.finish(), *self.watch.take_records()])
+                raise
+        self._tell(self.watch.take_records())
         self.step += 1
-        self.tokens += result.tokens
+        self.tokens += result.tokens if result.taken else 0
         return result
+
+    def _rewind(self) -> None:
+        """Back to the newest checkpoint, as a run that is resumed from it but in place."""
+        self._tell(self.checkpoints.finish())
+        if self.checkpoints.newest is None:
+            error = self.watch.nowhere()
+            self._tell(self.watch.take_records())
+            raise error
+        self.beat.note("load", self.step)
+        self.callbacks.on_end("rewound")
+        self.callbacks = self._build_callbacks()
+        self.restore(str(self.checkpoints.newest))
+        self.watch.rewound(self.step)
+        self._announce()
+        self._tell(self.watch.take_records())
+
+    def _check_replicas(self) -> None:
+        try:
+            self.watch.check_replicas(self.step, self.tokens)
+        finally:
+            self._tell(self.watch.take_records())
+
+    def _build_callbacks(self) -> Callbacks:
+        return build_callbacks(self.config.logging, self.run_dir, self.groups.rank, alarms(self.config))
 
     def _batches(self) -> list[Batch]:
         """This rank's micro-batches of the next step."""
@@ -221,20 +248,9 @@ class Trainer:
         return batches
 
     def _announce(self) -> None:
-        config, groups = self.config, self.groups
-        samples = config.train.steps * config.train.global_batch_size
-        info = RunInfo(config.name, self.run_dir, config.train.steps, self.step, to_dict(config))
-        hosts = groups.hosts()
-        if groups.rank == 0:
-            facts = {
-                "total_parameters": parameters(config).total,
-                "active_parameters": active_parameters(config),
-                "flops_per_token": flops_per_token(config).total,
-            }
-            content = environment(processes=groups.world_size, hosts=hosts, model=facts)
-            write_environment(self.run_dir, content | {"after_step": self.step})
-            print(self.samples.describe(samples), flush=True)
-        self.callbacks.on_start(info)
+        config = self.config
+        write_facts(config, self.groups, self.run_dir, self.samples, self.step)
+        self.callbacks.on_start(RunInfo(config.name, self.run_dir, config.train.steps, self.step, to_dict(config)))
 
     def _record(self, interval: Interval) -> None:
         record = interval.record(
@@ -266,12 +282,9 @@ class Trainer:
             "samples": self.identity,
             "config": to_dict(self.config),
             "history": to_plain(self.history),
+            "guard": self.watch.state(),
         }
 
     def _tell(self, records: list[dict[str, Any]]) -> None:
         for record in records:
             self.callbacks.on_record(record)
-
-
-def _peak(device: torch.device) -> float | None:
-    return peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None

@@ -24,6 +24,8 @@ False when it has stopped on request, everything saved; raises otherwise."""
 
 WRONG_INPUT = 2
 FAILED = 1
+BAD_NUMBERS = 3
+"""The guard has stopped the run (docs/guard.md)."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -78,6 +80,8 @@ def run_to_end(work: Callable[[Heartbeat], bool], status: StatusFile) -> int:
         code, error = WRONG_INPUT, str(problem)
         if os.environ.get("MOE_TRAIN_DEBUG"):
             traceback.print_exc()
+    except FloatingPointError as problem:
+        code, error = BAD_NUMBERS, str(problem)
     except Exception as problem:
         code, error = FAILED, f"{type(problem).__name__}: {problem}"
         traceback.print_exc()

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from moe_train.training.step import StepResult
 
-Status = Literal["finished", "interrupted", "failed"]
+Status = Literal["finished", "interrupted", "failed", "rewound"]
 Record = dict[str, Any]
-"""One object of metrics.jsonl; "kind" is "train", "eval", "alarm" or "checkpoint" (docs/metrics.md)."""
+"""One object of metrics.jsonl; "kind" is "train", "eval", "alarm", "checkpoint" or "guard" (docs/metrics.md)."""
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,11 @@ def console_line(record: Record, run: RunInfo) -> str:
         fields = ["ALARM" if record["state"] == "began" else "alarm", record["line"]]
     elif record["kind"] == "checkpoint":
         fields = _checkpoint_fields(record)
+    elif record["kind"] == "guard":
+        fields = [
+            f"BAD NUMBERS, {record['action'].replace('_', ' ')}",
+            f"step {record['bad_step']}: {record['message']}",
+        ]
     else:
         fields = _train_fields(record, run) if record["kind"] == "train" else _eval_fields(record)
     width = len(str(run.total_steps))

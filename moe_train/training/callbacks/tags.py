@@ -12,11 +12,14 @@ _PERFORMANCE = ("tokens_per_second", "step_seconds", "memory_bytes", "mfu")
 
 def scalar_tags(record: Record) -> dict[str, float]:
     """The numbers of a record by tag. Balance in an evaluation record becomes eval/balance/*; of an alarm there is the
-    number of layers in which its cause is on, of a checkpoint how long it took."""
+    number of layers in which its cause is on, of a checkpoint how long it took, of the
+    guard which step had bad numbers."""
     if record["kind"] == "alarm":
         return {f"alarm/{record['cause']}": record["layers_on"]}
     if record["kind"] == "checkpoint":
         return {f"perf/save_{key}": record[key] for key in ("stall_seconds", "seconds") if key in record}
+    if record["kind"] == "guard":
+        return {f"guard/{record['action']}": record["bad_step"]}
     tags: dict[str, float] = {}
     for key, value in record.items():
         if key == "balance" and isinstance(value, dict):

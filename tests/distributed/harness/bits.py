@@ -18,7 +18,8 @@ from moe_train.parallel.groups import make_groups
 from moe_train.parallel.options import ParallelOptions
 from moe_train.routing import topk
 from moe_train.routing.interface import LossTerm
-from moe_train.training.step import _Collector, train_step
+from moe_train.training.collected import Collector
+from moe_train.training.step import train_step
 from moe_train.training.validation import forward_function
 from tests.distributed.harness import layers, training
 from tests.distributed.harness.training import Case, Record, groups_for, make_engine
@@ -55,7 +56,7 @@ def group_timeouts(expert: int, seconds: float) -> dict[str, datetime.timedelta]
 
 def collected_counts(load: int) -> tuple[int, float]:
     """What two micro-batches with so many tokens on one expert of every rank add up to."""
-    collector = _Collector([0])
+    collector = Collector([0])
     for _ in range(2):
         micro_batch = MicroBatch(tokens=None)  # type: ignore[arg-type]
         micro_batch.sums[0] = {"load": torch.tensor([load, 1])}

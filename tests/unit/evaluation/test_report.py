@@ -156,6 +156,17 @@ def test_routing_in_detail_and_alarms(tmp_path: Path, quick: None) -> None:
     assert "script" not in page.tags
 
 
+def test_bad_numbers_are_listed(tmp_path: Path, quick: None) -> None:
+    run = make_run(tmp_path)
+    assert "Bad numbers" not in Reader(render(read_run(run))).text
+    record = {"kind": "guard", "step": 15, "bad_step": 18, "action": "skip", "message": NASTY}
+    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
+        for action in ("skip", "skip", "rewind"):
+            file.write(json.dumps({**record, "action": action}) + "\n")
+    page = Reader(render(read_run(run)))
+    assert "Bad numbers" in page.text and "1 x rewind, 2 x skip." in page.text and f"skip: {NASTY}" in page.text
+
+
 def test_one_number_of_experts_needs_no_histogram(tmp_path: Path, quick: None) -> None:
     run = make_run(tmp_path)
     whole = evaluation()

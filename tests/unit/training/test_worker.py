@@ -51,7 +51,8 @@ def test_without_a_launch_no_file_is_written(run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(ValueError("bad\ninput"), 2), (OSError("disk"), 2), (RuntimeError("x"), 1)]
+    ("error", "code"),
+    [(ValueError("bad\ninput"), 2), (OSError("disk"), 2), (RuntimeError("x"), 1), (FloatingPointError("nan"), 3)],
 )
 def test_failures_have_a_code_and_a_reason(
     run_dir: Path, capsys: pytest.CaptureFixture[str], error: Exception, code: int

@@ -47,6 +47,11 @@ def test_validation_line() -> None:
     assert console_line(record, RUN) == "step  100/2000 | validation loss 3.0000 | perplexity 20.0855 | gini 0.500"
 
 
+def test_bad_numbers_line() -> None:
+    record = {"kind": "guard", "step": 100, "bad_step": 120, "action": "leave_out", "message": "the loss is nan"}
+    assert console_line(record, RUN) == "step  100/2000 | BAD NUMBERS, leave out | step 120: the loss is nan"
+
+
 def test_log_has_plain_lines_and_no_bar() -> None:
     stream = io.StringIO()
     console = Console(stream)
