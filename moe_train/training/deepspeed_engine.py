@@ -82,6 +82,8 @@ def _deepspeed_config(
         "memory_efficient_linear": False,
         **passthrough.get("zero_optimization", {}),
     }
+    if train.offload_optimizer != "none":
+        zero["offload_optimizer"] = {"device": train.offload_optimizer}
     return {
         **passthrough,
         "train_batch_size": train.global_batch_size,
@@ -90,6 +92,8 @@ def _deepspeed_config(
         "gradient_clipping": train.gradient_clipping,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        # torch's AdamW has a vectorised kernel for the CPU: the same bits as without offload, and nothing to compile.
+        "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": train.precision == "bfloat16"},
         # Both are needed: gradients are reduced and accumulated in float32.
         "communication_data_type": "fp32",

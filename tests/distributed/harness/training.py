@@ -63,6 +63,8 @@ class Case:
     """ZeRO-3 keeps small parameters whole on every rank, as is DeepSpeed's default."""
     texts: bool = False
     """Sequences of several texts that do not see each other."""
+    offload: bool = False
+    """Masters, moments and the optimizer's step in host memory."""
     other_padding: bool = False
     """Other ids and labels where there is padding."""
 
@@ -157,6 +159,7 @@ def make_engine(case: Case, groups: Groups) -> Engine:
         zero_stage=case.zero,  # type: ignore[arg-type]
         gradient_clipping=case.clip,
         recompute=case.recompute,
+        offload_optimizer="cpu" if case.offload else "none",
     )
     # Tiny tensors would otherwise stay whole on every rank, and nothing would be partitioned.
     pieces = case.zero == 3 and not case.persistent
