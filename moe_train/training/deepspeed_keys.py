@@ -17,6 +17,8 @@ OWNED = {
     "zero_optimization.stage": "use train.zero_stage",
     "zero_optimization.memory_efficient_linear": "it replaces torch's linear for the whole process and rounds twice",
     "zero_optimization.offload_optimizer": "use train.offload_optimizer",
+    "zero_optimization.cpu_offload": "use train.offload_optimizer",
+    "zero_optimization.cpu_offload_param": "parameters stay on the device; ZeRO 3 shards them (train.zero_stage=3)",
     "zero_optimization.offload_param": "parameters stay on the device; ZeRO 3 shards them (train.zero_stage=3)",
     "zero_allow_untested_optimizer": "use optimizer.name",
     "zero_force_ds_cpu_optimizer": "use optimizer.name and train.offload_optimizer",
