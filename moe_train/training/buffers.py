@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moe_train.training.memory import FLOAT32, weight_bytes
-from moe_train.training.partition import parts, parts_of, units
+from moe_train.training.partition import parts, units
 from moe_train.training.run_config import RunConfig
 from moe_train.training.traffic import MAX_REUSE_DISTANCE, zero_keys
 
@@ -55,7 +55,7 @@ def _whole_at_once(config: RunConfig, world_size: int) -> int:
     keys = zero_keys(config)
     distance = int(keys.get("stage3_max_reuse_distance", MAX_REUSE_DISTANCE))
     ahead = int(keys.get("stage3_prefetch_bucket_size", PREFETCH_BUCKET))
-    sizes = [sum(p.elements for p in parts_of([counted], config, world_size)) for _, counted in units(config)]
+    sizes = [sum(p.elements for p in unit) for _, unit in units(config, world_size)]
     between, kept = 0, 0
     for size in reversed(sizes):
         kept += size if between < distance else 0

@@ -53,9 +53,16 @@ def parts_of(counted: list[Parameters], config: RunConfig, world_size: int) -> t
     return tuple(part for part in found if part.elements)
 
 
-def units(config: RunConfig) -> list[tuple[bool, Parameters]]:
+def units(config: RunConfig, world_size: int) -> list[tuple[bool, tuple[Part, ...]]]:
     """The model in the order of the forward pass: embedding, each layer, head; and whether it is a layer, which
     recomputation runs again. Together they are the whole model."""
+    found = _units(config)
+    # Most layers are alike.
+    held = {counted: parts_of([counted], config, world_size) for counted in {counted for _, counted in found}}
+    return [(layer, held[counted]) for layer, counted in found]
+
+
+def _units(config: RunConfig) -> list[tuple[bool, Parameters]]:
     model, counted = config.model, parameters(config)
     hidden, padding = model.hidden_size, counted.vocab_padding
     matrices = 1 if model.tie_embeddings else 2

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from moe_train.model.families import family_of
 from moe_train.training.layer_account import dense_layers, expert_layers
 from moe_train.training.memory import FLOAT32, rows_per_token, weight_bytes
-from moe_train.training.partition import Kind, parts, parts_of, units
+from moe_train.training.partition import Kind, parts, units
 from moe_train.training.run_config import RunConfig
 
 INT64 = 8
@@ -99,15 +99,14 @@ def _zero(config: RunConfig, world_size: int) -> list[Traffic]:
 def gathered_elements(config: RunConfig, world_size: int, kind: Kind) -> int:
     """Elements of one kind that ZeRO 3 gathers in a micro-batch.
 
-    DeepSpeed keeps what is used again within the reuse distance, counted in elements of the parameters used in between;
-    here by whole layers, which is exact where all or none are kept. Tensors below ``stage3_param_persistence_threshold``, which stay on every rank and
-    are gathered once per step, are not told apart.
+    DeepSpeed keeps what is used again within the reuse distance, counted in elements of the parameters used in
+    between; here by whole layers, which is exact where all or none are kept. Tensors below
+    ``stage3_param_persistence_threshold``, which stay on every rank and are gathered once per step, are not told apart.
     """
     distance = int(zero_keys(config).get("stage3_max_reuse_distance", MAX_REUSE_DISTANCE))
-    sizes = [(layer, parts_of([counted], config, world_size)) for layer, counted in units(config)]
     # What is used between a unit's forward and its backward pass.
     between, total = 0, 0
-    for layer, unit in reversed(sizes):
+    for layer, unit in reversed(units(config, world_size)):
         own, mine = sum(p.elements for p in unit), sum(p.elements for p in unit if p.kind == kind)
         again = config.train.recompute and layer
         total += mine * (1 + (between >= distance) + (again and 2 * own >= distance))

@@ -85,9 +85,9 @@ def planned(case: Case, size: int) -> dict[str, float]:
 
 @pytest.mark.parametrize(("size", "way"), [*WAYS, *(pytest.param(*w, marks=pytest.mark.slow) for w in MORE)])
 def test_payloads_are_those_of_the_engine(processes: Processes, size: int, way: dict[str, Any]) -> None:
-    """Exact, but for flat groups of parameters that DeepSpeed fills up to multiples of the ranks, and for the parameters
-    of ZeRO 3 where some are kept and some are not: upstream counts the distance of reuse in elements of the modules
-    that it happens to list."""
+    """Exact, but for flat groups of parameters that DeepSpeed fills up to multiples of the ranks, and for parameters of
+    ZeRO 3 where some are kept and some are not: upstream counts the distance of reuse in elements of the modules that
+    it happens to list."""
     case = CASE.with_(**way)
     got = measured(processes(size).run(calls_of_step, case=case, step=2))
     want, rest = planned(case, size), got.pop("other", 0)
