@@ -79,11 +79,11 @@ def print_text(
         rows = [["layout", "why not"], *([item.layout, item.reason] for item in ruled_out)]
         _table("ruled out", rows, numbers=False)
     if proposal.plans:
-        processes = min(hardware.gpus, hardware.gpus_per_node)
-        nodes = f" --num-nodes {hardware.gpus // processes}" if hardware.gpus > processes else ""
+        slots = hardware.ranks_per_node
+        start = f"--processes {slots}" if hardware.gpus == slots else f"--hostfile HOSTS (each with slots={slots})"
         given = {key.split("=", 1)[0] for key in best.layout.overrides()}
         kept = [word for word in command if word.split("=", 1)[0] not in given]
-        print(f"\nbest: {' '.join([*kept, *best.layout.overrides()])} --processes {processes}{nodes}")
+        print(f"\nbest: {' '.join([*kept, *best.layout.overrides(), start])}")
         print("Times come from a cost model (docs/parallelism.md) and are no measurement.")
     else:
         print("\nNo layout fits. " + ("What would help:" if helpful else "Nothing that is known here would help."))
