@@ -8,6 +8,10 @@ docs/parallelism.md says how figures are computed and how they compare with what
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moe_train.launch.cost_model import Hardware
 
 INTERMIXED = True
 """Overrides may stand between options."""
@@ -69,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if proposal.plans else 1
 
 
-def _hardware(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
+def _hardware(arguments: argparse.Namespace) -> Hardware:
     """The options' Hardware; its own errors name them."""
     from moe_train.launch.cost_model import Hardware
     from moe_train.training.peak import peak_flops

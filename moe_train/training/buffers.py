@@ -39,7 +39,7 @@ def buffers_per_rank(config: RunConfig, world_size: int) -> Buffers:
     """Bytes per rank, at most."""
     keys, stage, item = zero_keys(config), config.train.zero_stage, weight_bytes(config)
     held = sum(part.elements for part in parts(config, world_size))
-    elements = int(keys.get("reduce_bucket_size", REDUCE_BUCKET))
+    elements = int(float(keys.get("reduce_bucket_size", REDUCE_BUCKET)))
     # ZeRO 2 collects gradients as they come from the backward pass; the others in float32.
     bucket = elements * (item if stage == 2 else FLOAT32) * (2 if keys.get("overlap_comm") and stage < 3 else 1)
     return Buffers(
@@ -53,8 +53,8 @@ def buffers_per_rank(config: RunConfig, world_size: int) -> Buffers:
 def _whole_at_once(config: RunConfig, world_size: int) -> int:
     """Elements: those that are kept for the backward pass, and the largest layer with what is fetched ahead."""
     keys = zero_keys(config)
-    distance = int(keys.get("stage3_max_reuse_distance", MAX_REUSE_DISTANCE))
-    ahead = int(keys.get("stage3_prefetch_bucket_size", PREFETCH_BUCKET))
+    distance = int(float(keys.get("stage3_max_reuse_distance", MAX_REUSE_DISTANCE)))
+    ahead = int(float(keys.get("stage3_prefetch_bucket_size", PREFETCH_BUCKET)))
     sizes = [sum(p.elements for p in unit) for _, unit in units(config, world_size)]
     between, kept = 0, 0
     for size in reversed(sizes):

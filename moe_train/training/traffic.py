@@ -103,7 +103,7 @@ def gathered_elements(config: RunConfig, world_size: int, kind: Kind) -> int:
     between; here by whole layers, which is exact where all or none are kept. Tensors below
     ``stage3_param_persistence_threshold``, which stay on every rank and are gathered once per step, are not told apart.
     """
-    distance = int(zero_keys(config).get("stage3_max_reuse_distance", MAX_REUSE_DISTANCE))
+    distance = int(float(zero_keys(config).get("stage3_max_reuse_distance", MAX_REUSE_DISTANCE)))
     # What is used between a unit's forward and its backward pass.
     between, total = 0, 0
     for layer, unit in reversed(units(config, world_size)):
