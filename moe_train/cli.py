@@ -32,6 +32,9 @@ COMMANDS = {
     ),
     "convert": Command("models of Hugging Face's hub to ours, and back", "moe-train convert import HF_DIR models/mine"),
     "inspect": Command("look into prepared data, a checkpoint or a run", "moe-train inspect data/demo/train"),
+    "plan": Command(
+        "layouts for a number of GPUs: memory, bytes sent, time", "moe-train plan demo --gpus 8 --memory 80"
+    ),
     "doctor": Command("what is installed, whether it works, what to do about the rest", "moe-train doctor"),
 }
 

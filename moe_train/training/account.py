@@ -14,8 +14,10 @@ attention as computed in training, with keys and values of all heads made from t
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from moe_train.model.families import family_of
 from moe_train.training.layer_account import (
@@ -100,17 +102,35 @@ class GateFacts:
         return self.experts_per_token if self.mean_k is None else self.mean_k
 
 
+@dataclass(frozen=True)
+class _GateKey:
+    """What a gate is built from; options, which have no hash, count as they are written."""
+
+    gate: str
+    written: str
+    hidden: int
+    experts: int
+    options: Any = field(compare=False)
+
+
 def gate_facts(config: RunConfig) -> GateFacts:
     """Facts about one layer's gate, whatever gate is configured; zeros in a family without experts."""
+    if not family_of(config.model).experts:
+        return GateFacts(parameters=0, matrices=0, experts_per_token=0, mean_k=0.0)
+    router, model = config.router, config.model
+    options = router.options
+    return _facts_of(_GateKey(router.gate, repr(options), model.hidden_size, model.moe.num_experts, options))
+
+
+@functools.lru_cache(maxsize=64)
+def _facts_of(key: _GateKey) -> GateFacts:
     import torch
 
     from moe_train.routing import build_gate
 
-    if not family_of(config.model).experts:
-        return GateFacts(parameters=0, matrices=0, experts_per_token=0, mean_k=0.0)
-    experts = config.model.moe.num_experts
+    experts = key.experts
     with torch.device("meta"):
-        gate = build_gate(config.router.gate, config.router.options, config.model.hidden_size, experts)
+        gate = build_gate(key.gate, key.options, key.hidden, experts)
     shapes = [tuple(p.shape) for p in gate.parameters()]
     bound = min(gate.max_k or experts, experts)
     return GateFacts(

@@ -209,6 +209,11 @@ def _unsupported(config: RunConfig) -> Iterator[Problem]:
                 f"parallel.{name}",
                 f"{name} parallelism is not supported yet, got {size}; use {instead}",
             )
+    if config.train.offload_optimizer != "none" and config.parallel.tensor > 1:
+        yield Problem(
+            "train.offload_optimizer",
+            f"{config.train.offload_optimizer} together with tensor parallelism is not tested; use ZeRO 2 or 3 instead",
+        )
 
 
 def _layout(config: RunConfig) -> Iterator[Problem]:

@@ -82,6 +82,8 @@ def _deepspeed_config(
         "memory_efficient_linear": False,
         **passthrough.get("zero_optimization", {}),
     }
+    if train.offload_optimizer != "none":
+        zero["offload_optimizer"] = {"device": train.offload_optimizer}
     return {
         **passthrough,
         "train_batch_size": train.global_batch_size,
@@ -90,6 +92,8 @@ def _deepspeed_config(
         "gradient_clipping": train.gradient_clipping,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        # torch's AdamW has a vectorised kernel for the CPU: the same bits as without offload, and nothing to compile.
+        "zero_force_ds_cpu_optimizer": False,
         # Steps by gradients that are not finite are refused before (gradients.py), without one more pass over them.
         "bf16": {"enabled": train.precision == "bfloat16", "check_grad_overflow": False},
         # Both are needed: gradients are reduced and accumulated in float32.

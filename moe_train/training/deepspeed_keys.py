@@ -16,7 +16,12 @@ OWNED = {
     "prescale_gradients": "losses are normalised by the tokens of the whole step",
     "zero_optimization.stage": "use train.zero_stage",
     "zero_optimization.memory_efficient_linear": "it replaces torch's linear for the whole process and rounds twice",
+    "zero_optimization.offload_optimizer": "use train.offload_optimizer",
+    "zero_optimization.cpu_offload": "use train.offload_optimizer",
+    "zero_optimization.cpu_offload_param": "parameters stay on the device; ZeRO 3 shards them (train.zero_stage=3)",
+    "zero_optimization.offload_param": "parameters stay on the device; ZeRO 3 shards them (train.zero_stage=3)",
     "zero_allow_untested_optimizer": "use optimizer.name",
+    "zero_force_ds_cpu_optimizer": "use optimizer.name and train.offload_optimizer",
     "bf16": "use train.precision=bfloat16",
     "bfloat16": "use train.precision=bfloat16",
     "fp16": "fp16 is not supported; use train.precision=bfloat16",
@@ -41,7 +46,7 @@ OWNED = {
 PASSED_ON = {
     "zero_optimization", "comms_logger", "flops_profiler", "wall_clock_breakdown", "memory_breakdown", "dump_state",
     "aio", "compression_training", "data_efficiency", "data_types", "elasticity", "eigenvalue", "hybrid_engine",
-    "progressive_layer_drop", "sparse_gradients", "disable_allgather", "zero_force_ds_cpu_optimizer", "compile",
+    "progressive_layer_drop", "sparse_gradients", "disable_allgather", "compile",
     "use_data_before_expert_parallelism", "dataloader_drop_last", "timers", "nebula", "autotuning",
 }  # fmt: skip
 """Sections and keys of DeepSpeed 0.19.8, which ignores all others without a word: a typo of one of these is refused."""

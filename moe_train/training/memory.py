@@ -1,5 +1,5 @@
 """Memory of one rank by arithmetic: what ZeRO leaves of parameters, gradients and optimizer, and an estimate of
-activations. Fragmentation, communication buffers and the libraries themselves come on top."""
+activations. DeepSpeed's buffers (training/buffers.py), fragmentation and the libraries themselves come on top."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields
 
 from moe_train.model.families import family_of
 from moe_train.routing.capacity import slots_per_expert
-from moe_train.training.account import gate_facts, multi_token_parameters, parameters
+from moe_train.training.account import gate_facts
 from moe_train.training.layer_account import attention_activations, dense_layers, expert_layers
+from moe_train.training.partition import parts
 from moe_train.training.run_config import RunConfig
 
 FLOAT32 = 4
@@ -35,24 +36,41 @@ class Memory:
 
 
 def memory_per_rank(config: RunConfig, world_size: int, device: str = "cpu") -> Memory:
-    """Bytes per rank. ZeRO shards experts over DP / EP ranks and everything else over all DP ranks."""
-    counted = (parameters(config), multi_token_parameters(config))
-    ep, stage = config.parallel.expert, config.train.zero_stage
-    dp = config.data_parallel_size(world_size)
-    dense, local_experts = sum(part.dense for part in counted), sum(part.experts for part in counted) // ep
-    whole = dense + local_experts
-    shard = dense / dp + local_experts / max(1, dp // ep)
-    weight_bytes = FLOAT32 if config.train.precision == "float32" else 2
-    moments = 2 * FLOAT32 if config.optimizer.name == "adamw" else 0
-    activations, at_worst = (_activations(config, weight_bytes, device, worst=worst) for worst in (False, True))
+    """Bytes per rank, on its device; ``host_memory_per_rank`` is what an offloaded optimizer takes elsewhere."""
+    stage, offload = config.train.zero_stage, config.train.offload_optimizer == "cpu"
+    held = parts(config, world_size)
+    whole, shard = sum(part.elements for part in held), sum(part.shard for part in held)
+    # Accumulated in float32 whatever the precision. Offload leaves the shards of ZeRO 3 in host memory.
+    gradients = {1: whole, 2: shard, 3: 0 if offload else shard}[stage]
+    activations, at_worst = (_activations(config, weight_bytes(config), device, worst=worst) for worst in (False, True))
     return Memory(
-        parameters=int(weight_bytes * (shard if stage == 3 else whole)),
-        # Accumulated in float32 whatever the precision.
-        gradients=int(FLOAT32 * (whole if stage == 1 else shard)),
-        optimizer=int((FLOAT32 + moments) * shard),
+        parameters=int(weight_bytes(config) * (shard if stage == 3 else whole)),
+        gradients=int(FLOAT32 * gradients),
+        optimizer=0 if offload else int(_optimizer_bytes(config) * shard),
         activations=activations,
         further_worst_case=at_worst - activations,
     )
+
+
+def host_memory_per_rank(config: RunConfig, world_size: int) -> int:
+    """Bytes of host memory that an offloaded optimizer of one rank takes: masters, moments, the gradients that it
+    reads; under ZeRO 1 and 2 the new parameters on their way back, under ZeRO 3 gradients of earlier micro-batches.
+    """
+    if config.train.offload_optimizer == "none":
+        return 0
+    way = weight_bytes(config) if config.train.zero_stage < 3 else FLOAT32
+    shard = sum(part.shard for part in parts(config, world_size))
+    return int((_optimizer_bytes(config) + FLOAT32 + way) * shard)
+
+
+def weight_bytes(config: RunConfig) -> int:
+    """Of one parameter as the model computes with it."""
+    return FLOAT32 if config.train.precision == "float32" else 2
+
+
+def _optimizer_bytes(config: RunConfig) -> int:
+    """Master and moments of one parameter."""
+    return FLOAT32 + (2 * FLOAT32 if config.optimizer.name == "adamw" else 0)
 
 
 def rows_per_token(config: RunConfig, *, worst: bool) -> float:
@@ -75,10 +93,9 @@ def rows_per_token(config: RunConfig, *, worst: bool) -> float:
 
 
 def _activations(config: RunConfig, item: int, device: str, *, worst: bool) -> int:
-    from moe_train.model.head import default_chunk_tokens
-
     model = config.model
-    tokens = config.train.micro_batch_size * config.data.sequence_length
+    # Those of this rank: with tensor parallelism its positions, or its heads of all positions.
+    tokens = config.train.micro_batch_size * config.data.sequence_length // config.parallel.tensor
     hidden = model.hidden_size
     # What comes into the norm and out of it, twice.
     attention = item * (4 * hidden + attention_activations(model))
@@ -90,13 +107,21 @@ def _activations(config: RunConfig, item: int, device: str, *, worst: bool) -> i
         layers = tokens * (largest + (dense_layers(model) + with_experts) * item * hidden)
     else:
         layers = tokens * (dense_layers(model) * dense + with_experts * experts)
-    chunk = min(tokens, model.loss_chunk_tokens or default_chunk_tokens(model.vocab_size, device))
     # Each pass of the head keeps what its norm saw, and from the forward pass on the gradients of its input and its
     # weight. Multi-token prediction adds one, with two norms and what they give side by side before it.
     passes = 1 + model.multi_token.layers
     head = passes * (2 * tokens * hidden * item + model.vocab_size * hidden * FLOAT32)
-    logits = chunk * model.vocab_size * FLOAT32
-    return int(layers + head + logits + model.multi_token.layers * tokens * item * 4 * hidden)
+    return int(layers + head + logits_bytes(config, device) + model.multi_token.layers * tokens * item * 4 * hidden)
+
+
+def logits_bytes(config: RunConfig, device: str) -> int:
+    """Of the logits that exist at one time, in float32; they are among the activations."""
+    from moe_train.model.head import default_chunk_tokens
+
+    model = config.model
+    tokens = config.train.micro_batch_size * config.data.sequence_length // config.parallel.tensor
+    chunk = min(tokens, model.loss_chunk_tokens or default_chunk_tokens(model.vocab_size, device))
+    return chunk * model.vocab_size * FLOAT32
 
 
 def _feed_forward(width: int | None) -> int:
@@ -112,6 +137,8 @@ def _experts(config: RunConfig, item: int, worst: bool) -> float:
     # The row of a routed expert and its SwiGLU, whose product exists before and after the combine weight.
     row = model.hidden_size + _feed_forward(moe.expert_hidden_size) + moe.expert_hidden_size
     elements = rows_per_token(config, worst=worst) * row + _feed_forward(moe.shared_expert_hidden_size)
-    # Three float32 rows of the gate, which reads its input in float32.
+    # Three float32 rows of the gate, which reads its input in float32; it sees all positions of tensor parallelism.
+    tensor = config.parallel.tensor
     copied = 0 if item == FLOAT32 else model.hidden_size
-    return item * elements + FLOAT32 * (3 * moe.num_experts + copied)
+    gathered = model.hidden_size * item * (tensor > 1)
+    return item * elements + tensor * (FLOAT32 * (3 * moe.num_experts + copied) + gathered)

@@ -19,6 +19,8 @@ class TrainOptions:
     """Largest global gradient norm; 0 switches clipping off."""
     recompute: bool = False
     """Recompute each layer's activations in the backward pass."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """cpu: float32 masters and moments lie in host memory, and AdamW runs there (docs/parallelism.md)."""
     deterministic: bool = False
     """Deterministic kernels on CUDA (CPU always is)."""
     init_may_change: list[Literal["rope_theta", "rope_scaling"]] = field(default_factory=list)

@@ -14,7 +14,7 @@ from moe_train.training.account import (
     parameters,
 )
 from moe_train.training.layer_account import dense_layers, expert_layers
-from moe_train.training.memory import Memory, memory_per_rank
+from moe_train.training.memory import Memory, host_memory_per_rank, memory_per_rank
 from moe_train.training.run_config import RunConfig
 
 _KINDS = (
@@ -46,6 +46,7 @@ def summary(config: RunConfig, world_size: int, run_dir: Path, device: str) -> s
                             f"{_bytes(memory.gradients)}, optimizer {_bytes(memory.optimizer)}, activations about "
                             f"{_bytes(memory.activations)}"),
         *_worst_case(config, memory),
+        *_host(config, world_size),
         ("", f"ZeRO stage {train.zero_stage}, {train.precision}; libraries and buffers come on top"),
         ("layout", f"{world_size} process{'es' if world_size > 1 else ''} on {device}: {_layout(config, world_size)}"),
         ("step", f"{train.global_batch_size} sequences of {config.data.sequence_length} tokens = {tokens:,} tokens: "
@@ -101,6 +102,11 @@ def _worst_case(config: RunConfig, memory: Memory) -> list[tuple[str, str]]:
         bound = f"no more, as router.capacity.factor is {config.router.capacity.factor:g}"
     return [("", f"at worst {_bytes(memory.further_worst_case)} more, where all tokens choose the experts of one rank; "
                  f"{bound}")]  # fmt: skip
+
+
+def _host(config: RunConfig, world_size: int) -> list[tuple[str, str]]:
+    host = host_memory_per_rank(config, world_size)
+    return [("", f"and {_bytes(host)} of host memory for the offloaded optimizer")] if host else []
 
 
 def _multi_token(config: RunConfig) -> list[tuple[str, str]]:

@@ -61,8 +61,12 @@ class Case:
     """Start with gate weights of zero (prototypes: all alike): every logit of every token ties exactly."""
     persistent: bool = False
     """ZeRO-3 keeps small parameters whole on every rank, as is DeepSpeed's default."""
+    reuse: int | None = None
+    """ZeRO-3 keeps parameters that are used again within so many elements; DeepSpeed's default is 1e9."""
     texts: bool = False
     """Sequences of several texts that do not see each other."""
+    offload: bool = False
+    """Masters, moments and the optimizer's step in host memory."""
     other_padding: bool = False
     """Other ids and labels where there is padding."""
 
@@ -157,11 +161,15 @@ def make_engine(case: Case, groups: Groups) -> Engine:
         zero_stage=case.zero,  # type: ignore[arg-type]
         gradient_clipping=case.clip,
         recompute=case.recompute,
+        offload_optimizer="cpu" if case.offload else "none",
     )
     # Tiny tensors would otherwise stay whole on every rank, and nothing would be partitioned.
-    pieces = case.zero == 3 and not case.persistent
-    passthrough = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if pieces else {}
-    return Engine(build_model(case), groups, train, case.optimizer, passthrough)
+    keys: dict[str, Any] = {}
+    if case.zero == 3 and not case.persistent:
+        keys["stage3_param_persistence_threshold"] = 0
+    if case.reuse is not None:
+        keys |= {"stage3_max_reuse_distance": case.reuse, "stage3_prefetch_bucket_size": 0}
+    return Engine(build_model(case), groups, train, case.optimizer, {"zero_optimization": keys} if keys else {})
 
 
 def router_state(module: torch.nn.Module) -> dict[str, Tensor]:
