@@ -1,6 +1,6 @@
 """Parameters against a published model's, FLOPs against torch's own counter. Pitfall 37: prime-rl#778,
-Megatron-DeepSpeed#398, Pai-Megatron-Patch#485, maxtext PR678, autoresearch#5, M#1565 (MFU from all parameters, or a wrong
-peak: test_peak.py)."""
+Megatron-DeepSpeed#398, Pai-Megatron-Patch#485, maxtext PR678, autoresearch#5, M#1565 (MFU from all parameters, or a
+wrong peak: test_peak.py)."""
 
 from __future__ import annotations
 
