@@ -49,6 +49,30 @@ def test_a_bad_gradient_on_one_rank(
     assert moved(found[0].end, found[0].before)
 
 
+@pytest.mark.parametrize(
+    ("size", "expert", "zero", "clip", "precision"),
+    [
+        (2, 2, 1, 0.0, "bfloat16"),
+        (2, 1, 2, 1.0, "float32"),
+        (2, 2, 3, 0.0, "bfloat16"),
+        pytest.param(2, 2, 2, 0.0, "bfloat16", marks=slow),
+        pytest.param(2, 2, 1, 1.0, "float32", marks=slow),
+        pytest.param(2, 2, 3, 1.0, "float32", marks=slow),
+    ],
+)
+def test_a_bad_gradient_with_the_optimizer_in_host_memory(
+    processes: Processes, size: int, expert: int, zero: int, clip: float, precision: str
+) -> None:
+    case = case_of(expert, zero, clip, precision).with_(offload=True)
+    pool = processes(size)
+    found = pool.run(guarding.skip_a_step, case=case, bad=1, rank=size - 1)
+    never = pool.run(guarding.skip_a_step, case=case, bad=None)
+    for rank, (mine, other) in enumerate(zip(found, never, strict=True)):
+        assert mine.taken == [True, False, True]
+        assert_as_before(mine.after, mine.before, rank)
+        assert_as_before(mine.end, other.end, rank)
+
+
 @pytest.mark.parametrize(("size", "expert", "zero"), [(1, 1, 2), (2, 2, 3), pytest.param(2, 2, 1, marks=slow)])
 def test_a_spike_is_refused_before_anything_moves(processes: Processes, size: int, expert: int, zero: int) -> None:
     case = case_of(expert, zero, 1.0, "bfloat16" if size == 1 else "float32")
