@@ -8,14 +8,9 @@ from typing import Any
 
 import pytest
 
-from moe_train.launch.plan import (
-    LaunchOptions,
-    command,
-    free_port,
-    read_hostfile,
-    remote_environment,
-    worker_environment,
-)
+from moe_train.launch.environment import worker_environment
+from moe_train.launch.hosts import read_hostfile
+from moe_train.launch.plan import LaunchOptions, command, free_port
 from moe_train.launch.run import default_processes
 from moe_train.training.run_config import load_run_config
 
@@ -72,39 +67,12 @@ def test_several_nodes_agree_on_a_port(tmp_path: Path) -> None:
     assert [value(line(option, tmp_path), "--master_port") for option in options] == ["29500", "29500"]
 
 
-def test_hostfile(tmp_path: Path) -> None:
-    hosts = tmp_path / "hosts"
-    hosts.write_text("# two machines\nworker-0 slots=4\nworker-1 slots=2  # smaller\n\n")
-    options = LaunchOptions(hostfile=hosts)
-    assert (options.world_size, options.local_processes) == (6, None)
-    assert value(line(options, tmp_path), "--hostfile") == str(hosts)
-    assert LaunchOptions(hostfile=hosts, nodes=1).world_size == 6
-
-
 def test_on_the_processor_no_worker_sees_an_accelerator() -> None:
     base = {"CUDA_VISIBLE_DEVICES": "0", "OMP_NUM_THREADS": "3"}
     environment = worker_environment(LaunchOptions(processes=2), base, cpu=True, cores=8)
     assert environment["CUDA_VISIBLE_DEVICES"] == "" and environment["DS_ACCELERATOR"] == "cpu"
     assert environment["OMP_NUM_THREADS"] == "3"
     assert worker_environment(LaunchOptions(processes=2), base, cpu=False)["CUDA_VISIBLE_DEVICES"] == "0"
-
-
-def test_workers_of_other_hosts_get_their_share_of_cores_and_our_variables(tmp_path: Path) -> None:
-    (tmp_path / "hosts").write_text("worker-0 slots=4\nworker-1 slots=2\n")
-    environment = worker_environment(LaunchOptions(hostfile=tmp_path / "hosts"), {"HOME": "/h"}, cpu=True, cores=8)
-    assert environment["OMP_NUM_THREADS"] == "2"
-    (tmp_path / ".deepspeed_env").write_text("NCCL_DEBUG=INFO\nDS_ACCELERATOR=theirs\n")
-    lines = remote_environment(environment, [tmp_path, tmp_path / "nowhere"]).splitlines()
-    assert lines[:2] == ["NCCL_DEBUG=INFO", "DS_ACCELERATOR=theirs"]
-    assert "OMP_NUM_THREADS=2" in lines and "MALLOC_MMAP_MAX_=0" in lines
-    assert not any(line.startswith("HOME") for line in lines) and "DS_ACCELERATOR=cpu" not in lines
-
-
-@pytest.mark.parametrize("text", ["", "worker-0\n", "worker-0 slots=x\n", "a slots=1\na slots=2\n"])
-def test_broken_hostfile(tmp_path: Path, text: str) -> None:
-    (tmp_path / "hosts").write_text(text)
-    with pytest.raises(ValueError, match="hosts"):
-        read_hostfile(tmp_path / "hosts")
 
 
 def test_torchrun(tmp_path: Path) -> None:
