@@ -49,6 +49,12 @@ def remote_environment(environment: Mapping[str, str], folders: Iterable[Path]) 
     return environment_file(lines, ours, " and ".join(map(str, paths)))
 
 
+def ssh_options(environment: Mapping[str, str]) -> str:
+    """What pdsh gives ssh besides what the user wants: never ask, and notice within two minutes that a host is gone."""
+    ours = "-oBatchMode=yes -oServerAliveInterval=15 -oServerAliveCountMax=6"
+    return " ".join(filter(None, [environment.get("PDSH_SSH_ARGS_APPEND", ""), ours]))
+
+
 def available_cores() -> int:
     """Cores that this process may use (a container may be given fewer than there are)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -16,7 +16,7 @@ from moe_train.data.dataset import data_prefixes
 from moe_train.data.indexed import bin_path
 from moe_train.data.options import members_of
 from moe_train.launch.ending import Ending
-from moe_train.launch.environment import remote_environment, worker_environment
+from moe_train.launch.environment import remote_environment, ssh_options, worker_environment
 from moe_train.launch.in_process import run_alone, run_task
 from moe_train.launch.plan import WORKER, LaunchOptions, command
 from moe_train.launch.remote import RemoteHosts
@@ -179,7 +179,7 @@ def launch_module(
             # Not in the run's folder: it may hold somebody's keys.
             path = Path(scratch) / "environment"
             path.write_text(remote_environment(environment, (Path.home(), Path())), encoding="utf-8")
-            environment = {**environment, "DS_ENV_FILE": str(path)}
+            environment = {**environment, "DS_ENV_FILE": str(path), "PDSH_SSH_ARGS_APPEND": ssh_options(environment)}
         if options.launcher == "none":
             line = [sys.executable, "-m", module, *arguments]
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import zlib
 from collections.abc import Sequence
 
 OPTION = "--packed"
@@ -11,7 +12,8 @@ OPTION = "--packed"
 
 def pack(arguments: Sequence[str]) -> list[str]:
     """What to start a worker with instead."""
-    return [OPTION, base64.urlsafe_b64encode(json.dumps(list(arguments)).encode()).decode()]
+    # A whole configuration may be among them, and launchers print command lines.
+    return [OPTION, base64.urlsafe_b64encode(zlib.compress(json.dumps(list(arguments)).encode(), 9)).decode()]
 
 
 def unpack(arguments: Sequence[str]) -> list[str]:
@@ -25,6 +27,7 @@ def unpack(arguments: Sequence[str]) -> list[str]:
 
 def _words(text: str) -> list[str]:
     try:
-        return [str(word) for word in json.loads(base64.b64decode(text, altchars=b"-_", validate=True))]
-    except ValueError:
+        content = zlib.decompress(base64.b64decode(text, altchars=b"-_", validate=True))
+        return [str(word) for word in json.loads(content)]
+    except (ValueError, zlib.error):
         raise ValueError(f"{OPTION} {text[:20]!r}: damaged on its way") from None
