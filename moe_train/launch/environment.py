@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from moe_train.launch.hosts import environment_file
+from moe_train.launch.hosts import merged_variables
 from moe_train.launch.plan import LaunchOptions
 
 DEEPSPEED_ENV = ".deepspeed_env"
@@ -35,9 +35,9 @@ def worker_environment(
     return environment
 
 
-def remote_environment(environment: Mapping[str, str], folders: Iterable[Path]) -> str:
-    """Content of the file of variables that DeepSpeed's launcher sets on other hosts: those of ``.deepspeed_env`` (or
-    what DS_ENV_FILE names) in the folders, and ours. Raises ValueError where a line of theirs is wrong."""
+def remote_variables(environment: Mapping[str, str], folders: Iterable[Path]) -> dict[str, str]:
+    """What is set on other hosts: the variables of ``.deepspeed_env`` (or what DS_ENV_FILE names) in the folders, and
+    ours. Raises ValueError where a line of theirs is wrong."""
     name = environment.get("DS_ENV_FILE") or DEEPSPEED_ENV
     paths = list(dict.fromkeys(path for folder in folders if (path := folder / name).is_file()))
     if "DS_ENV_FILE" in environment and not paths:
@@ -46,7 +46,7 @@ def remote_environment(environment: Mapping[str, str], folders: Iterable[Path]) 
     ours = {key: value for key, value in environment.items() if key in _OURS or key.startswith(_EXPORTED)}
     # Where the launcher finds this package the others do as well, if the folders are the same.
     ours["PYTHONPATH"] = os.pathsep.join(filter(None, [os.path.abspath("."), environment.get("PYTHONPATH", "")]))
-    return environment_file(lines, ours, " and ".join(map(str, paths)))
+    return merged_variables(lines, ours, " and ".join(map(str, paths)))
 
 
 def ssh_options(environment: Mapping[str, str]) -> str:

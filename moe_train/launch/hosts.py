@@ -16,6 +16,7 @@ Slots = dict[str, tuple[int, ...]]
 
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 _ADDRESS = re.compile(r"[A-Za-z0-9:][A-Za-z0-9._:-]*")
+_READ_IN_QUOTES = '\\"$`'
 _PLAIN = re.compile(r"[A-Za-z0-9_@+=:,./-]*")
 
 
@@ -111,13 +112,13 @@ def check_plain(words: Iterable[str], what: str) -> None:
             raise ValueError(f"{what} {word!r} cannot be handed to other hosts: only letters, digits and _@+=:,./- can")
 
 
-def environment_file(given: Sequence[str], ours: Mapping[str, str], where: str = "") -> str:
-    """The file of variables that DeepSpeed's launcher sets on other hosts, where a shell reads them in double quotes.
+def merged_variables(given: Sequence[str], ours: Mapping[str, str], where: str = "") -> dict[str, str]:
+    """The variables for other hosts.
 
-    given: lines ``NAME=value`` that somebody wrote for it.   ours: variables with the values that they must have there.
-    Lines win over variables of the same name. Raises ValueError where a line says what only a shell could tell.
+    given: lines ``NAME=value`` that somebody wrote for DeepSpeed's launcher.   ours: variables with their values. Lines
+    win over variables of the same name. Raises ValueError where a line says what only a shell could tell.
     """
-    found = {name: "".join(f"\\{c}" if c in '\\"$`' else c for c in value) for name, value in ours.items()}
+    found = {name: value for name, value in ours.items() if "\n" not in value}
     for line in given:
         line = line.strip()
         if not line or line.startswith("#"):
@@ -125,9 +126,17 @@ def environment_file(given: Sequence[str], ours: Mapping[str, str], where: str =
         name, equals, value = line.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_]\w*", name.strip(), re.ASCII):
             raise ValueError(f"{where}: a line reads `NAME=value`, got {line!r}")
-        if any(character in value for character in '\\"$`'):
+        if any(character in value for character in _READ_IN_QUOTES):
             raise ValueError(
-                f'{where}: {name} holds \\, ", $ or `, which shells of other hosts would read; write it out'
+                f"{where}: {name} holds one of {_READ_IN_QUOTES}, which the shells of other hosts would read"
             )
         found[name.strip()] = value.strip()
-    return "".join(f"{name}={value}\n" for name, value in found.items() if "\n" not in value)
+    return found
+
+
+def environment_file(variables: Mapping[str, str]) -> str:
+    """The file of variables that DeepSpeed's launcher sets on other hosts; shells read them there in double quotes."""
+    quoted = {
+        name: "".join(f"\\{c}" if c in _READ_IN_QUOTES else c for c in value) for name, value in variables.items()
+    }
+    return "".join(f"{name}={value}\n" for name, value in quoted.items())

@@ -16,7 +16,8 @@ from moe_train.data.dataset import data_prefixes
 from moe_train.data.indexed import bin_path
 from moe_train.data.options import members_of
 from moe_train.launch.ending import Ending
-from moe_train.launch.environment import remote_environment, ssh_options, worker_environment
+from moe_train.launch.environment import remote_variables, ssh_options, worker_environment
+from moe_train.launch.hosts import environment_file
 from moe_train.launch.in_process import run_alone, run_task
 from moe_train.launch.plan import WORKER, LaunchOptions, command
 from moe_train.launch.remote import RemoteHosts
@@ -178,7 +179,8 @@ def launch_module(
         if hosts is not None:
             # Not in the run's folder: it may hold somebody's keys.
             path = Path(scratch) / "environment"
-            path.write_text(remote_environment(environment, (Path.home(), Path())), encoding="utf-8")
+            variables = remote_variables(environment, (Path.home(), Path()))
+            path.write_text(environment_file(variables), encoding="utf-8")
             environment = {**environment, "DS_ENV_FILE": str(path), "PDSH_SSH_ARGS_APPEND": ssh_options(environment)}
         if options.launcher == "none":
             line = [sys.executable, "-m", module, *arguments]

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 def settings(data: Path) -> list[str]:
     sizes = ["train.steps=6", "train.global_batch_size=4", "train.micro_batch_size=1", "parallel.expert=2"]
-    return overrides(data, *sizes, "logging.every=1", "eval.every=3")
+    return overrides(data, *sizes, "logging.every=1", "eval.every=3", "data.sampler=documents")
 
 
 def two_nodes(folder: Path, data: Path, *more: str) -> list[subprocess.CompletedProcess[str]]:
