@@ -76,8 +76,10 @@ def supervise(
     workers have nothing to save, so that a signal ends them at once. ``elsewhere``: reaches workers of other machines.
     """
     with caught() as signals:
-        # Nothing reads from the terminal, and a session of its own may not.
-        launcher = subprocess.Popen(command, env=dict(environment), start_new_session=True, stdin=subprocess.DEVNULL)
+        # Nothing reads from the terminal, and a session of its own may not. SIGUSR1 is for the workers, which listen to
+        # it: Slurm sends it to all processes of a step, and would end the launcher with it.
+        line = ["/bin/sh", "-c", "trap '' USR1; exec \"$@\"", "sh", *command]
+        launcher = subprocess.Popen(line, env=dict(environment), start_new_session=True, stdin=subprocess.DEVNULL)
         seen = Seen()
         try:
             seen = _watch(launcher, run_dir, launch, signals, limits, saves, elsewhere, say)
@@ -166,7 +168,8 @@ def _tell(statuses: list[WorkerStatus], told: set[int]) -> set[int]:
     for status in statuses:
         if status.pid not in told and status.exit_code is None and (process := status.process()):
             with suppress(psutil.Error):
-                process.send_signal(signal.SIGTERM)
+                # Not SIGTERM, by which torchrun's agents end those that are left when a worker has died.
+                process.send_signal(signal.SIGUSR1)
             newly.add(status.pid)
     return newly
 

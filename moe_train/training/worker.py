@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None, train: Train | None = None, stop: St
     """
     stop = (stop or StopRequest()).install()
     arguments = parse(argv)
+    if arguments.status and "TORCHELASTIC_RUN_ID" in os.environ:
+        stop.obey_agent()
     if arguments.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
     rank = int(os.environ.get("RANK", "0"))

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import torch
 from moe_train.checkpoint import store
 from moe_train.checkpoint.reading import StoredTensors
 from tests.e2e.conftest import moe_train, overrides
-from tests.e2e.namespaces import Cluster, cluster, missing
+from tests.e2e.namespaces import Cluster, Machine, cluster, missing
 
 pytestmark = pytest.mark.slow
 STEPS, EVERY = 40, 5
@@ -90,6 +91,12 @@ def saved(run: Path) -> int:
         return -1
 
 
+def started(machine: Machine, line: list[object], log: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        machine.line(*line), env=machine.environment, stdout=log.open("w"), stderr=subprocess.STDOUT
+    )
+
+
 def test_the_cable_is_pulled(machines: Cluster, data: Path, undisturbed: Path, tmp_path: Path) -> None:
     """One command on one machine starts both; its run ends, waits for the other machine and finishes with the same
     bits. The run's name is one that a shell would read.
@@ -98,10 +105,7 @@ def test_the_cable_is_pulled(machines: Cluster, data: Path, undisturbed: Path, t
     hosts = machines.hostfile(tmp_path / "hosts")
     log = tmp_path / "log"
     line = train(*settings(data), "--hostfile", hosts, "--run-dir", run, "--max-restarts", 3)
-    command = machines[0].line(*line)
-    process = subprocess.Popen(
-        command, env=machines[0].environment, stdout=log.open("w"), stderr=subprocess.STDOUT, cwd=Path.cwd()
-    )
+    process = started(machines[0], line, log)
     try:
         wait_until(lambda: saved(run) >= 2 * EVERY, process, log, 1200)
         machines[1].cable("down")
@@ -124,3 +128,79 @@ def test_the_cable_is_pulled(machines: Cluster, data: Path, undisturbed: Path, t
     assert not list(tmp_path.rglob("owned")) and not Path("owned").exists()
     for machine in machines.machines:
         assert "moe_train" not in machine.run("ps", "ax").stdout
+
+
+def test_agents_start_a_run_again_together(machines: Cluster, data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """A command on each machine, and no process above both: a worker of the second is killed."""
+    run = tmp_path / "run"
+    line = train(*settings(data), "--run-dir", run, "--launcher", "torchrun", "--no-ssh", "--num-nodes", 2)
+    line += ["--processes", 1, "--master-addr", machines[0].address, "--max-restarts", 3]
+    logs = [tmp_path / "log_0", tmp_path / "log_1"]
+    nodes = [started(machines[rank], [*line, "--node-rank", rank], logs[rank]) for rank in range(2)]
+    try:
+        wait_until(lambda: saved(run) >= 2 * EVERY, nodes[0], logs[0], 1200)
+        machines[1].run("pkill", "-KILL", "-f", "--", " -m moe_train[.]training", check=True)
+        killed = time.monotonic()
+        # In the log of whichever agent got rank 0.
+        wait_until(lambda: any("resuming tiny" in log.read_text() for log in logs), nodes[0], logs[0], 600)
+        print(f"resumed after {time.monotonic() - killed:.0f} s")
+        codes = [node.wait(timeout=1800) for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert codes == [0, 0], [log.read_text()[-3000:] for log in logs]
+    assert_same_run(run, undisturbed)
+
+
+def test_workers_of_other_machines_save_when_the_run_is_stopped(machines: Cluster, data: Path, tmp_path: Path) -> None:
+    """No worker is where the command is; and a host that does not answer is told before anything starts."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    hosts = tmp_path / "hosts"
+    hosts.write_text(f"{machines[1].address} slots=2\n10.77.0.9 slots=1\n")
+    line = train(*settings(data), "train.steps=100000", "--hostfile", hosts, "--run-dir", run)
+    refused = machines[0].run(*line, "--include", f"{machines[1].address}:0@10.77.0.9", timeout=600)
+    assert refused.returncode == 2 and "10.77.0.9: ssh: connect" in refused.stderr, refused.stderr
+    assert machines[1].address + ":" not in refused.stderr and not run.exists()
+    process = started(machines[0], [*line, "--exclude", "10.77.0.9"], log)
+    try:
+        wait_until(lambda: saved(run) >= EVERY, process, log, 1200)
+        machines[0].run("pkill", "-TERM", "-f", "[m]oe_train train tiny", check=True)
+        assert process.wait(timeout=600) == 143, log.read_text()[-3000:]
+    finally:
+        process.kill()
+    assert saved(run) > EVERY and losses(run)[-1][0] == saved(run)
+    assert "moe_train" not in machines[1].run("ps", "ax").stdout
+
+
+def doctor(machines: Cluster, *arguments: object) -> tuple[int, dict[str, Any]]:
+    line = [sys.executable, "-m", "moe_train", "doctor", "--json", *arguments]
+    result = machines[0].run(*line, timeout=1200)
+    assert result.stdout, result.stderr[-3000:]
+    found: dict[str, Any] = json.loads(result.stdout)
+    return result.returncode, found
+
+
+def test_the_doctor_sees_both(machines: Cluster, tmp_path: Path) -> None:
+    hosts = machines.hostfile(tmp_path / "hosts")
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (runs / "kept").touch()
+    first, second = (machine.address for machine in machines.machines)
+    code, found = doctor(machines, "--hostfile", hosts, "--run-dir", runs)
+    assert (code, found["ok"], found["problems"]) == (0, True, []), found
+    assert [found["hosts"][host]["name"] for host in (first, second)] == ["node-1", "node-2"]
+    assert all(abs(host["clock"]) < host["clock_doubt"] + 0.5 for host in found["hosts"].values())
+    assert found["links"]["world"] == 2 and found["links"]["backend"] == "gloo"
+    ((low, high, rate),) = found["links"]["pairs"]
+    assert (low, high) == (0, 1) and rate > 1e6 and found["links"]["all_to_all"] > 1e6
+    assert [path.name for path in runs.iterdir()] == ["kept"]
+    machines[1].run("mount", "-t", "tmpfs", "tmpfs", runs, check=True)
+    try:
+        hosts.write_text(hosts.read_text() + "10.77.0.9 slots=1\n")
+        code, found = doctor(machines, "--hostfile", hosts, "--run-dir", runs)
+    finally:
+        machines[1].run("umount", runs)
+    assert code == 1 and found["links"] is None
+    problems = {problem["host"]: problem["text"] for problem in found["problems"]}
+    assert problems.keys() == {"10.77.0.9", ""}, problems
+    assert "connect" in problems["10.77.0.9"] and "not on a disk that all share" in problems[""]
