@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -29,6 +30,12 @@ _PAUSE = 5.0
 _SAY_EVERY = 60.0
 
 Say = Callable[[str], None]
+
+
+def check_pdsh() -> None:
+    """ValueError where there is no pdsh, by which DeepSpeed's launcher starts workers."""
+    if shutil.which("pdsh") is None:
+        raise ValueError("--hostfile needs pdsh on this machine: install the system package pdsh")
 
 
 def ssh(host: str, words: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ from moe_train.launch.environment import remote_variables, ssh_options, worker_e
 from moe_train.launch.hosts import environment_file
 from moe_train.launch.in_process import run_alone, run_task
 from moe_train.launch.plan import WORKER, LaunchOptions, command
-from moe_train.launch.remote import RemoteHosts
+from moe_train.launch.remote import RemoteHosts, check_pdsh
 from moe_train.launch.restart import keep_running
 from moe_train.launch.slurm import check_devices
 from moe_train.launch.supervise import Limits, supervise
@@ -99,6 +99,7 @@ def launch_run(
         )
     hosts = remote_hosts(options)
     if hosts is not None:
+        check_pdsh()
         hosts.check()
     # Each node's own: the run's folder may or may not be on a disk that all see. Rank 0 makes it the run's when it is
     # about to take its first step.

@@ -117,3 +117,9 @@ def test_nothing_of_a_launch_stays(launch: tuple[str, dict[str, subprocess.Popen
     (state / "asked").unlink()
     RemoteHosts(("a",)).sweep([])
     assert not (state / "asked").exists()
+
+
+def test_without_pdsh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="install the system package pdsh"):
+        remote.check_pdsh()
