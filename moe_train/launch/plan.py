@@ -132,6 +132,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def own_address(other: str, port: int) -> str | None:
+    """This machine's address on the way to another one; None where the other's name is not known. Sends nothing."""
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(other, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(place)
+            return str(probe.getsockname()[0])
+    except OSError:
+        return None
+
+
 def command(
     options: LaunchOptions,
     worker_arguments: list[str],
@@ -178,9 +189,12 @@ def _torchrun(options: LaunchOptions, port: int) -> list[str]:
     line += ["--nproc-per-node", str(options.processes), "--max-restarts", str(options.max_restarts)]
     if not options.max_restarts:
         return [*line, *("--node-rank", str(options.node_rank), "--master-addr", address, "--master-port", str(port))]
+    # Agents tell each other the name of the machine with rank 0, unless they know an address; names need not resolve.
+    mine = own_address(address, port) if options.node_count > 1 else None
     # Only agents that meet anew can restart together; node 0 is where they meet.
     return [
         *line,
+        *(("--local-addr", mine) if mine else ()),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address}:{port}", "--rdzv-id", f"moe-train-{port}"),
         *("--rdzv-conf", f"is_host={'true' if options.node_rank == 0 else 'false'}"),
     ]

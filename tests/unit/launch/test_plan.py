@@ -10,7 +10,7 @@ import pytest
 
 from moe_train.launch.environment import worker_environment
 from moe_train.launch.hosts import read_hostfile
-from moe_train.launch.plan import LaunchOptions, command, free_port
+from moe_train.launch.plan import LaunchOptions, command, free_port, own_address
 from moe_train.launch.run import default_processes
 from moe_train.training.run_config import load_run_config
 
@@ -79,6 +79,17 @@ def test_torchrun(tmp_path: Path) -> None:
     words = line(LaunchOptions(launcher="torchrun", processes=2, nodes=2, no_ssh=True, master_addr="a"), tmp_path)
     assert words[1:3] == ["-m", "torch.distributed.run"]
     assert [value(words, f"--{name}") for name in ("nproc-per-node", "nnodes", "master-addr")] == ["2", "2", "a"]
+
+
+def test_agents_tell_each_other_an_address(tmp_path: Path) -> None:
+    options = LaunchOptions(
+        "torchrun", nodes=2, no_ssh=True, node_rank=1, master_addr="127.0.0.1", master_port=5000, max_restarts=1
+    )
+    words = line(options, tmp_path)
+    assert value(words, "--local-addr") == "127.0.0.1" and value(words, "--rdzv-endpoint") == "127.0.0.1:5000"
+    assert value(words, "--rdzv-conf") == "is_host=false"
+    assert own_address("no host", 1) is None
+    assert "--local-addr" not in line(LaunchOptions("torchrun", max_restarts=1), tmp_path)
 
 
 @pytest.mark.parametrize(
