@@ -88,6 +88,9 @@ def supervise(
             if elsewhere is not None:
                 elsewhere.sweep()
     statuses = read_statuses(run_dir, launch)
+    if limits.restarts_itself and local_processes is not None:
+        # Several nodes that start again may give out ranks in another order: then those of before are there as well.
+        statuses = sorted(statuses, key=lambda status: status.created)[-local_processes:]
     forget(run_dir, launch)
     if signals.first and not saves:
         return Ending(128 + signals.first)
