@@ -244,7 +244,8 @@ def test_a_signal_to_all_processes_does_not_end_the_launcher(launch: Launch) -> 
     """As Slurm sends it to a step: the workers save, and whoever started them lets them."""
 
     def to_all() -> None:
-        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        started = psutil.Process().children(recursive=True)
+        for process in [psutil.Process(), *(child for child in started if "fake_worker" in child.cmdline())]:
             process.send_signal(signal.SIGUSR1)
 
     assert launch.run("wait", meanwhile=to_all) == 128 + signal.SIGUSR1
