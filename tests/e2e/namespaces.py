@@ -48,10 +48,14 @@ class Machine:
         inside = ["-t", str(self.process), "-n", "-u", "-p", "-m", "--wd=" + os.getcwd()]
         return ["nsenter", *inside, "--", *map(str, words)]
 
-    def run(self, *words: object, timeout: float = 60, **options: object) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: object, timeout: float = 300, **options: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(  # type: ignore[call-overload,no-any-return]
             self.line(*words), env=self.environment, capture_output=True, text=True, timeout=timeout, **options
         )
+
+    def clear(self) -> None:
+        """Kills everything of ours; who started it from outside does not reach it."""
+        self.run("pkill", "-KILL", "-f", "[m]oe_train|[d]eepspeed.launcher")
 
     def cable(self, state: str) -> None:
         """Puts it in ("up") or pulls it ("down")."""

@@ -97,6 +97,16 @@ def started(machine: Machine, line: list[object], log: Path) -> subprocess.Popen
     )
 
 
+def clear(machines: Cluster, *processes: subprocess.Popen[bytes]) -> None:
+    """Nothing of a test that has failed disturbs the next one; what has ended by itself must have left nothing."""
+    if any(process.poll() is None for process in processes):
+        for machine in machines.machines:
+            machine.clear()
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
 def test_the_cable_is_pulled(machines: Cluster, data: Path, undisturbed: Path, tmp_path: Path) -> None:
     """One command on one machine starts both; its run ends, waits for the other machine and finishes with the same
     bits. The run's name is one that a shell would read.
@@ -116,7 +126,7 @@ def test_the_cable_is_pulled(machines: Cluster, data: Path, undisturbed: Path, t
         code = process.wait(timeout=1800)
     finally:
         machines[1].cable("up")
-        process.kill()
+        clear(machines, process)
     assert code == 0, log.read_text()[-4000:]
     text = log.read_text()
     assert "restart 1 of at most 3, from step" in text and "ended with exit code 0 after 1 restarts" in text, text[
@@ -146,8 +156,7 @@ def test_agents_start_a_run_again_together(machines: Cluster, data: Path, undist
         print(f"resumed after {time.monotonic() - killed:.0f} s")
         codes = [node.wait(timeout=1800) for node in nodes]
     finally:
-        for node in nodes:
-            node.kill()
+        clear(machines, *nodes)
     assert codes == [0, 0], [log.read_text()[-3000:] for log in logs]
     assert_same_run(run, undisturbed)
 
@@ -167,7 +176,7 @@ def test_workers_of_other_machines_save_when_the_run_is_stopped(machines: Cluste
         machines[0].run("pkill", "-TERM", "-f", "[m]oe_train train tiny", check=True)
         assert process.wait(timeout=600) == 143, log.read_text()[-3000:]
     finally:
-        process.kill()
+        clear(machines, process)
     assert saved(run) > EVERY and losses(run)[-1][0] == saved(run)
     assert "moe_train" not in machines[1].run("ps", "ax").stdout
 
