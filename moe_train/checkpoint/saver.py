@@ -8,7 +8,6 @@ that is no checkpoint, and the earlier ones untouched.
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -23,15 +22,21 @@ from torch import Tensor
 from moe_train.checkpoint import store
 from moe_train.checkpoint.index import Index, merge
 from moe_train.checkpoint.retention import Retention, Saved, obsolete
+from moe_train.checkpoint.shared import hosts_without
 from moe_train.checkpoint.slices import OwnedSlice, cut
 from moe_train.checkpoint.writing import lazy, write_boxes
-
-_VISIBLE_WITHIN = 10.0
-"""Seconds that a network file system may take to show a new folder to other machines."""
 
 
 class CheckpointError(OSError):
     """A checkpoint could not be written; what was there before is untouched."""
+
+
+def unshared(path: Path, hosts: list[str]) -> str:
+    """What to say where these machines do not see a folder of the run."""
+    return (
+        f"checkpoint {path}: {', '.join(hosts)} cannot see what rank 0 writes there. All nodes need the run folder on "
+        "a disk that they share: choose one with --run-dir"
+    )
 
 
 @dataclass
@@ -68,7 +73,8 @@ class Saver:
     retention: Retention = Retention()
     asynchronous: bool = False
     _running: _Save | None = None
-    _is_shared: bool = False
+    _blind: list[str] | None = None
+    """Machines that do not see the folder; None before anybody has looked."""
     _copies: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def save(
@@ -119,18 +125,10 @@ class Saver:
 
     def _check_shared(self, temporary: Path) -> None:
         """CheckpointError where a rank does not see what rank 0 has made: nodes without a disk in common."""
-        if self._is_shared:
-            return
-        deadline = time.monotonic() + _VISIBLE_WITHIN
-        while not temporary.is_dir() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        hosts = _gathered(None if temporary.is_dir() else socket.gethostname())
-        if blind := sorted({host for host in hosts if host is not None}):
-            raise CheckpointError(
-                f"checkpoint {temporary}: {', '.join(blind)} cannot see what rank 0 writes there. All nodes need the "
-                "run folder on a disk that they share: choose one with --run-dir"
-            )
-        self._is_shared = True
+        if self._blind is None:
+            self._blind = hosts_without(temporary)
+        if self._blind:
+            raise CheckpointError(unshared(temporary, self._blind))
 
     def _complete(self) -> Path:
         save, self._running = self._running, None

@@ -123,7 +123,8 @@ def launch(module: str, worker: list[str], run_dir: Path, processes: int | None)
     """Runs ``python -m module *worker`` on one process per accelerator, or on as many as the run's layout needs;
     returns the exit status."""
     from moe_train.launch.devices import accelerator_count
-    from moe_train.launch.plan import LaunchOptions, worker_environment
+    from moe_train.launch.environment import worker_environment
+    from moe_train.launch.plan import LaunchOptions
     from moe_train.launch.run import launch_module
     from moe_train.training.run_config import load_run_config
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,8 +41,19 @@ def register(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="worker processes on each node (default: one per accelerator; without any, what the layout needs)",
     )
-    launch.add_argument("--launcher", choices=("deepspeed", "torchrun", "none"), default="deepspeed")
-    launch.add_argument("--hostfile", type=Path, help="hosts for DeepSpeed's launcher, lines `host slots=N`")
+    launch.add_argument(
+        "--launcher",
+        choices=("deepspeed", "torchrun", "srun", "none"),
+        default="deepspeed",
+        help="srun: this command is a task of a Slurm step, one for each accelerator",
+    )
+    launch.add_argument(
+        "--hostfile", type=Path, metavar="H", help="start workers on these hosts through ssh, lines `host slots=N`"
+    )
+    launch.add_argument(
+        "--include", default="", metavar="SPEC", help="of the hostfile only these: host or host:0,2, joined by @"
+    )
+    launch.add_argument("--exclude", default="", metavar="SPEC", help="of the hostfile all but these")
     launch.add_argument("--no-ssh", action="store_true", help="several nodes: run this command on each of them")
     launch.add_argument("--num-nodes", type=int, default=1, metavar="N")
     launch.add_argument("--node-rank", type=int, default=0, metavar="K", help="this node, from 0")
@@ -67,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     from moe_train.launch.devices import accelerator_count
     from moe_train.launch.plan import LaunchOptions
     from moe_train.launch.run import check_launch, default_processes, launch_run
+    from moe_train.launch.slurm import worker_variables
     from moe_train.launch.supervise import Limits
     from moe_train.training.run_config import load_run_config
     from moe_train.training.run_folder import default_run_dir
@@ -75,12 +88,20 @@ def run(arguments: argparse.Namespace) -> int:
     accelerators = accelerator_count(os.environ)
     processes = arguments.processes
     if processes is None:
-        one = arguments.launcher == "none"
+        one = arguments.launcher in ("none", "srun") or arguments.hostfile is not None
         processes = 1 if one else default_processes(config, accelerators, max(1, arguments.num_nodes))
+    elif arguments.hostfile is not None:
+        raise ValueError("--processes: with --hostfile the slots in it say how many there are on each host")
+    environment: Mapping[str, str] = os.environ
+    if arguments.launcher == "srun":
+        environment = {**os.environ, **worker_variables(os.environ, arguments.master_addr, arguments.master_port)}
     options = LaunchOptions(
         launcher=arguments.launcher,
         processes=processes,
+        tasks=int(environment["WORLD_SIZE"]) if arguments.launcher == "srun" else 1,
         hostfile=arguments.hostfile,
+        include=arguments.include,
+        exclude=arguments.exclude,
         no_ssh=arguments.no_ssh,
         nodes=arguments.num_nodes,
         node_rank=arguments.node_rank,
@@ -100,6 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
         options,
         accelerators=accelerators,
         limits=Limits(hang=arguments.hang_timeout),
+        base_environment=environment,
         init_from=arguments.init_from,
     )
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from moe_train.launch.plan import available_cores, free_port
+from moe_train.launch.environment import available_cores
+from moe_train.launch.plan import free_port
 
 State = Literal["ok", "note", "missing"]
 GROUP_SECONDS = 90.0

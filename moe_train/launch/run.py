@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import uuid
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_train.checkpoint.state import read_state
@@ -15,11 +16,20 @@ from moe_train.data.dataset import data_prefixes
 from moe_train.data.indexed import bin_path
 from moe_train.data.options import members_of
 from moe_train.launch.ending import Ending
-from moe_train.launch.plan import WORKER, LaunchOptions, command, remote_environment, worker_environment
+from moe_train.launch.environment import remote_variables, ssh_options, worker_environment
+from moe_train.launch.hosts import environment_file
+from moe_train.launch.in_process import run_alone, run_task
+from moe_train.launch.plan import WORKER, LaunchOptions, command
+from moe_train.launch.remote import RemoteHosts, check_pdsh
 from moe_train.launch.restart import keep_running
+from moe_train.launch.slurm import check_devices
 from moe_train.launch.supervise import Limits, supervise
+from moe_train.training.packed import pack
 from moe_train.training.run_config import RunConfig, check, to_yaml
 from moe_train.training.run_folder import CHECKPOINTS, check_free, check_initial_weights, holds_run
+
+HOSTS_SECONDS = 1800.0
+"""How long a restart waits for hosts that do not answer: a switch, a reboot."""
 
 
 def default_processes(config: RunConfig, accelerators: int, nodes: int = 1) -> int:
@@ -72,32 +82,69 @@ def launch_run(
     restarts.
     """
     check_launch(config, options, accelerators)
-    if options.node_rank == 0:
+    if options.launcher == "srun":
+        check_devices(base_environment or os.environ, accelerators)
+    if options.node_rank == 0 and not _is_later_task(options, base_environment or os.environ):
         check_free(run_dir, resume)
     if init_from is not None:
         check_initial_weights(init_from, resume)
     check_data(config)
-    environment = worker_environment(options, base_environment or os.environ, cpu=not accelerators)
+    base = base_environment or os.environ
+    # A machine that starts workers elsewhere may have no accelerator itself: then each host looks for its own.
+    cpu = base.get("DS_ACCELERATOR", "").lower() == "cpu" if options.by_ssh else not accelerators
+    environment = worker_environment(options, base, cpu=cpu)
+    if options.launcher == "srun":
+        return run_task(
+            worker_arguments(run_dir, resume, config_text=to_yaml(config), init_from=init_from), environment
+        )
+    hosts = remote_hosts(options)
+    if hosts is not None:
+        check_pdsh()
+        hosts.check()
     # Each node's own: the run's folder may or may not be on a disk that all see. Rank 0 makes it the run's when it is
     # about to take its first step.
     config_path = run_dir / "nodes" / f"config.node_{options.node_rank}.yaml"
     config_path.parent.mkdir(parents=True, exist_ok=True)
     config_path.write_text(to_yaml(config), encoding="utf-8")
     if options.launcher == "none" and in_process and not options.max_restarts:
-        return _in_process(worker_arguments(run_dir, resume, config_path, init_from=init_from), environment)
-    if options.hostfile is not None and not options.no_ssh and "DS_ENV_FILE" not in environment:
-        path = config_path.with_name("environment")
-        path.write_text(remote_environment(environment, (Path.home(), Path())), encoding="utf-8")
-        environment["DS_ENV_FILE"] = str(path.resolve())
+        return run_alone(worker_arguments(run_dir, resume, config_path, init_from=init_from), environment)
+    # Other hosts need not see this one's disk to begin.
+    text = to_yaml(config) if hosts is not None else None
+    earlier: list[str] = []
 
     def start(number: int) -> Ending:
+        if number and hosts is not None:
+            # Else the start would fail, and a few of those are the end; and what is left there may still write.
+            hosts.wait(HOSTS_SECONDS, say)
+            hosts.sweep(earlier)
         again = "auto" if number and holds_run(run_dir) else resume
-        arguments = worker_arguments(run_dir, again, config_path, init_from=init_from)
-        return launch_module(WORKER, arguments, run_dir, options, environment, limits=limits)
+        arguments = worker_arguments(
+            run_dir, again, None if text else config_path, init_from=init_from, config_text=text
+        )
+        earlier.append(_new_launch())
+        return launch_module(WORKER, arguments, run_dir, options, environment, limits=limits, launch=earlier[-1])
 
     # torchrun starts its workers again by itself.
     restarts = 0 if options.launcher == "torchrun" else options.max_restarts
     return keep_running(start, lambda: _latest_step(run_dir), restarts)
+
+
+def _is_later_task(options: LaunchOptions, environment: Mapping[str, str]) -> bool:
+    """One that the first may have begun to write before: only that one looks whether the folder is free."""
+    return options.launcher == "srun" and environment["SLURM_PROCID"] != "0"
+
+
+def say(text: str) -> None:
+    print(f"moe-train: {text}", file=sys.stderr, flush=True)
+
+
+def remote_hosts(options: LaunchOptions) -> RemoteHosts | None:
+    """The hosts that the workers are started on through ssh; None where there are none."""
+    return RemoteHosts(tuple(options.slots)) if options.by_ssh else None
+
+
+def _new_launch() -> str:
+    return uuid.uuid4().hex[:12]
 
 
 def _latest_step(run_dir: Path) -> int:
@@ -118,27 +165,51 @@ def launch_module(
     *,
     saves: bool = True,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
+    launch: str | None = None,
 ) -> Ending:
     """``python -m module *arguments`` on the processes of ``options`` until its end.
 
     ``saves``: whether the workers save before they stop on a signal. Launcher "none": one process, nothing around it.
+    ``launch``: its name. On other hosts the arguments arrive as one word.
     """
-    launch = uuid.uuid4().hex[:12]
-    arguments = [*arguments, "--status", launch]
-    if options.launcher == "none":
-        line = [sys.executable, "-m", module, *arguments]
-    else:
-        line = command(options, arguments, scratch=run_dir / "nodes", environment=environment, module=module)
+    launch = launch or _new_launch()
+    arguments = [*(pack(arguments) if options.by_ssh else arguments), "--status", launch]
     itself = options.launcher == "torchrun" and options.max_restarts > 0
-    return supervise(
-        line,
-        run_dir=run_dir,
-        launch=launch,
-        environment=environment,
-        local_processes=options.local_processes,
-        limits=replace(limits, restarts_itself=itself),
-        saves=saves,
-    )
+    hosts = remote_hosts(options)
+    with tempfile.TemporaryDirectory(prefix="moe-train-") as scratch:
+        if hosts is not None:
+            # Not in the run's folder: it may hold somebody's keys.
+            path = Path(scratch) / "environment"
+            variables = remote_variables(environment, (Path.home(), Path()))
+            path.write_text(environment_file(variables), encoding="utf-8")
+            environment = {**environment, "DS_ENV_FILE": str(path), "PDSH_SSH_ARGS_APPEND": ssh_options(environment)}
+        if options.launcher == "none":
+            line = [sys.executable, "-m", module, *arguments]
+        else:
+            line = command(options, arguments, scratch=run_dir / "nodes", environment=environment, module=module)
+        return supervise(
+            line,
+            run_dir=run_dir,
+            launch=launch,
+            environment=environment,
+            local_processes=options.local_processes,
+            limits=replace(limits, restarts_itself=itself),
+            saves=saves,
+            elsewhere=None if hosts is None else _Elsewhere(hosts, launch, module),
+        )
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    hosts: RemoteHosts
+    launch: str
+    module: str
+
+    def tell(self) -> None:
+        self.hosts.tell(self.launch, self.module)
+
+    def sweep(self) -> None:
+        self.hosts.sweep([self.launch])
 
 
 def worker_arguments(
@@ -147,24 +218,15 @@ def worker_arguments(
     config_path: Path | None = None,
     launch: str | None = None,
     init_from: Path | None = None,
+    config_text: str | None = None,
 ) -> list[str]:
     """What every worker is started with. No option may be the beginning of one of DeepSpeed's launcher, whose parser
     would take it for an abbreviation."""
     arguments = ["--run-dir", str(run_dir), "--resume", resume or "none"]
     if config_path is not None:
         arguments += ["--config", str(config_path)]
+    if config_text is not None:
+        arguments += ["--config-text", config_text]
     if init_from is not None:
         arguments += ["--init-from", str(init_from)]
     return arguments if launch is None else [*arguments, "--status", launch]
-
-
-def _in_process(arguments: list[str], environment: Mapping[str, str]) -> int:
-    from moe_train.training.stop import StopRequest
-    from moe_train.training.worker import main
-
-    os.environ.update(environment)
-    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
-        os.environ[name] = value
-    stop = StopRequest()
-    code = main(arguments, stop=stop)
-    return code or (128 + stop.signal if stop.signal else 0)

@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
 from moe_train.launch.ending import Ending, Seen, judge
 from moe_train.launch.signals import Signals, caught
+from moe_train.launch.silence import Silence
 from moe_train.training.heartbeat import Beat, describe, read_beats
 from moe_train.training.worker_status import WorkerStatus, forget, read_statuses
 
@@ -34,6 +36,8 @@ class Limits:
     """From a signal until the workers have saved and ended."""
     death: float = 60.0
     """From a rank's death until the launcher has ended the others."""
+    silence: float = 120.0
+    """That a worker of another machine may write no heartbeat for while others do, before it counts as dead."""
     hang: float = 1800.0
     """That no rank may make any progress for, before all are killed; 0: for ever."""
     restarts_itself: bool = False
@@ -42,6 +46,16 @@ class Limits:
     def __post_init__(self) -> None:
         if not self.hang >= 0:
             raise ValueError(f"--hang-timeout must be a number of seconds, or 0 for never, got {self.hang:g}")
+
+
+class Elsewhere(Protocol):
+    """Workers of one launch on machines where no signal of ours reaches them."""
+
+    def tell(self) -> None:
+        """Asks them to save and stop."""
+
+    def sweep(self) -> None:
+        """Ends what is left of them."""
 
 
 def supervise(
@@ -53,22 +67,30 @@ def supervise(
     local_processes: int | None,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
     saves: bool = True,
+    elsewhere: Elsewhere | None = None,
     say: Callable[[str], None] = lambda text: print(f"moe-train: {text}", file=sys.stderr, flush=True),
 ) -> Ending:
     """Starts the command and waits for its end.
 
     ``local_processes``: how many workers must report their end; None if they are elsewhere. ``saves=False``: the
-    workers have nothing to save, so that a signal ends them at once.
+    workers have nothing to save, so that a signal ends them at once. ``elsewhere``: reaches workers of other machines.
     """
     with caught() as signals:
-        # Nothing reads from the terminal, and a session of its own may not.
-        launcher = subprocess.Popen(command, env=dict(environment), start_new_session=True, stdin=subprocess.DEVNULL)
+        # Nothing reads from the terminal, and a session of its own may not. SIGUSR1 is for the workers, which listen to
+        # it: Slurm sends it to all processes of a step, and would end the launcher with it.
+        line = ["/bin/sh", "-c", "trap '' USR1; exec \"$@\"", "sh", *command]
+        launcher = subprocess.Popen(line, env=dict(environment), start_new_session=True, stdin=subprocess.DEVNULL)
         seen = Seen()
         try:
-            seen = _watch(launcher, run_dir, launch, signals, limits, saves, say)
+            seen = _watch(launcher, run_dir, launch, signals, limits, saves, elsewhere, say)
         finally:
             _end_everything(launcher, run_dir, launch)
+            if elsewhere is not None:
+                elsewhere.sweep()
     statuses = read_statuses(run_dir, launch)
+    if limits.restarts_itself and local_processes is not None:
+        # Several nodes that start again may give out ranks in another order: then those of before are there as well.
+        statuses = sorted(statuses, key=lambda status: status.created)[-local_processes:]
     forget(run_dir, launch)
     if signals.first and not saves:
         return Ending(128 + signals.first)
@@ -77,11 +99,12 @@ def supervise(
 
 def _watch(
     launcher: subprocess.Popen[bytes], run_dir: Path, launch: str, signals: Signals, limits: Limits, saves: bool,
-    say: Callable[[str], None],
+    elsewhere: Elsewhere | None, say: Callable[[str], None],
 ) -> Seen:  # fmt: skip
     """Returns at the launcher's end, or when it is to be killed; with what was seen until then."""
     told: set[int] = set()
     seen = Seen()
+    silence = Silence(limits.silence)
     stop_at = death_at = float("inf")
     while launcher.poll() is None:
         statuses = read_statuses(run_dir, launch)
@@ -92,12 +115,16 @@ def _watch(
             if stop_at == float("inf"):
                 say(f"{_name(signals.first)}: waiting for the workers to save and stop (a second time kills them)")
                 stop_at = now + limits.stop
+                # One rank that knows is enough, and one of this machine is told more quickly.
+                if elsewhere is not None and not any(status.process() for status in statuses):
+                    elsewhere.tell()
             # Also those that start only now.
             told |= _tell(statuses, told)
         if death_at == float("inf") and not limits.restarts_itself:
             failed = any(status.exit_code for status in statuses)
             # At the first sign only: once one has failed, launchers end the others, which are no cause.
-            seen = Seen(dead=[status.rank for status in statuses if status.died])
+            silent = silence.look(statuses, read_beats(run_dir, launch), now)
+            seen = Seen(dead=[status.rank for status in statuses if status.died] + silent)
             if failed or seen.dead:
                 death_at = now + limits.death
                 if seen.dead:
@@ -144,7 +171,8 @@ def _tell(statuses: list[WorkerStatus], told: set[int]) -> set[int]:
     for status in statuses:
         if status.pid not in told and status.exit_code is None and (process := status.process()):
             with suppress(psutil.Error):
-                process.send_signal(signal.SIGTERM)
+                # Not SIGTERM, by which torchrun's agents end those that are left when a worker has died.
+                process.send_signal(signal.SIGUSR1)
             newly.add(status.pid)
     return newly
 

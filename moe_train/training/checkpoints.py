@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from moe_train.checkpoint import store
 from moe_train.checkpoint.retention import Retention
-from moe_train.checkpoint.saver import CheckpointError, Saver
+from moe_train.checkpoint.saver import CheckpointError, Saver, unshared
+from moe_train.checkpoint.shared import blind_hosts
 from moe_train.checkpoint.state import read_state
 from moe_train.training.engine import Engine
 from moe_train.training.options import CheckpointOptions
 from moe_train.training.state import run_slices, run_state, weight_slices
 
 Record = dict[str, Any]
+
+
+def check_disk(options: CheckpointOptions, root: Path) -> None:
+    """Before the first step: whether the machines of all ranks see the folder that checkpoints go to. Collective.
+
+    CheckpointError, on every rank, where one does not and the run is to stop for that; else rank 0 warns.
+    """
+    if not (blind := blind_hosts(root.parent)):
+        return
+    message = unshared(root, blind)
+    if options.on_error == "stop":
+        raise CheckpointError(f"{message}. With checkpoint.on_error=continue the run trains, and saves nothing")
+    if dist.get_rank() == 0:
+        print(f"moe-train: warning: {message}. This run will save nothing", file=sys.stderr, flush=True)
 
 
 class Checkpoints:

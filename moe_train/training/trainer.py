@@ -22,7 +22,7 @@ from moe_train.training.callbacks.alarms import alarms
 from moe_train.training.callbacks.base import Callbacks, RunInfo, Status
 from moe_train.training.callbacks.build import build_callbacks
 from moe_train.training.callbacks.profiling import profile_hook
-from moe_train.training.checkpoints import Checkpoints
+from moe_train.training.checkpoints import Checkpoints, check_disk
 from moe_train.training.checks import check_gate_files
 from moe_train.training.engine import Engine
 from moe_train.training.facts import device_facts, write_facts
@@ -56,6 +56,7 @@ def train(
     beat = beat or Heartbeat(None, 0)
     beat.note("load")
     groups = initialize(config.parallel)
+    check_disk(config.checkpoint, run_dir / CHECKPOINTS)
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_train.training.heartbeat import Heartbeat
+from moe_train.training.packed import unpack
 from moe_train.training.stop import StopRequest
 from moe_train.training.worker_status import StatusFile
 
@@ -32,12 +33,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m moe_train.training", description=__doc__)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to --config")
     parser.add_argument("--config", help="configuration by path or name (default: <run-dir>/config.yaml)")
+    parser.add_argument("--config-text", help="the whole configuration, instead of where it lies")
     parser.add_argument("--run-dir", type=Path, help="the run's folder (default with --config: runs/<name>)")
     parser.add_argument("--resume", default="none", metavar="auto|none|PATH", help="checkpoint to start from")
     parser.add_argument("--init-from", type=Path, metavar="PATH", help="run or checkpoint with a new run's weights")
     parser.add_argument("--status", default="", help="name of the launch, for the file that says how it ended")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="given by launchers, as in the environment")
-    return parser.parse_intermixed_args(argv)
+    return parser.parse_intermixed_args(unpack(sys.argv[1:] if argv is None else argv))
 
 
 def main(argv: Sequence[str] | None = None, train: Train | None = None, stop: StopRequest | None = None) -> int:
@@ -48,13 +50,21 @@ def main(argv: Sequence[str] | None = None, train: Train | None = None, stop: St
     """
     stop = (stop or StopRequest()).install()
     arguments = parse(argv)
+    if arguments.status and "TORCHELASTIC_RUN_ID" in os.environ:
+        stop.obey_agent()
     if arguments.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
     rank = int(os.environ.get("RANK", "0"))
     # Without a run folder there is nobody who reads the status: started by hand.
     launch = arguments.status if arguments.run_dir is not None else ""
     status = StatusFile(arguments.run_dir or Path(), launch, rank)
-    return run_to_end(lambda beat: _train(arguments, rank, stop, train, beat), status)
+
+    def work(beat: Heartbeat) -> bool:
+        finished = _train(arguments, rank, stop, train, beat)
+        stop.obeyed = not finished
+        return finished
+
+    return run_to_end(work, status)
 
 
 def run_to_end(work: Callable[[Heartbeat], bool], status: StatusFile) -> int:
@@ -93,11 +103,15 @@ def run_to_end(work: Callable[[Heartbeat], bool], status: StatusFile) -> int:
 
 
 def _train(arguments: argparse.Namespace, rank: int, stop: StopRequest, train: Train | None, beat: Heartbeat) -> bool:
-    from moe_train.training.run_config import check, load_run_config
+    import yaml
+
+    from moe_train.training.run_config import check, from_dict, load_run_config
     from moe_train.training.run_folder import CONFIG, check_free, check_initial_weights, default_run_dir, holds_run
 
     resume = None if arguments.resume == "none" else arguments.resume
-    if arguments.config is None:
+    if arguments.config_text is not None:
+        config = from_dict(yaml.safe_load(arguments.config_text))
+    elif arguments.config is None:
         if arguments.run_dir is None:
             raise ValueError("say --run-dir (a folder with config.yaml) or --config")
         config = load_run_config(arguments.run_dir / CONFIG, arguments.overrides)

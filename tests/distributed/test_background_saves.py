@@ -49,6 +49,19 @@ def test_nodes_that_share_no_disk_are_told(processes: Processes, tmp_path: Path)
         assert "cannot see what rank 0 writes" in message and "--run-dir" in message
 
 
+@pytest.mark.parametrize("is_shared", [True, False])
+@pytest.mark.parametrize("on_error", ["stop", "continue"])
+def test_disks_are_looked_at_before_training(
+    processes: Processes, tmp_path: Path, on_error: str, is_shared: bool
+) -> None:
+    found = processes(2).run(background.disks_of_two_nodes, root=str(tmp_path), on_error=on_error, is_shared=is_shared)
+    for rank, (raised, printed, left) in enumerate(found):
+        assert left == []
+        wrong = not is_shared
+        assert ("cannot see what rank 0 writes" in raised) == (wrong and on_error == "stop")
+        assert ("will save nothing" in printed) == (wrong and on_error == "continue" and rank == 0)
+
+
 def test_what_a_run_saves_when_one_save_fails(processes: Processes, tmp_path: Path) -> None:
     """``on_error: continue``: told with its step, the others are there; the best weights follow the validation."""
     records, there, raised = processes(1).run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import threading
 import unittest.mock
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from moe_train.checkpoint import saver, store
+from moe_train.checkpoint import saver, shared, store
 from moe_train.checkpoint.retention import Retention
 from moe_train.checkpoint.saver import CheckpointError, Saver
-from moe_train.training.checkpoints import Checkpoints
+from moe_train.training.checkpoints import Checkpoints, check_disk
 from moe_train.training.engine import Engine
 from moe_train.training.options import CheckpointOptions
 from moe_train.training.state import run_slices, run_state
@@ -92,7 +93,7 @@ def blind_rank(case: Case, root: str) -> str:
     elsewhere = Path(root) / "not shared"
     unseen = unittest.mock.patch.object(saver.store, "temporary_of", lambda final: elsewhere)
     try:
-        with unittest.mock.patch.object(saver, "_VISIBLE_WITHIN", 0.2):
+        with unittest.mock.patch.object(shared, "VISIBLE_WITHIN", 0.2):
             if dist.get_rank() == 1:
                 with unseen:
                     begin_save(engine, to, 1)
@@ -103,6 +104,21 @@ def blind_rank(case: Case, root: str) -> str:
     finally:
         engine.close()
     return ""
+
+
+def disks_of_two_nodes(root: str, on_error: str, is_shared: bool) -> tuple[str, str, list[str]]:
+    """What is raised and printed before training, where each rank has a disk of its own or all the same; and what is
+    left in this rank's folder."""
+    folder = Path(root) if is_shared else Path(root) / f"node_{dist.get_rank()}"
+    options = CheckpointOptions(on_error=on_error)  # type: ignore[arg-type]
+    raised = ""
+    printed = io.StringIO()
+    with unittest.mock.patch.object(shared, "VISIBLE_WITHIN", 0.2), contextlib.redirect_stderr(printed):
+        try:
+            check_disk(options, folder / "run" / "checkpoints")
+        except CheckpointError as error:
+            raised = str(error)
+    return raised, printed.getvalue(), [path.name for path in folder.glob("run/*")]
 
 
 def _name(path: Path | None) -> str | None:

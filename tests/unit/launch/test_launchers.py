@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from moe_train.launch.plan import LaunchOptions, command, free_port, worker_environment
+from moe_train.launch.environment import worker_environment
+from moe_train.launch.plan import LaunchOptions, command, free_port
 from moe_train.launch.run import worker_arguments
 from moe_train.launch.supervise import Limits, supervise
 

@@ -8,14 +8,9 @@ from typing import Any
 
 import pytest
 
-from moe_train.launch.plan import (
-    LaunchOptions,
-    command,
-    free_port,
-    read_hostfile,
-    remote_environment,
-    worker_environment,
-)
+from moe_train.launch.environment import worker_environment
+from moe_train.launch.hosts import read_hostfile
+from moe_train.launch.plan import LaunchOptions, command, free_port, own_address
 from moe_train.launch.run import default_processes
 from moe_train.training.run_config import load_run_config
 
@@ -72,15 +67,6 @@ def test_several_nodes_agree_on_a_port(tmp_path: Path) -> None:
     assert [value(line(option, tmp_path), "--master_port") for option in options] == ["29500", "29500"]
 
 
-def test_hostfile(tmp_path: Path) -> None:
-    hosts = tmp_path / "hosts"
-    hosts.write_text("# two machines\nworker-0 slots=4\nworker-1 slots=2  # smaller\n\n")
-    options = LaunchOptions(hostfile=hosts)
-    assert (options.world_size, options.local_processes) == (6, None)
-    assert value(line(options, tmp_path), "--hostfile") == str(hosts)
-    assert LaunchOptions(hostfile=hosts, nodes=1).world_size == 6
-
-
 def test_on_the_processor_no_worker_sees_an_accelerator() -> None:
     base = {"CUDA_VISIBLE_DEVICES": "0", "OMP_NUM_THREADS": "3"}
     environment = worker_environment(LaunchOptions(processes=2), base, cpu=True, cores=8)
@@ -89,28 +75,21 @@ def test_on_the_processor_no_worker_sees_an_accelerator() -> None:
     assert worker_environment(LaunchOptions(processes=2), base, cpu=False)["CUDA_VISIBLE_DEVICES"] == "0"
 
 
-def test_workers_of_other_hosts_get_their_share_of_cores_and_our_variables(tmp_path: Path) -> None:
-    (tmp_path / "hosts").write_text("worker-0 slots=4\nworker-1 slots=2\n")
-    environment = worker_environment(LaunchOptions(hostfile=tmp_path / "hosts"), {"HOME": "/h"}, cpu=True, cores=8)
-    assert environment["OMP_NUM_THREADS"] == "2"
-    (tmp_path / ".deepspeed_env").write_text("NCCL_DEBUG=INFO\nDS_ACCELERATOR=theirs\n")
-    lines = remote_environment(environment, [tmp_path, tmp_path / "nowhere"]).splitlines()
-    assert lines[:2] == ["NCCL_DEBUG=INFO", "DS_ACCELERATOR=theirs"]
-    assert "OMP_NUM_THREADS=2" in lines and "MALLOC_MMAP_MAX_=0" in lines
-    assert not any(line.startswith("HOME") for line in lines) and "DS_ACCELERATOR=cpu" not in lines
-
-
-@pytest.mark.parametrize("text", ["", "worker-0\n", "worker-0 slots=x\n", "a slots=1\na slots=2\n"])
-def test_broken_hostfile(tmp_path: Path, text: str) -> None:
-    (tmp_path / "hosts").write_text(text)
-    with pytest.raises(ValueError, match="hosts"):
-        read_hostfile(tmp_path / "hosts")
-
-
 def test_torchrun(tmp_path: Path) -> None:
     words = line(LaunchOptions(launcher="torchrun", processes=2, nodes=2, no_ssh=True, master_addr="a"), tmp_path)
     assert words[1:3] == ["-m", "torch.distributed.run"]
     assert [value(words, f"--{name}") for name in ("nproc-per-node", "nnodes", "master-addr")] == ["2", "2", "a"]
+
+
+def test_agents_tell_each_other_an_address(tmp_path: Path) -> None:
+    options = LaunchOptions(
+        "torchrun", nodes=2, no_ssh=True, node_rank=1, master_addr="127.0.0.1", master_port=5000, max_restarts=1
+    )
+    words = line(options, tmp_path)
+    assert value(words, "--local-addr") == "127.0.0.1" and value(words, "--rdzv-endpoint") == "127.0.0.1:5000"
+    assert value(words, "--rdzv-conf") == "is_host=false"
+    assert own_address("no host", 1) is None
+    assert "--local-addr" not in line(LaunchOptions("torchrun", max_restarts=1), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -227,3 +229,24 @@ def test_the_beat_of_a_process_that_was_replaced_is_no_hang() -> None:
 def test_a_time_that_cannot_be(seconds: float) -> None:
     with pytest.raises(ValueError, match="--hang-timeout"):
         Limits(hang=seconds)
+
+
+def test_a_rank_that_another_node_has_now_is_no_death(launch: Launch) -> None:
+    """torchrun's agents of several nodes may give out ranks anew when they start again."""
+    before = {"rank": 5, "pid": 2**22 + 1, "host": socket.gethostname(), "created": 1.0}
+    (launch.folder / "processes").mkdir()
+    (launch.folder / "processes" / "abc.rank_5.json").write_text(json.dumps(before))
+    assert launch.run("finish", Limits(restarts_itself=True)) == 0
+    assert not (launch.folder / "processes").exists()
+
+
+def test_a_signal_to_all_processes_does_not_end_the_launcher(launch: Launch) -> None:
+    """As Slurm sends it to a step: the workers save, and whoever started them lets them."""
+
+    def to_all() -> None:
+        started = psutil.Process().children(recursive=True)
+        for process in [psutil.Process(), *(child for child in started if "fake_worker" in child.cmdline())]:
+            process.send_signal(signal.SIGUSR1)
+
+    assert launch.run("wait", meanwhile=to_all) == 128 + signal.SIGUSR1
+    assert len(list(launch.folder.glob("saved_*"))) == 2

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +110,58 @@ def test_a_second_ctrl_c_interrupts(run_dir: Path) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     assert main(["--run-dir", str(run_dir)], train) == 130
+
+
+TRAINING = """
+import time
+from moe_train.training.stop import StopRequest
+stop = StopRequest().install().obey_agent()
+print("ready", flush=True)
+while not stop.requested:
+    time.sleep(0.05)
+time.sleep(6)  # saving takes longer than the agent's patience
+print("saved", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("numbers", "code", "said"),
+    [
+        ([signal.SIGTERM], 143, ""),
+        ([signal.SIGUSR1], 0, "saved"),
+        ([signal.SIGTERM, signal.SIGUSR1], 0, "saved"),
+        ([signal.SIGUSR1, signal.SIGTERM], 0, "saved"),
+    ],
+)
+def test_an_agent_that_ends_workers_is_not_a_request_to_save(
+    numbers: list[signal.Signals], code: int, said: str
+) -> None:
+    """torchrun's agents send SIGTERM to those that are left when one has died; a stop that is asked for is SIGUSR1."""
+    process = subprocess.Popen([sys.executable, "-c", TRAINING], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    begin = time.monotonic()
+    for number in numbers:
+        process.send_signal(number)
+    assert process.stdout.read().strip() == said
+    assert process.wait(timeout=60) == code
+    assert time.monotonic() - begin < 25
+    process.stdout.close()
+
+
+def test_an_agent_ends_a_worker_whose_main_thread_waits() -> None:
+    """Inside a library Python's own handlers do not run."""
+    script = (
+        "import ctypes\n"
+        "from moe_train.training.stop import StopRequest\n"
+        "StopRequest().install().obey_agent()\n"
+        "mutex = ctypes.create_string_buffer(64)\n"
+        "lock = ctypes.CDLL(None).pthread_mutex_lock\n"
+        "lock(mutex)\n"
+        "print('ready', flush=True)\n"
+        "lock(mutex)\n"  # for ever, and no signal cuts it short
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    process.stdout.close()

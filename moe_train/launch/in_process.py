@@ -1,0 +1,35 @@
+"""This process itself as a worker: alone, or as a task of a Slurm step."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+
+
+def run_alone(arguments: list[str], environment: Mapping[str, str]) -> int:
+    """A worker without others; returns the exit code of the run."""
+    return _run(arguments, {**environment, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
+
+
+def run_task(arguments: list[str], environment: Mapping[str, str]) -> int:
+    """A worker among the tasks of a step, whose place ``environment`` tells already; returns this task's exit code.
+
+    After a stop that was asked for only rank 0 says so by its code, and the others end with 0: srun kills the rest of a
+    step when a task ends with another code, and passes the highest on.
+    """
+    code = _run(arguments, environment)
+    return 0 if code > 128 and environment["RANK"] != "0" else code
+
+
+def _run(arguments: list[str], environment: Mapping[str, str]) -> int:
+    from moe_train.training.stop import StopRequest
+    from moe_train.training.worker import main
+
+    os.environ.update(environment)
+    stop = StopRequest()
+    code = main(arguments, stop=stop)
+    if code or not stop.obeyed:
+        return code
+    # Without a signal of its own it stopped because another process was told to.
+    return 128 + (stop.signal or signal.SIGTERM)
