@@ -20,7 +20,7 @@ from moe_train.model.moe_layer import MoELayer, moe_layers
 from moe_train.model.upstream import ProcessGroupCollection
 from moe_train.routing.interface import LossTerm, Routing, TokenBatch
 from moe_train.training.step import token_batch
-from tests.distributed.harness.training import Case, groups_for
+from tests.distributed.harness.training import Case, groups_of
 
 KINDS = ("usual", "some_tokens_without_experts", "no_token_has_experts", "one_expert", "last_experts_only", "all")
 
@@ -76,7 +76,7 @@ def moe_layer(
 ) -> LayerResult | None:
     """Forward and backward of layer 0 of the model. ``kind`` replaces the case's gate by a scripted one.
     ``own_dispatch=False`` sends tokens through megatron-core's dispatcher also where EP is 1."""
-    groups = groups_for(case.expert)
+    groups = groups_of(case)
     model = build_language_model(case.model, case.router, sequence_length=case.length, seed=case.seed).to(dtype)
     layer = moe_layers(model)[0]
     if kind is not None:
