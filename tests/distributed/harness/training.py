@@ -268,7 +268,7 @@ def initial_weights(case: Case) -> dict[str, Tensor]:
     for name, parameter in build_model(case).named_parameters():
         weights[name] = parameter.detach().clone()
         if (shard := shard_of(parameter)) is not None:
-            weights[name] = _joined(parameter, shard, groups)
+            weights[name] = joined(parameter, shard, groups)
         elif not getattr(parameter, "allreduce", True):
             parts = [torch.empty_like(parameter) for _ in range(groups.expert_size)]
             dist.all_gather(parts, parameter.detach().clone(), group=groups.expert)
@@ -276,10 +276,11 @@ def initial_weights(case: Case) -> dict[str, Tensor]:
     return weights if groups.rank == 0 else {}
 
 
-def _joined(parameter: Tensor, shard: Shard, groups: Groups) -> Tensor:
+def joined(parameter: Tensor, shard: Shard, groups: Groups) -> Tensor:
+    """The global tensor of a divided one."""
     every: list[Any] = [None] * groups.tensor_size
     dist.all_gather_object(every, (shard, parameter.detach().clone()), group=groups.tensor)
-    whole = torch.full(shard.shape, float("nan"))
+    whole = torch.full(shard.shape, float("nan"), dtype=parameter.dtype)
     for other, local in every:
         sizes = [size for _, size in other.pieces]
         for (first, size), piece in zip(other.pieces, local.split(sizes, other.dim), strict=True):
