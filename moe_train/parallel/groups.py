@@ -67,6 +67,12 @@ class Groups:
             dist.broadcast(x, group=self.tensor, group_src=0)
         return x
 
+    def sum_over_tensor(self, x: Tensor) -> Tensor:
+        """x summed over the ranks of this tensor group, in place: for what each knows by itself."""
+        if self.tensor_size > 1:
+            dist.all_reduce(x, group=self.tensor)
+        return x
+
     def largest(self, value: int) -> int:
         """The largest of all ranks' values; every rank must call it."""
         highest = torch.tensor(value, dtype=torch.int64, device=self.device)

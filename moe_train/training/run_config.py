@@ -60,7 +60,7 @@ class RunConfig:
         return math.lcm(parallel.expert, parallel.tensor) * parallel.pipeline * parallel.context
 
     def data_parallel_size(self, world_size: int) -> int:
-        """Ranks that read different samples; expert parallelism is laid over them."""
+        """Ranks that read different samples."""
         parallel = self.parallel
         return world_size // (parallel.tensor * parallel.pipeline * parallel.context)
 

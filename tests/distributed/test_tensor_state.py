@@ -6,6 +6,7 @@ are divided by columns.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,8 @@ CASE = CHECKPOINT.with_(model=SHARED)
 """AdamW with clipping and two micro-batches; two dense layers and one with experts and a shared one."""
 SIZES = [(1, 1, 1), (2, 1, 1), (2, 2, 1), (4, 2, 1), (2, 1, 2), (2, 2, 2), (4, 2, 2)]
 """(processes, EP, TP)."""
+TARGETS = list(itertools.product(SIZES, [1, 2, 3]))
+FAST = [((1, 1, 1), 1), ((2, 2, 1), 3), ((2, 1, 2), 2), ((2, 2, 2), 3)]
 
 
 def laid_out(layout: tuple[int, int, int], zero: int) -> Case:
@@ -50,8 +53,9 @@ def whole(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> tup
     return f"{root}/step_00000002", want
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
-@pytest.mark.parametrize("layout", SIZES, ids=str)
+@pytest.mark.parametrize(
+    ("layout", "zero"), [*FAST, *(pytest.param(*t, marks=pytest.mark.slow) for t in TARGETS if t not in FAST)], ids=str
+)
 def test_any_layout_loads_a_divided_one_exactly(
     processes: Processes, divided: tuple[str, Snapshot], layout: tuple[int, int, int], zero: int
 ) -> None:
@@ -63,7 +67,10 @@ def test_any_layout_loads_a_divided_one_exactly(
     assert not same(after.weights, want.weights)
 
 
-@pytest.mark.parametrize(("size", "expert", "zero"), [(2, 1, 1), (2, 2, 2), (2, 1, 3), (4, 2, 3), (4, 4, 1)])
+@pytest.mark.parametrize(
+    ("size", "expert", "zero"),
+    [(2, 1, 3), (2, 2, 1), *(pytest.param(*c, marks=pytest.mark.slow) for c in [(2, 2, 2), (4, 2, 3), (4, 4, 1)])],
+)
 def test_a_divided_layout_loads_a_whole_one_exactly(
     processes: Processes, whole: tuple[str, Snapshot], size: int, expert: int, zero: int
 ) -> None:
@@ -89,6 +96,7 @@ def test_a_plain_model_loads_the_weights(
     assert differing == [[]] * size
 
 
+REST = [("softmax_topk", True), ("dynamic_k", True), ("lpr", False), ("dynamic_k", False)]
 RESUMES = [
     (2, laid_out((2, 1, 2), 1)),
     (2, laid_out((2, 2, 2), 3).with_(recompute=True)),
@@ -99,7 +107,9 @@ RESUMES = [
 ]
 
 
-@pytest.mark.parametrize(("size", "case"), RESUMES, ids=range(len(RESUMES)))
+@pytest.mark.parametrize(
+    ("size", "case"), [pytest.param(*r, marks=pytest.mark.slow if i > 1 else []) for i, r in enumerate(RESUMES)]
+)
 def test_resume_is_bit_for_bit(processes: Processes, tmp_path: Path, size: int, case: Case) -> None:
     """Pitfall 20: M#761, DS#8147/PR8198 (stale moments: here also those of divided tensors)."""
     pool = processes(size)
@@ -115,9 +125,10 @@ def test_resume_is_bit_for_bit(processes: Processes, tmp_path: Path, size: int, 
     assert want[0].weights and want[0].moments["exp_avg"]
 
 
-@pytest.mark.parametrize("gate", ["softmax_topk", "lpr", "dynamic_k"])
-@pytest.mark.parametrize("in_engine", [False, True])
-@pytest.mark.parametrize(("size", "expert", "micro_batch"), [(2, 2, 3), (4, 2, 2)])
+@pytest.mark.parametrize(
+    ("gate", "in_engine"), [("lpr", True), *(pytest.param(*r, marks=pytest.mark.slow) for r in REST)]
+)
+@pytest.mark.parametrize(("size", "expert", "micro_batch"), [(2, 2, 3), pytest.param(4, 2, 2, marks=pytest.mark.slow)])
 def test_validation(
     processes: Processes, prefix: str, gate: str, in_engine: bool, size: int, expert: int, micro_batch: int
 ) -> None:

@@ -18,10 +18,10 @@ from moe_train.parallel.groups import make_groups
 from moe_train.parallel.options import ParallelOptions
 from moe_train.routing import topk
 from moe_train.routing.interface import LossTerm
-from moe_train.training.step import _Collector, train_step
+from moe_train.training.step import Requests, _Collector, train_step
 from moe_train.training.validation import forward_function
 from tests.distributed.harness import layers, training
-from tests.distributed.harness.training import Case, Record, groups_for, groups_of, make_engine
+from tests.distributed.harness.training import Case, Record, groups_for, groups_of, make_engine, micro_batches_of
 
 
 def gate_state_types(case: Case) -> dict[str, set[str]]:
@@ -215,3 +215,15 @@ def wait_for_ever() -> None:
     import time
 
     time.sleep(3600)
+
+
+def requests_seen(case: Case) -> list[tuple[bool, bool]]:
+    """(stop, save) that come out of steps in each of which another rank alone wants to stop and save."""
+    engine, seen = make_engine(case, groups_of(case)), []
+    for rank in range(engine.groups.world_size):
+        mine = Requests(stop=engine.groups.rank == rank, save=engine.groups.rank == rank)
+        batches = micro_batches_of(case, engine.groups, rank)
+        result = train_step(engine, batches, lr=case.optimizer.lr, seed=case.seed, step=rank, requests=mine)
+        seen.append((result.requests.stop, result.requests.save))
+    engine.close()
+    return seen
