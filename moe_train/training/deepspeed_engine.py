@@ -68,7 +68,10 @@ def _mark_parts(model: nn.Module, groups: Groups, stage: int) -> None:
     experts = f"ep_size_{groups.expert_size}"
     # Upstream reads the number and takes the largest for the one of experts.
     divided = "ep_size_0_tensor"
-    for name, parts, replicas in ((experts, groups.expert, groups.expert_data), (divided, groups.tensor, groups.data)):
+    known = [(experts, groups.expert, groups.expert_data)]
+    if groups.tensor_size > 1:
+        known.append((divided, groups.tensor, groups.data))
+    for name, parts, replicas in known:
         ds_groups._EXPERT_PARALLEL_GROUP[name] = parts
         ds_groups._EXPERT_PARALLEL_GROUP_RANKS[name] = dist.get_process_group_ranks(parts)
         ds_groups._EXPERT_DATA_PARALLEL_GROUP[name] = replicas

@@ -1,8 +1,8 @@
-"""Tensor parallelism over two ranks with sequence parallelism, alone and with EP, DP, ZeRO, accumulation and
+"""Tensor parallelism over two or four ranks with sequence parallelism, alone and with EP, DP, ZeRO, accumulation and
 recomputation: training steps against the independent single-process reference (invariants 1 to 4, 9).
 
 The heads of attention, the inner widths of dense layers and of the shared expert are divided; experts, gates, norms,
-embedding and head are whole, and each rank has half of the positions. Test_parity.py says how parity is read.
+embedding and head are whole, and each rank has its share of the positions. Test_parity.py says how parity is read.
 """
 
 from __future__ import annotations
@@ -94,6 +94,23 @@ def test_equals_reference(
     case = case.with_(zero=zero, accumulation=accumulation, recompute=recompute)
     case = away_from_ties(processes, case)
     check(processes, case, processes(size).run(training.train, case=case))
+
+
+FOUR = dataclasses.replace(
+    SHARED, num_key_value_heads=4, moe=MoEOptions(num_experts=8, expert_hidden_size=30, shared_expert_hidden_size=24)
+)
+FOUR_WAYS = list(itertools.product(["softmax_topk", "lpr", "dynamic_k"], [1, 2, 4], WAYS))
+
+
+@pytest.mark.parametrize(
+    ("gate", "expert", "way"),
+    [pytest.param(*c, marks=[] if i in (7, 62) else pytest.mark.slow) for i, c in enumerate(FOUR_WAYS) if i % 5 == 2],
+)
+def test_four_ranks(processes: Processes, gate: str, expert: int, way: tuple[int, int, bool]) -> None:
+    zero, accumulation, recompute = way
+    case = Case(model=FOUR, router=ROUTERS[gate], expert=expert, tensor=4, zero=zero, accumulation=accumulation)
+    case = away_from_ties(processes, case.with_(recompute=recompute, steps=2))
+    check(processes, case, processes(4).run(training.train, case=case))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from tests.distributed.test_checkpoint import assert_same, same
 from tests.distributed.test_evaluation import numbers, prefix
 from tests.distributed.test_families import MODELS
 from tests.distributed.test_parity import ROUTERS
-from tests.distributed.test_tensor import SHARED
+from tests.distributed.test_tensor import FOUR, SHARED
 
 __all__ = ["prefix"]
 
@@ -80,6 +80,16 @@ def test_a_divided_layout_loads_a_whole_one_exactly(
     assert_same(loaded, want)
     _, there, _ = processes(1).run(checkpointing.resume, case=CASE, directory=directory, until=4)[0]
     assert [r.loss for r in after.records] == pytest.approx([r.loss for r in there.records], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_ranks_go_on_with_what_four_wrote(processes: Processes, tmp_path: Path) -> None:
+    case = CASE.with_(model=FOUR, tensor=4, zero=3)
+    want = processes(4).run(checkpointing.train_and_save, case=case, root=str(tmp_path), saves=[2], until=2)[0]
+    two = case.with_(tensor=2, expert=2, zero=1)
+    directory = str(tmp_path / "step_00000002")
+    loaded, _, _ = processes(2).run(checkpointing.resume, case=two, directory=directory, until=3)[0]
+    assert_same(loaded, want)
 
 
 @pytest.mark.parametrize(("size", "expert", "tensor"), [(1, 1, 1), (2, 1, 2), (4, 2, 2)])
