@@ -106,7 +106,13 @@ def test_a_plain_model_loads_the_weights(
     assert differing == [[]] * size
 
 
-REST = [("softmax_topk", True), ("dynamic_k", True), ("lpr", False), ("dynamic_k", False)]
+@pytest.mark.parametrize("zero", [1, 3])
+def test_a_new_run_begins_with_its_weights(processes: Processes, divided: tuple[str, Snapshot], zero: int) -> None:
+    directory, want = divided
+    case = laid_out((2, 1, 2), zero)
+    assert same(processes(2).run(checkpointing.begin_with, case=case, directory=directory)[0], want.weights)
+
+
 RESUMES = [
     (2, laid_out((2, 1, 2), 1)),
     (2, laid_out((2, 2, 2), 3).with_(recompute=True)),
@@ -133,6 +139,9 @@ def test_resume_is_bit_for_bit(processes: Processes, tmp_path: Path, size: int, 
         for got, record in zip(after.records, want[rank].records[2:], strict=True):
             assert (got.loss, got.gradient_norm) == (record.loss, record.gradient_norm)
     assert want[0].weights and want[0].moments["exp_avg"]
+
+
+REST = [("softmax_topk", True), ("dynamic_k", True), ("lpr", False), ("dynamic_k", False)]
 
 
 @pytest.mark.parametrize(

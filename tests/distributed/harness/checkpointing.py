@@ -18,7 +18,7 @@ from moe_train.checkpoint import store
 from moe_train.checkpoint.retention import Retention
 from moe_train.checkpoint.saver import Saver
 from moe_train.training.engine import Engine
-from moe_train.training.state import load_checkpoint, load_weights, run_slices, run_state
+from moe_train.training.state import load_checkpoint, load_initial_weights, load_weights, run_slices, run_state
 from tests.distributed.harness.training import (
     Case,
     Record,
@@ -103,6 +103,15 @@ def weights_of_model(case: Case, directory: str, whole: dict[str, Tensor]) -> li
     model = build_model(case.with_(seed=case.seed + 1))
     load_weights(model, groups, Path(directory))
     return [n for n, p in model.named_parameters() if not torch.equal(p, local_part(whole[n], p, groups))]
+
+
+def begin_with(case: Case, directory: str) -> dict[str, Tensor]:
+    """Weights of a fresh engine with other initial weights that begins with those of a checkpoint; on rank 0."""
+    engine = make_engine(case.with_(seed=case.seed + 1), groups_of(case))
+    load_initial_weights(engine, Path(directory))
+    weights = global_tensors(engine)
+    engine.close()
+    return weights
 
 
 def error_of_load(case: Case, directory: str) -> tuple[str, str]:
