@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,7 @@ class Saver:
             copy = torch.empty(owned.data.shape, dtype=owned.data.dtype, pin_memory=owned.data.device.type == "cuda")
             self._copies[place] = copy
         copy.copy_(owned.data.detach(), non_blocking=True)
-        return OwnedSlice(owned.key, owned.shape, owned.start, copy)
+        return replace(owned, data=copy)
 
     def _on_rank_0(self, action: Callable[[], object], final: Path) -> None:
         """Runs an action on one rank; if it fails, every rank raises CheckpointError."""

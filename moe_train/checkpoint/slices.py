@@ -7,15 +7,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from moe_train.parallel.shard import Shard
+
 
 @dataclass(frozen=True)
 class OwnedSlice:
-    """``data`` (flat, contiguous) is elements [start, start + data.numel()) of the flattened global tensor ``key``."""
+    """``data`` (flat, contiguous) is elements [start, start + data.numel()) of the flattened global tensor ``key``, or
+    of the flattened part of it that ``shard`` describes."""
 
     key: str
     shape: tuple[int, ...]
     start: int
     data: Tensor
+    shard: Shard | None = None
 
 
 def boxes(shape: tuple[int, ...], start: int, length: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -60,11 +64,26 @@ class Box:
 
 def cut(owned: OwnedSlice) -> list[Box]:
     """The boxes of a flat slice, as views of its data."""
-    result, position = [], 0
-    for offsets, sizes in boxes(owned.shape, owned.start, owned.data.numel()):
+    result: list[Box] = []
+    position = 0
+    shape = owned.shape if owned.shard is None else owned.shard.local_shape
+    for offsets, sizes in boxes(shape, owned.start, owned.data.numel()):
         length = 1
         for size in sizes:
             length *= size
-        result.append(Box(owned.key, owned.shape, offsets, owned.data[position : position + length].view(sizes)))
+        box = Box(owned.key, owned.shape, offsets, owned.data[position : position + length].view(sizes))
+        result += [box] if owned.shard is None else _placed(box, owned.shard)
         position += length
     return result
+
+
+def _placed(box: Box, shard: Shard) -> Iterator[Box]:
+    """A box of a part, cut where one piece of the part ends, with offsets in the global tensor."""
+    dim, before = shard.dim, 0
+    start, stop = box.offsets[dim], box.offsets[dim] + box.data.shape[dim]
+    for first, size in shard.pieces:
+        low, high = max(start, before), min(stop, before + size)
+        if low < high:
+            offsets = (*box.offsets[:dim], first + low - before, *box.offsets[dim + 1 :])
+            yield Box(box.key, box.shape, offsets, box.data.narrow(dim, low - start, high - low))
+        before += size

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from moe_train.model.experts.module import Experts
 from moe_train.model.options import ModelOptions
+from moe_train.parallel.shard import shard_of
 from moe_train.routing.interface import Gate
 
 _INTO_RESIDUAL = ("self_attention.linear_proj.weight", "experts.weight2", "mlp.weight2")
@@ -30,7 +31,11 @@ def initialize_weights(model: nn.Module, options: ModelOptions, seed: int) -> No
                     generator = _generator(seed, name, owner.first + local)
                     parameter[local].copy_(torch.randn(parameter.shape[1:], generator=generator) * std)
                 continue
-            parameter.copy_(_initial(name, parameter, modules, std, _generator(seed, name)))
+            generator = _generator(seed, name)
+            if (shard := shard_of(parameter)) is not None:
+                parameter.copy_(shard.take(torch.randn(shard.shape, generator=generator) * std))
+                continue
+            parameter.copy_(_initial(name, parameter, modules, std, generator))
         for name, buffer in model.named_buffers():
             if (own := _of_gate(name, buffer, modules, _generator(seed, name))) is not None:
                 buffer.copy_(own)

@@ -26,6 +26,7 @@ from moe_train.model.norm import RMSNorm
 from moe_train.model.options import ModelOptions
 from moe_train.model.recompute import RecomputedLayer
 from moe_train.model.rotary import Rotary
+from moe_train.model.sequence_parallel import SequenceParallel
 from moe_train.model.upstream import (
     AttnMaskType,
     ColumnParallelLinear,
@@ -49,6 +50,7 @@ class LanguageModel(GPTModel):
     """GPTModel whose head computes the loss itself, with rotary positions of our own."""
 
     rotary: Rotary
+    sequence: SequenceParallel
     mtp: MultiTokenPrediction | None
     mtp_coefficient: float
 
@@ -63,9 +65,10 @@ class LanguageModel(GPTModel):
         return super().forward(ids_BS, None, None, labels=labels_BS, loss_mask=target_BS)
 
     def _preprocess(self, input_ids: Tensor, *_: Any, **__: Any) -> tuple[Any, ...]:
-        """Hidden states, cosines and sines of the rotary positions [2, S, B or 1, 1, P], and upstream's blanks."""
-        hidden_SBH = self.embedding(input_ids=input_ids, position_ids=None)
-        return hidden_SBH, self.rotary(self._positions(input_ids), hidden_SBH.dtype), None, None, None, None
+        """Hidden states of this rank's positions, cosines and sines of all rotary positions [2, S, B or 1, 1, P], and
+        upstream's blanks."""
+        hidden_sBH = self.embedding(input_ids=self.sequence.own(input_ids, dim=1), position_ids=None)
+        return hidden_sBH, self.rotary(self._positions(input_ids), hidden_sBH.dtype), None, None, None, None
 
     def _positions(self, ids_BS: Tensor) -> Tensor:
         """[S, B or 1]: from 0 in each sequence, or in each text, or behind what a cache holds."""
@@ -79,12 +82,16 @@ class LanguageModel(GPTModel):
     def _postprocess(
         self, hidden_states: Tensor, labels: Any, loss_mask: Any = None, *, rotary_pos_emb: Tensor, **_: Any
     ) -> Any:
-        if labels is None and (position_B := current().predict_B) is not None:
-            hidden_states = hidden_states[position_B, torch.arange(len(position_B), device=position_B.device)][None]
-        result = self.output_layer(hidden_states, labels, loss_mask)
-        if self.mtp is None or labels is None or current().totals is None:
-            return result
-        nll_sum, nll_BS = result
+        if labels is None:
+            hidden_states = self.sequence.gather(hidden_states)
+            if (position_B := current().predict_B) is not None:
+                hidden_states = hidden_states[position_B, torch.arange(len(position_B), device=position_B.device)][None]
+            return self.output_layer(hidden_states)
+        own = [self.sequence.own(x_BS, dim=1) for x_BS in (labels, loss_mask)]
+        nll_sum, nll_Bs = self.output_layer(hidden_states, *own)
+        nll_sum, nll_BS = self.sequence.total(nll_sum), self.sequence.join(nll_Bs)
+        if self.mtp is None or current().totals is None:
+            return nll_sum, nll_BS
         return self._with_multi_token(nll_sum, hidden_states, labels, loss_mask, rotary_pos_emb), nll_BS
 
     def _with_multi_token(
@@ -121,7 +128,7 @@ def build_language_model(
     experts, ranks = options.moe.num_experts, groups.ep.size()
     if family_of(options).experts and experts % ranks:
         raise ValueError(f"model.moe.num_experts = {experts} is not divisible by parallel.expert = {ranks}")
-    config = _transformer_config(options, groups.ep.size())
+    config = _transformer_config(options, ranks, groups.tp.size())
     layer = RecomputedLayer if recompute else TransformerLayer
     with_experts = moe_layer_numbers(options)
     specs = [
@@ -131,13 +138,16 @@ def build_language_model(
     model = LanguageModel(
         config=config,
         transformer_layer_spec=TransformerBlockSubmodules(layer_specs=specs[: options.num_layers], layer_norm=RMSNorm),
-        vocab_size=padded_vocab_size(options),
+        vocab_size=groups.tp.size(),  # of an embedding that is replaced: upstream would divide it among the ranks
+        scatter_embedding_sequence_parallel=False,
         max_sequence_length=sequence_length,
         position_embedding_type="none",  # type: ignore[arg-type]
         share_embeddings_and_output_weights=options.tie_embeddings,
         pg_collection=groups,
     )
     model.rotary = Rotary(options)
+    model.sequence = SequenceParallel(groups.tp)
+    model.embedding.word_embeddings = nn.Embedding(padded_vocab_size(options), options.hidden_size)
     embedding = model.embedding.word_embeddings.weight
     weight = embedding if options.tie_embeddings else nn.Parameter(torch.empty_like(embedding))
     model.output_layer = LanguageModelHead(weight, options.vocab_size, options.loss_chunk_tokens)
@@ -151,7 +161,7 @@ def build_language_model(
     return model
 
 
-def _transformer_config(options: ModelOptions, expert_parallel_size: int) -> TransformerConfig:
+def _transformer_config(options: ModelOptions, expert_ranks: int, tensor_ranks: int) -> TransformerConfig:
     experts = family_of(options).experts
     return TransformerConfig(
         num_layers=options.num_layers,
@@ -166,7 +176,10 @@ def _transformer_config(options: ModelOptions, expert_parallel_size: int) -> Tra
         moe_token_dispatcher_type="alltoall",
         moe_router_load_balancing_type="none",
         moe_router_dtype="fp32",
-        expert_model_parallel_size=expert_parallel_size,
+        expert_model_parallel_size=expert_ranks,
+        tensor_model_parallel_size=tensor_ranks,
+        expert_tensor_parallel_size=1,
+        sequence_parallel=tensor_ranks > 1,
         layernorm_epsilon=options.norm_eps,
         normalization="RMSNorm",
         qk_layernorm=family_of(options).query_key_norm == "head",
@@ -194,7 +207,7 @@ def _layer_spec(
     if with_experts:
         mlp = ModuleSpec(module=MoELayer, params={"moe": options.moe, "router": router, "pg_collection": groups})
     else:
-        mlp = ModuleSpec(module=DenseLayer, params={"width": options.ffn_hidden_size})
+        mlp = ModuleSpec(module=DenseLayer, params={"width": options.ffn_hidden_size, "group": groups.tp})
     return ModuleSpec(
         module=layer,
         submodules=TransformerLayerSubmodules(

@@ -123,13 +123,14 @@ def as_root(loss: Tensor, micro_batch: MicroBatch) -> Tensor:
     return _RecordGradient.apply(loss, micro_batch)
 
 
-def attach_losses(hidden: Tensor, losses: dict[str, LossTerm], micro_batch: MicroBatch) -> Tensor:
-    """Attaches this layer's auxiliary losses, divided by the totals of the step, to the hidden states."""
+def attach_losses(hidden: Tensor, losses: dict[str, LossTerm], micro_batch: MicroBatch, share: float = 1.0) -> Tensor:
+    """Attaches this layer's auxiliary losses, divided by the totals of the step, to the hidden states; ``share``: of
+    them, where several ranks have the same."""
     if micro_batch.totals is None or not losses or not torch.is_grad_enabled():
         return hidden
     total: Tensor | None = None
     for term in losses.values():
-        share = term.sum * (term.coefficient / micro_batch.totals[term.unit].to(term.sum.dtype))
-        total = share if total is None else total + share
+        value = term.sum * (term.coefficient / micro_batch.totals[term.unit].to(term.sum.dtype))
+        total = value if total is None else total + value
     assert total is not None
-    return _AttachLoss.apply(hidden, total, micro_batch)
+    return _AttachLoss.apply(hidden, total if share == 1 else total * share, micro_batch)

@@ -1,6 +1,9 @@
 """The MoE layer: gate, dispatch, experts, combine. It stands where megatron-core's own MoE layer would.
 
-Suffixes: S sequence, B batch, T = S * B tokens, H hidden, E experts.
+Under tensor parallelism every rank routes all tokens of the micro-batch, since gates, capacity and losses may look at
+whole sequences, and then sends its own ones to the experts. The shared expert is divided, the routed ones are not.
+
+Suffixes: S sequence, B batch, T = S * B tokens, H hidden, E experts; s and t are those of this rank.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from moe_train.model.experts.module import Experts
 from moe_train.model.feed_forward import FeedForward
 from moe_train.model.micro_batch import MicroBatch, attach_losses, current
 from moe_train.model.options import MoEOptions
+from moe_train.model.sequence_parallel import SequenceParallel
 from moe_train.model.upstream import MegatronModule
 from moe_train.routing.balanced_gate import BalancedGate
 from moe_train.routing.options import RouterOptions
@@ -38,6 +42,7 @@ class MoELayer(MegatronModule):
         **_: Any,
     ) -> None:
         super().__init__(config=config)
+        self.sequence = SequenceParallel(pg_collection.tp)
         self.expert_parallel_size = pg_collection.ep.size()
         num_local = moe.num_experts // self.expert_parallel_size
         first = pg_collection.ep.rank() * num_local
@@ -45,7 +50,7 @@ class MoELayer(MegatronModule):
         self.experts = Experts(num_local, first, config.hidden_size, moe.expert_hidden_size, moe.experts)
         self.shared_experts: FeedForward | None = None
         if moe.shared_expert_hidden_size is not None:
-            self.shared_experts = FeedForward(config.hidden_size, moe.shared_expert_hidden_size)
+            self.shared_experts = FeedForward(config.hidden_size, moe.shared_expert_hidden_size, pg_collection.tp)
         self.all_to_all: AllToAll | None = None
         if self.expert_parallel_size > 1:
             self.all_to_all = AllToAll(config, pg_collection, first, num_local)
@@ -57,28 +62,29 @@ class MoELayer(MegatronModule):
         self.layer = layer_number - 1
         self.router.layer = self.layer
 
-    def forward(self, hidden_SBH: Tensor, padding_mask: Tensor | None = None, **_: Any) -> tuple[Tensor, None]:
-        """Returns the layer's output [S, B, H] and no bias. Padding comes with the micro-batch, not by this mask."""
+    def forward(self, hidden_sBH: Tensor, padding_mask: Tensor | None = None, **_: Any) -> tuple[Tensor, None]:
+        """Returns the layer's output [s, B, H] and no bias. Padding comes with the micro-batch, not by this mask."""
         micro_batch = current()
+        hidden_SBH, x_tH = self.sequence.gather(hidden_sBH), hidden_sBH.reshape(-1, hidden_sBH.shape[-1])
         x_TH = hidden_SBH.reshape(-1, hidden_SBH.shape[-1])
         routing = self.router(x_TH, micro_batch.tokens, **self._replay(micro_batch))
         self._collect(routing, micro_batch)
-
-        experts_in_TH = x_TH
-        if routing.expert_input_shift_TH is not None:
-            experts_in_TH = x_TH + routing.expert_input_shift_TH.to(x_TH.dtype)
-        y_TH = self._routed(experts_in_TH, routing, self.router.padded_rows(micro_batch.tokens))
-        y_TH = attach_losses(y_TH, routing.losses, micro_batch)
-        y_SBH = y_TH.view(hidden_SBH.shape)
+        own, experts_in_tH = self.sequence.own_tokens(routing), x_tH
+        if own.expert_input_shift_TH is not None:
+            experts_in_tH = x_tH + own.expert_input_shift_TH.to(x_tH.dtype)
+        y_tH = self._routed(experts_in_tH, own, self.router.padded_rows(micro_batch.tokens))
+        # Each rank has the losses of all tokens, and gradients are summed over the ranks.
+        y_tH = attach_losses(y_tH, routing.losses, micro_batch, share=1 / self.sequence.ranks)
+        y_sBH = y_tH.view(hidden_sBH.shape)
         if self.shared_experts is not None:
-            y_SBH = y_SBH + self.shared_experts(hidden_SBH)
-        return y_SBH, None
+            y_sBH = y_sBH + self.sequence.scatter_sum(self.shared_experts(hidden_SBH))
+        return y_sBH, None
 
-    def _routed(self, x_TH: Tensor, routing: Any, padded_rows: int | None) -> Tensor:
+    def _routed(self, x_tH: Tensor, routing: Any, padded_rows: int | None) -> Tensor:
         if self.all_to_all is not None:
-            return self.all_to_all(x_TH, routing.weights_TE, routing.kept_TE, self.experts, padded_rows)
+            return self.all_to_all(x_tH, routing.weights_TE, routing.kept_TE, self.experts, padded_rows)
         permutation = dispatch.make_permutation(routing, padded_rows)
-        rows_RH, weights_R = dispatch.permute(x_TH, routing.weights_TE, permutation)
+        rows_RH, weights_R = dispatch.permute(x_tH, routing.weights_TE, permutation)
         return dispatch.combine(self.experts(rows_RH, permutation.counts_E, weights_R), permutation)
 
     def _replay(self, micro_batch: MicroBatch) -> dict[str, Tensor]:

@@ -21,7 +21,8 @@ from moe_train.parallel.options import ParallelOptions
 
 @dataclass(frozen=True)
 class Groups:
-    """The layout as one rank sees it. TP, PP and CP are 1 (refused otherwise), so data parallelism spans all ranks."""
+    """The layout as one rank sees it. PP and CP are 1 (refused otherwise). Neighbouring ranks share their tensors (TP);
+    with sequence parallelism they read the same samples and divide the positions among them."""
 
     rank: int
     world_size: int
@@ -31,6 +32,8 @@ class Groups:
     """Ranks over which the experts of one layer are spread."""
     expert_data: Any
     """Ranks that hold a replica of the same experts."""
+    tensor: Any
+    """Ranks that share divided tensors and read the same samples."""
     device: torch.device
 
     @property
@@ -49,11 +52,25 @@ class Groups:
     def expert_size(self) -> int:
         return dist.get_world_size(self.expert)
 
+    @property
+    def tensor_size(self) -> int:
+        return dist.get_world_size(self.tensor)
+
     def sum_over_data(self, x: Tensor) -> Tensor:
-        """x summed over the data-parallel ranks (a new tensor)."""
+        """x summed over the data-parallel ranks (a new tensor), the same bits on every rank. The ranks of one tensor
+        group, which read the same samples, must give the same."""
         x = x.clone()
         if self.data_size > 1:
             dist.all_reduce(x, group=self.data)
+        if self.tensor_size > 1:
+            # They computed it each by itself, and state that moves by it must never drift apart.
+            dist.broadcast(x, group=self.tensor, group_src=0)
+        return x
+
+    def sum_over_tensor(self, x: Tensor) -> Tensor:
+        """x summed over the ranks of this tensor group, in place: for what each knows by itself."""
+        if self.tensor_size > 1:
+            dist.all_reduce(x, group=self.tensor)
         return x
 
     def largest(self, value: int) -> int:
@@ -97,8 +114,9 @@ def make_groups(options: ParallelOptions, device: torch.device) -> Groups:
     from megatron.core import parallel_state
 
     world_size = dist.get_world_size()
-    if world_size % options.expert:
-        raise ValueError(f"parallel.expert = {options.expert} does not divide the {world_size} processes of this run")
+    for name in ("expert", "tensor"):
+        if world_size % (size := getattr(options, name)):
+            raise ValueError(f"parallel.{name} = {size} does not divide the {world_size} processes of this run")
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
@@ -145,5 +163,6 @@ def _present_groups(device: torch.device) -> Groups:
         data=parallel_state.get_data_parallel_group(),
         expert=parallel_state.get_expert_model_parallel_group(),
         expert_data=parallel_state.get_expert_data_parallel_group(),
+        tensor=parallel_state.get_tensor_model_parallel_group(),
         device=device,
     )

@@ -30,6 +30,7 @@ def import_megatron() -> None:
     logging.getLogger("megatron.core.transformer.transformer_layer").setLevel(logging.ERROR)
     # 0.16.1 sets this to True even where Transformer Engine is absent; we use none of it.
     multi_latent_attention.HAVE_TE = False
+    _without_generators()
     if not use_cuda():
         _redirect_to_cpu()
 
@@ -50,13 +51,18 @@ def _identity_decorator(function: Any = None, **_: Any) -> Any:
     return function if function is not None else _identity_decorator
 
 
-def _redirect_to_cpu() -> None:
+def _without_generators() -> None:
     from megatron.core.tensor_parallel.random import initialize_rng_tracker
+
+    # A tracker whose fork() does nothing. Under sequence parallelism a block forks one for dropout, which we never
+    # have, and the usual one wants generators of its own; on the CPU there is none to fork.
+    initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
+
+
+def _redirect_to_cpu() -> None:
     from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
     # Called by rotary embedding, mappings and the vocabulary-parallel embedding to find "the" device.
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
     # A CUDA stream is built only while this is None.
     MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = "host"
-    # A tracker whose fork() does nothing: there is no CUDA generator to fork.
-    initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)

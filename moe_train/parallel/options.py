@@ -12,6 +12,8 @@ class ParallelOptions:
     expert: int = 1
     """Ranks over which the experts of one layer are spread (EP)."""
     tensor: int = 1
+    """Ranks that share the matrices of attention and of layers without experts (TP); they divide the positions of each
+    sequence among them (sequence parallelism). Experts stay whole."""
     pipeline: int = 1
     context: int = 1
     timeout_seconds: float = 600.0

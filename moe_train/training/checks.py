@@ -14,6 +14,7 @@ from moe_train.model.families import family_of
 from moe_train.training.deepspeed_keys import clashes
 from moe_train.training.guard.checks import guard_problems
 from moe_train.training.model_checks import model_problems
+from moe_train.training.tensor_checks import tensor_problems
 
 if TYPE_CHECKING:
     from moe_train.training.run_config import RunConfig
@@ -31,6 +32,8 @@ def problems(config: RunConfig, world_size: int | None = None) -> list[Problem]:
         *clashes(config.deepspeed),
     ]
     found += _layout(config)
+    if not found:
+        found += tensor_problems(config)
     if world_size is not None and not found:
         found += _processes(config, world_size)
     return found
@@ -202,7 +205,7 @@ def check_gate_files(config: RunConfig) -> None:
 
 def _unsupported(config: RunConfig) -> Iterator[Problem]:
     instead = "parallel.expert and ZeRO" if family_of(config.model).experts else "ZeRO"
-    for name in ("tensor", "pipeline", "context"):
+    for name in ("pipeline", "context"):
         size = getattr(config.parallel, name)
         if size > 1:
             yield Problem(
@@ -238,7 +241,7 @@ def _processes(config: RunConfig, world_size: int) -> Iterator[Problem]:
         yield Problem(
             "parallel.expert",
             f"{world_size} process{'es' if world_size != 1 else ''} cannot hold this layout: "
-            f"the number must be a multiple of expert x tensor = {size}; use --processes {size}",
+            f"the number must be a multiple of expert and of tensor, so of {size}; use --processes {size}",
         )
         return
     train, dp = config.train, config.data_parallel_size(world_size)

@@ -15,6 +15,7 @@ from moe_train.model.moe_layer import MoELayer, moe_layers
 from moe_train.parallel.device import use_cuda
 from moe_train.parallel.groups import Groups
 from moe_train.parallel.megatron import without_compiler
+from moe_train.parallel.shard import shard_of
 from moe_train.training.optimizer import build_optimizer, parameter_groups
 from moe_train.training.options import OptimizerOptions, TrainOptions
 
@@ -27,12 +28,17 @@ def build_engine(
     accumulation: int,
     passthrough: dict[str, Any],
 ) -> Any:
-    """A DeepSpeedEngine for ZeRO 1, 2 or 3 with experts over EP x expert-DP.
+    """A DeepSpeedEngine for ZeRO 1, 2 or 3 with experts over EP x expert-DP and divided matrices over TP x DP.
+
+    It knows nothing of tensor parallelism. All ranks are its data-parallel ranks: with sequence parallelism they have
+    different tokens, so that gradients of whole tensors are to be summed over all of them. A divided matrix is what it
+    calls an expert: another part on each rank of one group, and replicas in another group. So norms, clipping and ZeRO
+    are right as they are for experts.
 
     ``accumulation``: micro-batches of a rank per step. ``passthrough``: the section ``deepspeed`` of the configuration.
     """
     _import_deepspeed()
-    _mark_experts(model, groups, train.zero_stage)
+    _mark_parts(model, groups, train.zero_stage)
     built = build_optimizer(parameter_groups(model, optimizer), optimizer)
     return _build(model, built, _deepspeed_config(train, groups, accumulation, passthrough))
 
@@ -54,16 +60,26 @@ def _import_deepspeed() -> None:
         )
 
 
-def _mark_experts(model: nn.Module, groups: Groups, stage: int) -> None:
-    """Tells DeepSpeed which group holds replicas of an expert, before the engine exists."""
+def _mark_parts(model: nn.Module, groups: Groups, stage: int) -> None:
+    """Tells DeepSpeed which group holds the parts of an expert or of a divided matrix, and which one the replicas,
+    before the engine exists."""
     from deepspeed.utils import groups as ds_groups
 
-    name = f"ep_size_{groups.expert_size}"
-    ds_groups._EXPERT_PARALLEL_GROUP[name] = groups.expert
-    ds_groups._EXPERT_PARALLEL_GROUP_RANKS[name] = dist.get_process_group_ranks(groups.expert)
-    ds_groups._EXPERT_DATA_PARALLEL_GROUP[name] = groups.expert_data
-    ds_groups._EXPERT_DATA_PARALLEL_GROUP_RANKS[name] = dist.get_process_group_ranks(groups.expert_data)
+    experts = f"ep_size_{groups.expert_size}"
+    # Upstream reads the number and takes the largest for the one of experts.
+    divided = "ep_size_0_tensor"
+    known = [(experts, groups.expert, groups.expert_data)]
+    if groups.tensor_size > 1:
+        known.append((divided, groups.tensor, groups.data))
+    for name, parts, replicas in known:
+        ds_groups._EXPERT_PARALLEL_GROUP[name] = parts
+        ds_groups._EXPERT_PARALLEL_GROUP_RANKS[name] = dist.get_process_group_ranks(parts)
+        ds_groups._EXPERT_DATA_PARALLEL_GROUP[name] = replicas
+        ds_groups._EXPERT_DATA_PARALLEL_GROUP_RANKS[name] = dist.get_process_group_ranks(replicas)
     for parameter in model.parameters():
+        name = experts
+        if shard_of(parameter) is not None:
+            name, parameter.allreduce = divided, False  # type: ignore[attr-defined]
         if not getattr(parameter, "allreduce", True):
             parameter.group_name = name  # type: ignore[attr-defined]
             if stage == 3:
@@ -86,7 +102,8 @@ def _deepspeed_config(
         zero["offload_optimizer"] = {"device": train.offload_optimizer}
     return {
         **passthrough,
-        "train_batch_size": train.global_batch_size,
+        # As if each rank read other samples: those that share tensors have different tokens.
+        "train_batch_size": train.micro_batch_size * accumulation * groups.world_size,
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": train.gradient_clipping,
@@ -111,13 +128,14 @@ def _build(model: LanguageModel, optimizer: torch.optim.Optimizer, config: dict[
     from deepspeed.utils import set_z3_leaf_modules
 
     num_experts = [layer.experts.num_local for layer in moe_layers(model)]
+    divided = any(shard_of(parameter) is not None for parameter in model.parameters())
 
     class ExpertEngine(DeepSpeedEngine):  # type: ignore[misc]
         """Upstream looks for its own MoE classes only; ours are known by their parameters."""
 
         def _configure_distributed_model(self, module: nn.Module) -> None:
             super()._configure_distributed_model(module)
-            self.has_moe_layers = bool(num_experts)
+            self.has_moe_layers = bool(num_experts) or divided
             self.num_experts = num_experts[:1]
 
         def _do_optimizer_sanity_check(self, basic_optimizer: torch.optim.Optimizer) -> Any:
@@ -130,7 +148,7 @@ def _build(model: LanguageModel, optimizer: torch.optim.Optimizer, config: dict[
             for name, parameter in self.module.named_parameters():
                 if is_moe_param(parameter):
                     family = getattr(parameter, "ds_zero_placement_family", None)
-                    assert family == "autoep_expert", f"{name} is an expert that ZeRO-3 would average over all ranks"
+                    assert family == "autoep_expert", f"{name} is a part that ZeRO-3 would average over all ranks"
 
     if config["zero_optimization"]["stage"] == 3 and num_experts:
         set_z3_leaf_modules(model, [MoELayer])

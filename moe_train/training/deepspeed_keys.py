@@ -39,7 +39,7 @@ OWNED = {
     "activation_checkpointing": "use train.recompute",
     "checkpoint": "use the checkpoint section",
     "pipeline": "pipeline parallelism is not supported yet",
-    "tensor_parallel": "tensor parallelism is not supported yet",
+    "tensor_parallel": "use parallel.tensor",
     "sequence_parallel_size": "context parallelism is not supported yet",
 }
 

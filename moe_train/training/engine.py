@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from moe_train.checkpoint.slices import OwnedSlice
 from moe_train.model.language_model import LanguageModel
 from moe_train.parallel.groups import Groups
+from moe_train.parallel.shard import shard_of
 from moe_train.training import one_rank
 from moe_train.training.deepspeed_engine import build_engine
 from moe_train.training.gradients import Gradients
@@ -22,10 +23,11 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Engine:
-    """A DeepSpeed engine around the language model, for ZeRO 1, 2 and 3 with experts over EP x expert-DP.
+    """A DeepSpeed engine around the language model, for ZeRO 1, 2 and 3 with experts over EP x expert-DP and divided
+    matrices over TP x DP.
 
     ``loss_factor`` is what one micro-batch's contribution to the mean of the whole step must be multiplied with
-    before ``backward``: the engine divides by the accumulation and averages over the data-parallel ranks.
+    before ``backward``: the engine divides by the accumulation and averages over all ranks.
     """
 
     def __init__(
@@ -39,11 +41,11 @@ class Engine:
         self.groups = groups
         self.train = train
         self.accumulation = train.global_batch_size // (train.micro_batch_size * groups.data_size)
-        self.loss_factor = float(self.accumulation * groups.data_size)
+        self.loss_factor = float(self.accumulation * groups.world_size)
         self.names = {id(p): n for n, p in model.named_parameters()}
         self.deepspeed = build_engine(model, groups, train, optimizer, self.accumulation, passthrough or {})
         self.module: LanguageModel = self.deepspeed.module
-        if one_rank.applies(self.zero, groups.data_size, train.zero_stage):
+        if one_rank.applies(self.zero, groups.world_size, train.zero_stage):
             one_rank.skip_reduction(self.zero)
         self.gradients = Gradients(self.zero, train.zero_stage)
         self._norms: list[Tensor] = []
@@ -132,13 +134,11 @@ class Engine:
         """
         slices: list[OwnedSlice] = []
         for parameter, master, start, state in self._fragments(create_moments):
-            name = self.names[id(parameter)]
-            shape, first = self._global_shape(parameter)
-            offset = first * (_numel(shape) // shape[0]) if shape else 0
-            slices.append(OwnedSlice(f"model.{name}", shape, offset + start, master))
-            slices += [
-                OwnedSlice(f"{key}.{name}", shape, offset + start, state[key]) for key in _MOMENTS if key in state
-            ]
+            name, shard = self.names[id(parameter)], shard_of(parameter)
+            shape, first = self._global_shape(parameter) if shard is None else (shard.shape, 0)
+            start += first * (_numel(shape) // shape[0]) if shape else 0
+            parts = {"model": master} | {key: state[key] for key in _MOMENTS if key in state}
+            slices += [OwnedSlice(f"{kind}.{name}", shape, start, part, shard) for kind, part in parts.items()]
         return slices
 
     def refresh_parameters(self, optimizer_steps: int) -> None:

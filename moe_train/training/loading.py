@@ -48,9 +48,10 @@ def load_model(config: RunConfig, groups: Groups, directory: Path, precision: st
 
 
 def with_layout_for(config: RunConfig, world_size: int) -> RunConfig:
-    """Weights load under any layout: with fewer processes than the training had, more experts lie on each."""
+    """Weights load under any layout: with fewer processes than the training had, more experts lie on each. Tensors are
+    whole, so that every process can read other samples, of any length."""
     expert = math.gcd(config.parallel.expert, world_size)
-    return dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, expert=expert))
+    return dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, expert=expert, tensor=1))
 
 
 def run_and_checkpoint(path: Path, step: int | None = None) -> tuple[Path, Path]:

@@ -12,22 +12,24 @@ from moe_train.training.options import OptimizerOptions
 
 
 def parameter_groups(model: nn.Module, options: OptimizerOptions) -> list[dict[str, Any]]:
-    """Groups by (weight decay, gate or not, expert or not), never empty, in a fixed order.
+    """Groups by (weight decay, gate or not, where replicas live), never empty, in a fixed order.
 
     Norms, biases and what a gate names (prototypes) get no decay; gates have their own learning-rate factor
-    (``lr_factor``); experts need groups of their own (``moe``), because their replicas live in another process group.
+    (``lr_factor``); experts, and matrices that tensor parallelism divides, need groups of their own (``moe``, as
+    DeepSpeed calls both), because their replicas live in other process groups.
     """
     gate_parameters, no_decay = _gate_parameters(model)
-    groups: dict[tuple[bool, bool, bool], dict[str, Any]] = {}
+    groups: dict[tuple[bool, str, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         expert = not getattr(parameter, "allreduce", True)
+        place = getattr(parameter, "group_name", "") if expert else "dense"
         decay = parameter.dim() >= 2 and name not in no_decay
         gate = name in gate_parameters
         group = groups.setdefault(
-            (expert, gate, decay),
+            (expert, place, gate, decay),
             {
                 # DeepSpeed finds the process group of an expert group by its name.
-                "name": getattr(parameter, "group_name", "") if expert else "dense",
+                "name": place,
                 "params": [],
                 "lr": options.lr * (options.gate_lr_factor if gate else 1.0),
                 "lr_factor": options.gate_lr_factor if gate else 1.0,

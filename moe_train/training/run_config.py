@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,12 +56,13 @@ class RunConfig:
 
     @property
     def layout_size(self) -> int:
-        """Processes that one copy of the model needs: the number of processes is a multiple of this."""
+        """Processes that one copy of the model needs: the number of processes is a multiple of this. Experts are spread
+        over the ranks that share tensors, too."""
         parallel = self.parallel
-        return parallel.expert * parallel.tensor * parallel.pipeline * parallel.context
+        return math.lcm(parallel.expert, parallel.tensor) * parallel.pipeline * parallel.context
 
     def data_parallel_size(self, world_size: int) -> int:
-        """Ranks that read different samples; expert parallelism is laid over them."""
+        """Ranks that read different samples."""
         parallel = self.parallel
         return world_size // (parallel.tensor * parallel.pipeline * parallel.context)
 

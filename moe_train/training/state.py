@@ -15,6 +15,7 @@ from moe_train.checkpoint.slices import OwnedSlice
 from moe_train.checkpoint.state import read_state
 from moe_train.model.experts.module import Experts
 from moe_train.parallel.groups import Groups
+from moe_train.parallel.shard import shard_of
 from moe_train.training.engine import Engine
 
 
@@ -102,6 +103,9 @@ def load_weights(model: nn.Module, groups: Groups, directory: Path) -> dict[str,
     for name, parameter in model.named_parameters():
         owned = parameter.detach().float().contiguous().cpu()
         copies.append((parameter, owned))
+        if (shard := shard_of(parameter)) is not None:
+            slices.append(OwnedSlice(f"model.{name}", shard.shape, 0, owned.view(-1), shard))
+            continue
         slices.append(_slice_of(model, groups, name, owned))
     for name, buffer in gate_buffers(model):
         slices.append(_whole(f"model.{name}", buffer))
@@ -154,6 +158,8 @@ def _whole(key: str, tensor: Tensor) -> OwnedSlice:
 def _layout(engine: Engine) -> dict[str, Any]:
     groups = engine.groups
     layout: dict[str, Any] = {"processes": groups.world_size, "expert": groups.expert_size}
+    if groups.tensor_size > 1:
+        layout["tensor"] = groups.tensor_size
     return layout | {"zero_stage": engine.train.zero_stage, "device": groups.device.type}
 
 

@@ -146,8 +146,8 @@ def train_step(
     """
     groups, device = engine.groups, engine.groups.device
     assert len(batches) == engine.accumulation
-    wanted = torch.tensor([requests.stop, requests.save], dtype=torch.float64)
-    total = groups.sum_over_data(torch.cat([counts(batches), wanted]).to(device))
+    wanted = groups.sum_over_tensor(torch.tensor([requests.stop, requests.save], dtype=torch.float64, device=device))
+    total = groups.sum_over_data(torch.cat([counts(batches).to(device), wanted]))
     counted = total.tolist()
     if not counted[0]:
         raise ValueError(

@@ -120,10 +120,11 @@ def _only(model: ModelOptions) -> str:
 
 
 def _layout(config: RunConfig, world_size: int) -> str:
-    ep, dp = config.parallel.expert, config.data_parallel_size(world_size)
+    ep, dp, tp = config.parallel.expert, config.data_parallel_size(world_size), config.parallel.tensor
     if not family_of(config.model).experts:
-        return f"DP {dp}, TP 1"
-    return f"EP {ep} ({config.model.moe.num_experts // ep} experts each), DP {dp}, expert DP {max(1, dp // ep)}, TP 1"
+        return f"DP {dp}, TP {tp}"
+    experts, replicas = config.model.moe.num_experts // ep, max(1, world_size // ep)
+    return f"EP {ep} ({experts} experts each), DP {dp}, expert DP {replicas}, TP {tp}"
 
 
 def _bytes(count: int) -> str:

@@ -61,10 +61,10 @@ def same(processes: Processes, case: Case, way: tuple[int, int, int, bool]) -> N
     the loads differ, and other data is taken."""
     size, expert, accumulation, recompute = way
     if by_micro_batch(case):
-        accumulation, case = 4 // size, case.with_(accumulation=4)
+        accumulation, case = 4 * case.tensor // size, case.with_(accumulation=4)
     for seed in range(4):
         case = case.with_(data_seed=seed)
-        want = processes(1).run(training.train, case=case)[0]
+        want = processes(1).run(training.train, case=case.with_(tensor=1))[0]
         laid_out = case.with_(expert=expert, accumulation=accumulation, recompute=recompute, zero=1 + size // 2)
         ranks = processes(size).run(training.train, case=laid_out)
         if all(torch.equal(a.load_LE, b.load_LE) for got in ranks for a, b in zip(got, want, strict=True)):

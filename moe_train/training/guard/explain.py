@@ -33,12 +33,13 @@ class Place:
 def place_of(engine: Engine, own_loss: float) -> Place:
     """Collective. ``own_loss``: of this rank."""
     mine = (math.isfinite(own_loss), engine.not_finite())
-    every: list[Any] = [None] * engine.groups.data_size
-    dist.all_gather_object(every, mine, group=engine.groups.data)
+    every: list[Any] = [None] * engine.groups.world_size
+    dist.all_gather_object(every, mine)
     order = {name: number for number, name in enumerate(engine.names.values())}
     names = {name for _, found in every for name in found}
     return Place(
-        ranks=[rank for rank, (finite, _) in enumerate(every) if not finite],
+        # Neighbours share tensors and read the same samples.
+        ranks=sorted({rank // engine.groups.tensor_size for rank, (finite, _) in enumerate(every) if not finite}),
         parameters=sorted(names, key=lambda name: -order[name]),
     )
 

@@ -1,8 +1,9 @@
 """Whether what several ranks hold alike is alike: by hashes, without sending a tensor.
 
 Compared are, bit for bit:
-- under ZeRO 1 and 2 the parameters of the module: dense ones over the data-parallel ranks, experts over the ranks that
-  hold the same experts. Float32 masters and moments are there once only, in slices;
+- under ZeRO 1 and 2 the parameters of the module: whole ones over all ranks, experts over the ranks that hold the same
+  experts, matrices that tensor parallelism divides over the data-parallel ranks. Float32 masters and moments are there
+  once only, in slices;
 - under ZeRO 3 the small parameters that DeepSpeed keeps whole on every rank; the others are there once only;
 - gate state (biases, averages, coefficients: persistent buffers) over all ranks;
 - counters (steps, tokens, what the guard remembers) over all ranks.
@@ -19,6 +20,7 @@ import torch.distributed as dist
 import xxhash
 from torch import Tensor
 
+from moe_train.parallel.shard import shard_of
 from moe_train.training.engine import Engine
 from moe_train.training.state import gate_buffers
 
@@ -48,31 +50,35 @@ def differences(engine: Engine, counters: str) -> list[Difference]:
     """What differs, by name; empty where nothing does, which costs two all-reduces of 16 bytes per tensor and one of
     a flag. Collective. ``counters``: anything else that must be equal, as text."""
     groups = engine.groups
-    dense, experts = hashes(engine)
+    dense, experts, divided = hashes(engine)
     dense[COUNTERS] = xxhash.xxh3_64_intdigest(counters.encode())
     suspects = [
-        *_unequal(dense, groups.data, groups.device),
+        *_unequal(dense, None, groups.device),
         *_unequal(experts, groups.expert_data, groups.device),
+        *_unequal(divided, groups.data, groups.device),
     ]
     if not groups.largest(len(suspects)):
         return []
-    mine = {_shown(name, engine): (dense | experts)[name] for name in suspects}
+    mine = {_shown(name, engine): (dense | experts | divided)[name] for name in suspects}
     every: list[Any] = [None] * groups.world_size
     dist.all_gather_object(every, mine)
     names = sorted({name for part in every for name in part})
     return [_difference(name, {r: part[name] for r, part in enumerate(every) if name in part}) for name in names]
 
 
-def hashes(engine: Engine) -> tuple[dict[str, int], dict[str, int]]:
-    """XXH3 of what this rank holds alike with the other data-parallel ranks, and with those of the same experts."""
+def hashes(engine: Engine) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """XXH3 of what this rank holds alike with all ranks, with those of the same experts, and with the data-parallel
+    ones."""
     module = engine.module
     if engine.train.zero_stage < 3:
         held = list(module.named_parameters())
     else:
         held = [(engine.names[id(parameter)], parameter) for parameter in engine.zero.persistent_parameters]
     dense = {name: _hash(p) for name, p in held if getattr(p, "allreduce", True)}
-    experts = {name: _hash(p) for name, p in held if not getattr(p, "allreduce", True)}
-    return dense | {name: _hash(buffer) for name, buffer in gate_buffers(module)}, experts
+    parts = [(name, p) for name, p in held if not getattr(p, "allreduce", True)]
+    experts = {name: _hash(p) for name, p in parts if shard_of(p) is None}
+    divided = {name: _hash(p) for name, p in parts if shard_of(p) is not None}
+    return dense | {name: _hash(buffer) for name, buffer in gate_buffers(module)}, experts, divided
 
 
 def _hash(tensor: Tensor) -> int:
@@ -92,10 +98,12 @@ def _unequal(digests: dict[str, int], group: Any, device: torch.device) -> list[
 
 
 def _shown(name: str, engine: Engine) -> str:
-    """Experts of one name are others on other ranks."""
+    """Experts of one name, and parts of a divided matrix, are others on other ranks."""
     parameter = dict(engine.module.named_parameters()).get(name)
     if parameter is None or getattr(parameter, "allreduce", True):
         return name
+    if shard_of(parameter) is not None:
+        return f"{name} (tensor-parallel rank {dist.get_rank(engine.groups.tensor)})"
     return f"{name} (expert-parallel rank {engine.groups.expert_rank})"
 
 

@@ -19,7 +19,7 @@ from moe_train.training.engine import Engine
 from moe_train.training.options import CheckpointOptions
 from moe_train.training.state import run_slices, run_state
 from tests.distributed.harness.checkpointing import Snapshot, snapshot
-from tests.distributed.harness.training import Case, groups_for, make_engine, one_step
+from tests.distributed.harness.training import Case, groups_of, make_engine, one_step
 
 
 def begin_save(engine: Engine, to: Saver, step: int) -> None:
@@ -30,7 +30,7 @@ def begin_save(engine: Engine, to: Saver, step: int) -> None:
 def train_while_it_writes(case: Case, root: str) -> tuple[Snapshot, Snapshot, list[str | None]]:
     """Saves after step 1 and trains two more steps before any rank may write a byte: what was to be saved, the end, and
     what polling said after each of the steps and once the files were written."""
-    engine = make_engine(case, groups_for(case.expert))
+    engine = make_engine(case, groups_of(case))
     records = [one_step(engine, case, 0)]
     wanted = snapshot(engine, [])
     may_write = threading.Event()
@@ -64,7 +64,7 @@ def train_while_it_writes(case: Case, root: str) -> tuple[Snapshot, Snapshot, li
 def fail_once(case: Case, root: str, failing_rank: int) -> tuple[str, list[str], list[str | None]]:
     """Saves after steps 1, 2 and 3; in the second one a rank cannot write. What polling raised, which checkpoints there
     were then, and what came of the third."""
-    engine = make_engine(case, groups_for(case.expert))
+    engine = make_engine(case, groups_of(case))
     to = Saver(Path(root), Retention(newest=9), asynchronous=True)
     raised = ""
     there: list[str] = []
@@ -87,7 +87,7 @@ def fail_once(case: Case, root: str, failing_rank: int) -> tuple[str, list[str],
 
 def blind_rank(case: Case, root: str) -> str:
     """What every rank raises when rank 1 does not see the folder that rank 0 has made."""
-    engine = make_engine(case, groups_for(case.expert))
+    engine = make_engine(case, groups_of(case))
     to = Saver(Path(root))
     one_step(engine, case, 0)
     elsewhere = Path(root) / "not shared"
@@ -128,7 +128,7 @@ def _name(path: Path | None) -> str | None:
 def checkpoints_of_a_run(case: Case, root: str, on_error: str) -> tuple[list[dict[str, Any]], list[str], str]:
     """Saves after steps 1, 2 and 3, of which the second cannot be written; validations with losses 3, 4 and 2; then the
     end. The records, what is on disk, and what was raised."""
-    engine = make_engine(case, groups_for(case.expert))
+    engine = make_engine(case, groups_of(case))
     options = CheckpointOptions(keep=1, best=True, final_weights=True, on_error=on_error)  # type: ignore[arg-type]
     saves = Checkpoints(options, Path(root), engine)
     state: dict[str, Any] = {"consumed": 0, "tokens": 0, "samples": {}, "config": {"name": "test"}}

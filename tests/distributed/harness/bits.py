@@ -19,15 +19,15 @@ from moe_train.parallel.options import ParallelOptions
 from moe_train.routing import topk
 from moe_train.routing.interface import LossTerm
 from moe_train.training.collected import Collector
-from moe_train.training.step import train_step
+from moe_train.training.step import Requests, train_step
 from moe_train.training.validation import forward_function
 from tests.distributed.harness import layers, training
-from tests.distributed.harness.training import Case, Record, groups_for, make_engine
+from tests.distributed.harness.training import Case, Record, groups_for, groups_of, make_engine, micro_batches_of
 
 
 def gate_state_types(case: Case) -> dict[str, set[str]]:
     """Types of gate state and of parameters inside a fresh engine."""
-    engine = make_engine(case, groups_for(case.expert))
+    engine = make_engine(case, groups_of(case))
     buffers = {str(b.dtype) for n, b in engine.module.named_buffers() if n.endswith("bias_E")}
     parameters = {str(p.dtype) for p in engine.module.parameters()}
     engine.close()
@@ -36,7 +36,7 @@ def gate_state_types(case: Case) -> dict[str, set[str]]:
 
 def linear_is_torchs_own(case: Case) -> bool:
     """Whether torch.nn.functional.linear is what it was, while an engine exists."""
-    engine = make_engine(case, groups_for(case.expert))
+    engine = make_engine(case, groups_of(case))
     untouched = F.linear is torch._C._nn.linear
     engine.close()
     return untouched
@@ -131,7 +131,7 @@ def train_with_other_ties_in_recomputation(case: Case) -> tuple[list[Record], in
 
 def train_and_evaluate_in_between(case: Case) -> tuple[list[Record], int]:
     """As ``train``, with an evaluation after each step. Also how often multi-token prediction was called."""
-    engine = make_engine(case, groups_for(case.expert))
+    engine = make_engine(case, groups_of(case))
     assert engine.module.mtp is not None
     calls = 0
 
@@ -154,7 +154,7 @@ def train_and_evaluate_in_between(case: Case) -> tuple[list[Record], int]:
 
 def step_with_infinite_gradient(case: Case, rank: int) -> tuple[str, list[Tensor]]:
     """A step in which one rank's gradient of the final norm is infinite: what is raised, and the gates' biases."""
-    engine = make_engine(case, groups_for(case.expert))
+    engine = make_engine(case, groups_of(case))
     if engine.groups.rank == rank:
         parameter = next(p for name, p in engine.module.named_parameters() if name.endswith("final_layernorm.weight"))
         parameter.register_hook(lambda gradient: gradient + float("inf"))
@@ -170,7 +170,7 @@ def step_with_infinite_gradient(case: Case, rank: int) -> tuple[str, list[Tensor
 
 def step_without_targets(case: Case) -> str:
     """What is raised where no token of a step counts in the loss, on any rank."""
-    engine = make_engine(case, groups_for(case.expert))
+    engine = make_engine(case, groups_of(case))
     batches = [
         dataclasses.replace(batch, target_BS=torch.zeros_like(batch.target_BS))
         for batch in training.micro_batches_of(case, engine.groups, 0)
@@ -216,3 +216,15 @@ def wait_for_ever() -> None:
     import time
 
     time.sleep(3600)
+
+
+def requests_seen(case: Case) -> list[tuple[bool, bool]]:
+    """(stop, save) that come out of steps in each of which another rank alone wants to stop and save."""
+    engine, seen = make_engine(case, groups_of(case)), []
+    for rank in range(engine.groups.world_size):
+        mine = Requests(stop=engine.groups.rank == rank, save=engine.groups.rank == rank)
+        batches = micro_batches_of(case, engine.groups, rank)
+        result = train_step(engine, batches, lr=case.optimizer.lr, seed=case.seed, step=rank, requests=mine)
+        seen.append((result.requests.stop, result.requests.save))
+    engine.close()
+    return seen

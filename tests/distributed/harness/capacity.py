@@ -15,11 +15,11 @@ from moe_train.model.language_model import build_language_model
 from moe_train.model.micro_batch import MicroBatch, use
 from moe_train.model.moe_layer import MoELayer, moe_layers
 from moe_train.training.step import token_batch
-from tests.distributed.harness.training import Case, groups_for
+from tests.distributed.harness.training import Case, groups_of
 
 
 def _layer(case: Case) -> tuple[MoELayer, MicroBatch, Any]:
-    groups = groups_for(case.expert)
+    groups = groups_of(case)
     model = build_language_model(case.model, case.router, sequence_length=case.length, seed=case.seed).double().train()
     share = case.sequences // groups.data_size
     t = case.tokens(0).rows(slice(groups.data_rank * share, (groups.data_rank + 1) * share))

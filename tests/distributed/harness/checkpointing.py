@@ -18,13 +18,13 @@ from moe_train.checkpoint import store
 from moe_train.checkpoint.retention import Retention
 from moe_train.checkpoint.saver import Saver
 from moe_train.training.engine import Engine
-from moe_train.training.state import load_checkpoint, load_weights, run_slices, run_state
+from moe_train.training.state import load_checkpoint, load_initial_weights, load_weights, run_slices, run_state
 from tests.distributed.harness.training import (
     Case,
     Record,
     build_model,
     global_tensors,
-    groups_for,
+    groups_of,
     local_part,
     make_engine,
     one_step,
@@ -61,7 +61,7 @@ def save_at(engine: Engine, root: str, step: int, case: Case, keep: int = 5) -> 
 
 def train_and_save(case: Case, root: str, saves: list[int], until: int, keep: int = 5) -> Snapshot:
     """Trains from the start; after step k of ``saves`` writes a checkpoint."""
-    engine = make_engine(case, groups_for(case.expert))
+    engine = make_engine(case, groups_of(case))
     records = []
     for step in range(until):
         records.append(one_step(engine, case, step))
@@ -74,7 +74,7 @@ def train_and_save(case: Case, root: str, saves: list[int], until: int, keep: in
 
 def draws_around_a_checkpoint(case: Case, root: str) -> list[Tensor]:
     """Random numbers of this rank's generator: after a save, after as many others, and after loading that save."""
-    engine = make_engine(case, groups_for(case.expert))
+    engine = make_engine(case, groups_of(case))
     one_step(engine, case, 0)
     torch.manual_seed(100 + engine.groups.rank)
     torch.rand(3)
@@ -87,7 +87,7 @@ def draws_around_a_checkpoint(case: Case, root: str) -> list[Tensor]:
 
 def resume(case: Case, directory: str, until: int) -> tuple[Snapshot, Snapshot, dict[str, Any]]:
     """A fresh engine with other initial weights, filled from the checkpoint: as loaded, and after further steps."""
-    engine = make_engine(case.with_(seed=case.seed + 1), groups_for(case.expert))
+    engine = make_engine(case.with_(seed=case.seed + 1), groups_of(case))
     state = load_checkpoint(engine, Path(directory))
     loaded = snapshot(engine, [])
     first = state["consumed_samples"] // case.sequences
@@ -99,15 +99,24 @@ def resume(case: Case, directory: str, until: int) -> tuple[Snapshot, Snapshot, 
 
 def weights_of_model(case: Case, directory: str, whole: dict[str, Tensor]) -> list[str]:
     """Loads weights into a plain model with other initial weights; names of what differs from ``whole``."""
-    groups = groups_for(case.expert)
+    groups = groups_of(case)
     model = build_model(case.with_(seed=case.seed + 1))
     load_weights(model, groups, Path(directory))
     return [n for n, p in model.named_parameters() if not torch.equal(p, local_part(whole[n], p, groups))]
 
 
+def begin_with(case: Case, directory: str) -> dict[str, Tensor]:
+    """Weights of a fresh engine with other initial weights that begins with those of a checkpoint; on rank 0."""
+    engine = make_engine(case.with_(seed=case.seed + 1), groups_of(case))
+    load_initial_weights(engine, Path(directory))
+    weights = global_tensors(engine)
+    engine.close()
+    return weights
+
+
 def error_of_load(case: Case, directory: str) -> tuple[str, str]:
     """Class and message of what loading raises on this rank."""
-    engine = make_engine(case, groups_for(case.expert))
+    engine = make_engine(case, groups_of(case))
     try:
         load_checkpoint(engine, Path(directory))
     except Exception as error:
@@ -122,7 +131,7 @@ def save_on_a_full_disk(case: Case, root: str, failing_rank: int | None, where: 
 
     ``where``: "data" (writing tensors), "state" (the last file) or "device" (nothing is replaced: the disk is full).
     """
-    engine = make_engine(case, groups_for(case.expert))
+    engine = make_engine(case, groups_of(case))
     one_step(engine, case, 0)
     save_at(engine, root, 1, case)
     one_step(engine, case, 1)

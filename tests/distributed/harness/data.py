@@ -20,7 +20,7 @@ from moe_train.training.options import TrainOptions
 from moe_train.training.run_config import RunConfig
 from moe_train.training.step import train_step
 from moe_train.training.validation import ValidationSet
-from tests.distributed.harness.training import Case, build_model, groups_for, make_engine
+from tests.distributed.harness.training import Case, build_model, groups_for, groups_of, make_engine
 
 
 def open_on_nodes(options: DataOptions, folder: Path, node_of: list[int], broken: int = -1) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def open_on_nodes(options: DataOptions, folder: Path, node_of: list[int], broken
 
 def evaluate(case: Case, options: DataOptions, folder: Path, micro_batch: int) -> EvaluationResult:
     """Validation of a fresh model on ``options.validation``."""
-    groups = groups_for(case.expert)
+    groups = groups_of(case)
     config = RunConfig(
         model=case.model, router=case.router, data=options, train=TrainOptions(micro_batch_size=micro_batch)
     )
@@ -80,7 +80,7 @@ class Step:
 
 def train(case: Case, options: DataOptions, folder: Path, first_step: int = 0) -> list[Step]:
     """The steps from ``first_step`` on of a fresh model."""
-    groups = groups_for(case.expert)
+    groups = groups_of(case)
     engine = make_engine(case, groups)
     try:
         samples = open_training_set(options, seed=5, batch_size=case.sequences, cache=folder, once=once_per_node)

@@ -12,14 +12,14 @@ from moe_train.model.micro_batch import MicroBatch, use
 from moe_train.training.document_validation import DocumentProtocol, validate_documents
 from moe_train.training.step import token_batch
 from tests.distributed.harness.evaluating import run_config
-from tests.distributed.harness.training import Case, build_model, groups_for
+from tests.distributed.harness.training import Case, build_model, groups_of
 
 
 def evaluate_documents(
     case: Case, prefix: str, micro_batch: int, max_length: int, batch_documents: int
 ) -> tuple[EvaluationResult, dict[str, Any]]:
     """Evaluation of documents one by one, this rank's share."""
-    groups = groups_for(case.expert)
+    groups = groups_of(case)
     config = run_config(case, micro_batch)
     protocol = DocumentProtocol(max_length=max_length, batch_documents=batch_documents)
     return validate_documents(build_model(case).eval(), config, groups, prefix, protocol)
@@ -28,7 +28,7 @@ def evaluate_documents(
 def each_alone(case: Case, documents: list[list[int]]) -> list[tuple[float, list[list[int]]]]:
     """For each document: sum of the negative log likelihoods of all tokens but the first, from a forward pass of this
     document only; and slots per layer and expert."""
-    groups_for(case.expert)
+    groups_of(case)
     model = build_model(case).eval()
     found = []
     for document in documents:

@@ -105,7 +105,7 @@ class _Keyed:
 
     def __init__(self, processes: Processes, case: Case, micro_size: int | None) -> None:
         self.processes, self.case, self.micro_size = processes, case, micro_size
-        self.key = repr((case.with_(expert=1, zero=1, accumulation=1, recompute=False), micro_size))
+        self.key = repr((case.with_(expert=1, tensor=1, zero=1, accumulation=1, recompute=False), micro_size))
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -136,7 +136,9 @@ def initial_weights(processes: Processes, case: Case) -> dict[str, Tensor]:
 
 @functools.lru_cache(maxsize=64)
 def _initial(keyed: _Keyed) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = keyed.processes(1).run(training.initial_weights, case=keyed.case.with_(expert=1))[0]
+    weights: dict[str, Tensor] = keyed.processes(1).run(
+        training.initial_weights, case=keyed.case.with_(expert=1, tensor=1)
+    )[0]
     return weights
 
 

@@ -13,7 +13,7 @@ from moe_train.evaluation.generation.length_warning import plain_warnings
 from moe_train.evaluation.generation.loop import Step, TextGenerator
 from moe_train.evaluation.generation.options import GenerationOptions
 from moe_train.evaluation.generation.text import Vocabulary
-from tests.distributed.harness.training import Case, build_model, groups_for
+from tests.distributed.harness.training import Case, build_model, groups_of
 
 LETTERS = Vocabulary([bytes([byte]) if byte >= 32 else b"" for byte in range(100)], frozenset(range(10, 22)))
 
@@ -34,7 +34,7 @@ def generate(
             raise Broken("no more")
 
     seen: list[Step] = []
-    groups = groups_for(case.expert)
+    groups = groups_of(case)
     generator = TextGenerator(build_model(case).eval(), groups, LETTERS)
     if fail_on is None:
         return complete(generator, prompts, options)
@@ -52,7 +52,7 @@ def generate(
 
 def warnings_of(case: Case, prompts: Sequence[Sequence[int]], options: GenerationOptions, trained_length: int) -> str:
     """What a rank's stderr says of two generations."""
-    generator = TextGenerator(build_model(case).eval(), groups_for(case.expert), LETTERS, trained_length)
+    generator = TextGenerator(build_model(case).eval(), groups_of(case), LETTERS, trained_length)
     error = io.StringIO()
     with contextlib.redirect_stderr(error), plain_warnings():
         for _ in range(2):

@@ -22,7 +22,7 @@ from moe_train.training.run_config import load_run_config
 from moe_train.training.step import Measured, StepResult, train_step
 from moe_train.training.stop import StopRequest
 from tests.distributed.harness.checkpointing import Snapshot, snapshot
-from tests.distributed.harness.training import Case, groups_for, make_engine, micro_batches_of
+from tests.distributed.harness.training import Case, groups_for, groups_of, make_engine, micro_batches_of
 
 
 class BadGradient:
@@ -56,7 +56,7 @@ class Skipped:
 def skip_a_step(case: Case, bad: int | None, rank: int = 0, what: str = "gradient") -> Skipped:
     """Three steps; the one with number ``bad`` (from 0) has an infinite gradient or a loss of NaN on one rank, or a
     loss that the judge takes for a spike. Without ``bad`` the second step's data is not trained on at all."""
-    engine = make_engine(case, groups_for(case.expert))
+    engine = make_engine(case, groups_of(case))
     gradient = BadGradient(engine, rank, what)
     policy = Policy(GuardOptions(spike="skip", window=2))
     place = Place()
@@ -93,7 +93,7 @@ def skip_a_step(case: Case, bad: int | None, rank: int = 0, what: str = "gradien
 def flip_a_bit(case: Case, rank: int, where: str) -> tuple[list[Any], list[Any], list[Any]]:
     """What a comparison finds before anything is wrong, after one rank's tensor ``where`` has another bit, and after
     the counters differ: (name, ranks)."""
-    engine = make_engine(case, groups_for(case.expert))
+    engine = make_engine(case, groups_of(case))
     batches = micro_batches_of(case, engine.groups, 0)
     train_step(engine, batches, lr=case.optimizer.lr, seed=case.seed, step=0)
     found = [differences(engine, "step 1")]

@@ -17,10 +17,12 @@ from moe_train.model.expert_parallel import AllToAll
 from moe_train.model.language_model import build_language_model
 from moe_train.model.micro_batch import MicroBatch, as_root, use
 from moe_train.model.moe_layer import MoELayer, moe_layers
+from moe_train.model.sequence_parallel import SequenceParallel
 from moe_train.model.upstream import ProcessGroupCollection
+from moe_train.parallel.shard import shard_of
 from moe_train.routing.interface import LossTerm, Routing, TokenBatch
 from moe_train.training.step import token_batch
-from tests.distributed.harness.training import Case, groups_for
+from tests.distributed.harness.training import Case, groups_of, joined
 
 KINDS = ("usual", "some_tokens_without_experts", "no_token_has_experts", "one_expert", "last_experts_only", "all")
 
@@ -76,7 +78,7 @@ def moe_layer(
 ) -> LayerResult | None:
     """Forward and backward of layer 0 of the model. ``kind`` replaces the case's gate by a scripted one.
     ``own_dispatch=False`` sends tokens through megatron-core's dispatcher also where EP is 1."""
-    groups = groups_for(case.expert)
+    groups = groups_of(case)
     model = build_language_model(case.model, case.router, sequence_length=case.length, seed=case.seed).to(dtype)
     layer = moe_layers(model)[0]
     if kind is not None:
@@ -96,9 +98,10 @@ def moe_layer(
     total = (~everything.padding_BS).sum().to(dtype)
     sequences = (~everything.padding_BS).any(1).sum().to(dtype)
     micro_batch = MicroBatch(tokens=tokens, totals={"token": total, "sequence": sequences})
+    sequence = SequenceParallel(groups.tensor)
     with use(micro_batch):
-        y_SBH, _ = layer(x_SBH)
-    as_root((y_SBH * dy_SBH).sum(), micro_batch).backward()
+        y_SBH, _ = layer(sequence.own(x_SBH))
+    as_root((y_SBH * sequence.own(dy_SBH)).sum(), micro_batch).backward()
     return _together(layer, y_SBH.detach(), x_SBH, groups)
 
 
@@ -110,14 +113,23 @@ def _together(layer: MoELayer, y_SBH: Tensor, x_SBH: Tensor, groups: Any) -> Lay
         assert parameter.grad is not None, f"{name} has no gradient"
         expert = not getattr(parameter, "allreduce", True)
         gradient = parameter.grad.clone()
-        dist.all_reduce(gradient, group=groups.expert_data if expert else groups.data)
+        if (shard := shard_of(parameter)) is not None:
+            dist.all_reduce(gradient, group=groups.data)
+            gradients[name] = joined(gradient, shard, groups)
+            continue
+        dist.all_reduce(gradient, group=groups.expert_data if expert else None)
         if expert and groups.expert_size > 1:
             parts = [torch.empty_like(gradient) for _ in range(groups.expert_size)]
             dist.all_gather(parts, gradient, group=groups.expert)
             gradient = torch.cat(parts)
         gradients[name] = gradient
+    assert x_SBH.grad is not None
+    dist.all_reduce(x_SBH.grad, group=groups.tensor)  # each has those of its own positions, zeros elsewhere
     every: list[Any] = [None] * groups.world_size
     dist.all_gather_object(every, (y_SBH, x_SBH.grad))
     if groups.rank:
         return None
-    return LayerResult(torch.cat([y for y, _ in every], 1), torch.cat([dx for _, dx in every], 1), gradients)
+    # Neighbours have the positions of the same samples.
+    ranks = groups.tensor_size
+    ys = [torch.cat([y for y, _ in every[first : first + ranks]]) for first in range(0, len(every), ranks)]
+    return LayerResult(torch.cat(ys, 1), torch.cat([dx for _, dx in every[::ranks]], 1), gradients)

@@ -13,11 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from moe_train.checkpoint.slices import cut
 from moe_train.data.batches import Batch, rank_slice
 from moe_train.model.language_model import LanguageModel, build_language_model
 from moe_train.model.options import InitOptions, ModelOptions, MoEOptions
 from moe_train.parallel.groups import Groups, make_groups
 from moe_train.parallel.options import ParallelOptions
+from moe_train.parallel.shard import Shard, shard_of
 from moe_train.routing.balanced_gate import BalancedGate
 from moe_train.routing.options import RouterOptions
 from moe_train.training.engine import Engine
@@ -45,6 +47,7 @@ class Case:
     router: RouterOptions = field(default_factory=RouterOptions)
     optimizer: OptimizerOptions = SGD
     expert: int = 1
+    tensor: int = 1
     zero: int = 1
     accumulation: int = 1
     recompute: bool = False
@@ -110,19 +113,24 @@ class Record:
     """Mean of logsumexp(logits)^2 per MoE layer, measured whether or not it is a loss."""
 
 
-_layouts: dict[int, tuple[Groups, dict[str, Any]]] = {}
+_layouts: dict[tuple[int, int], tuple[Groups, dict[str, Any]]] = {}
 
 
-def groups_for(expert: int) -> Groups:
+def groups_of(case: Case) -> Groups:
+    return groups_for(case.expert, case.tensor)
+
+
+def groups_for(expert: int, tensor: int = 1) -> Groups:
     """The process groups of a layout. Each layout's are made once and put back when it is asked for again: a group of
     gloo keeps three threads that poll."""
     from megatron.core import parallel_state
 
-    if expert not in _layouts:
-        groups = make_groups(ParallelOptions(expert=expert, timeout_seconds=300), torch.device("cpu"))
+    if (expert, tensor) not in _layouts:
+        options = ParallelOptions(expert=expert, tensor=tensor, timeout_seconds=300)
+        groups = make_groups(options, torch.device("cpu"))
         made = {name: value for name, value in vars(parallel_state).items() if name.startswith("_") and name.isupper()}
-        _layouts[expert] = groups, made
-    groups, made = _layouts[expert]
+        _layouts[expert, tensor] = groups, made
+    groups, made = _layouts[expert, tensor]
     vars(parallel_state).update(made)
     return groups
 
@@ -215,16 +223,18 @@ def global_tensors(engine: Engine, kind: str = "model") -> dict[str, Tensor]:
 
     Also checks, on every rank, that each element is owned, and that the module's own parameters equal the masters.
     """
-    mine = [(s.key, s.shape, s.start, s.data.clone()) for s in engine.owned_slices() if s.key.startswith(kind + ".")]
+    owned = [s for s in engine.owned_slices() if s.key.startswith(kind + ".")]
+    mine = [(b.key, b.shape, b.offsets, b.data.clone()) for s in owned for b in cut(s)]
     every: list[Any] = [None] * engine.groups.world_size
     dist.all_gather_object(every, mine)
     whole: dict[str, Tensor] = {}
-    for key, shape, start, data in (part for parts in every for part in parts):
-        flat = whole.setdefault(key.removeprefix(kind + "."), torch.full(shape, float("nan"))).view(-1)
-        known = flat[start : start + data.numel()]
+    for key, shape, offsets, data in (part for parts in every for part in parts):
+        known = whole.setdefault(key.removeprefix(kind + "."), torch.full(shape, float("nan")))
+        for dim, (offset, size) in enumerate(zip(offsets, data.shape, strict=True)):
+            known = known.narrow(dim, offset, size)
         # Replicas of an element must be equal, not merely close.
         assert torch.equal(torch.where(known.isnan(), data, known), data), f"{key}: owners disagree"
-        flat[start : start + data.numel()] = data
+        known.copy_(data)
     assert not any(w.isnan().any() for w in whole.values()), "some element is owned by nobody, or not finite"
     if kind == "model":
         _compare_module(engine, whole)
@@ -241,7 +251,9 @@ def _compare_module(engine: Engine, whole: dict[str, Tensor]) -> None:
 
 
 def local_part(whole: Tensor, parameter: Tensor, groups: Groups) -> Tensor:
-    """This rank's experts of a global tensor; other tensors as they are."""
+    """This rank's experts, or its part of a divided matrix, of a global tensor; other tensors as they are."""
+    if (shard := shard_of(parameter)) is not None:
+        return shard.take(whole)
     if getattr(parameter, "allreduce", True):
         return whole
     first = groups.expert_rank * parameter.shape[0]
@@ -250,7 +262,7 @@ def local_part(whole: Tensor, parameter: Tensor, groups: Groups) -> Tensor:
 
 def train(case: Case) -> list[Record]:
     """Runs the case on this rank."""
-    engine = make_engine(case, groups_for(case.expert))
+    engine = make_engine(case, groups_of(case))
     try:
         return [one_step(engine, case, step) for step in range(case.steps)]
     finally:
@@ -259,12 +271,26 @@ def train(case: Case) -> list[Record]:
 
 def initial_weights(case: Case) -> dict[str, Tensor]:
     """Global tensors of a fresh model, put together from the experts of all ranks; on rank 0 only."""
-    groups = groups_for(case.expert)
+    groups = groups_of(case)
     weights = {}
     for name, parameter in build_model(case).named_parameters():
         weights[name] = parameter.detach().clone()
-        if not getattr(parameter, "allreduce", True):
+        if (shard := shard_of(parameter)) is not None:
+            weights[name] = joined(parameter, shard, groups)
+        elif not getattr(parameter, "allreduce", True):
             parts = [torch.empty_like(parameter) for _ in range(groups.expert_size)]
             dist.all_gather(parts, parameter.detach().clone(), group=groups.expert)
             weights[name] = torch.cat(parts)
     return weights if groups.rank == 0 else {}
+
+
+def joined(parameter: Tensor, shard: Shard, groups: Groups) -> Tensor:
+    """The global tensor of a divided one."""
+    every: list[Any] = [None] * groups.tensor_size
+    dist.all_gather_object(every, (shard, parameter.detach().clone()), group=groups.tensor)
+    whole = torch.full(shard.shape, float("nan"), dtype=parameter.dtype)
+    for other, local in every:
+        sizes = [size for _, size in other.pieces]
+        for (first, size), piece in zip(other.pieces, local.split(sizes, other.dim), strict=True):
+            whole.narrow(other.dim, first, size).copy_(piece)
+    return whole

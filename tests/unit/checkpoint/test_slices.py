@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from moe_train.checkpoint.slices import OwnedSlice, boxes, cut
+from moe_train.parallel.shard import Shard
 
 SHAPES = [(7,), (1,), (3, 4), (4, 1), (1, 5), (2, 3, 4), (3, 1, 2), (1, 1, 1), (2, 2, 2, 3)]
 
@@ -49,3 +50,27 @@ def test_cut_gives_views_of_the_right_elements(start: int, length: int) -> None:
         assert (box.key, box.shape) == ("name", (2, 3, 4))
         box.data.zero_()
     assert not data.any(), "writing into the boxes did not reach the owner's memory"
+
+
+SHARDS = [
+    Shard((4, 3), 0, ((2, 2),)),
+    Shard((12, 2), 0, ((2, 2), (8, 2))),
+    Shard((3, 8), 1, ((4, 4),)),
+    Shard((2, 6, 2), 1, ((1, 2), (4, 1))),
+    Shard((9,), 0, ((0, 1), (3, 2), (8, 1))),
+]
+
+
+@pytest.mark.parametrize("shard", SHARDS, ids=str)
+def test_every_range_of_a_part_is_found_in_the_global_tensor(shard: Shard) -> None:
+    whole = torch.randn(shard.shape)
+    part = shard.take(whole)
+    assert part.shape == shard.local_shape
+    for start, stop in itertools.combinations_with_replacement(range(part.numel() + 1), 2):
+        data = part.flatten()[start:stop].clone()
+        found = cut(OwnedSlice("name", shard.shape, start, data, shard))
+        for box in found:
+            where = tuple(slice(o, o + s) for o, s in zip(box.offsets, box.data.shape, strict=True))
+            assert torch.equal(box.data, whole[where]) and box.shape == shard.shape
+            box.data.zero_()
+        assert not data.any() and sum(box.data.numel() for box in found) == stop - start

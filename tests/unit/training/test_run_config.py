@@ -85,7 +85,9 @@ def test_options_of_another_gate_name_the_allowed_ones() -> None:
         ("router.balancing.bias.rate=-1.0", ""),
         ("parallel.expert=3", "parallel.expert"),
         ("parallel.expert=0", "parallel.expert"),
-        ("parallel.tensor=2", "parallel.tensor"),
+        ("parallel.tensor=3", "parallel.tensor"),
+        ("parallel.tensor=8", "parallel.tensor"),
+        ("parallel.tensor=0", "parallel.tensor"),
         ("parallel.pipeline=2", "parallel.pipeline"),
         ("parallel.context=2", "parallel.context"),
         ("train.zero_stage=0", "train.zero_stage"),
@@ -122,6 +124,8 @@ def test_zero_0_says_use_stage_1() -> None:
         (1, ["parallel.expert=2"], "parallel.expert"),
         (4, [], "train.global_batch_size"),
         (0, [], "parallel.expert"),
+        (3, ["parallel.tensor=2"], "parallel.expert"),
+        (2, ["parallel.tensor=2", "parallel.expert=4"], "parallel.expert"),
     ],
 )
 def test_the_number_of_processes(world_size: int, overrides: list[str], path: str) -> None:
@@ -131,6 +135,32 @@ def test_the_number_of_processes(world_size: int, overrides: list[str], path: st
 def test_what_fits_passes() -> None:
     check(load_run_config("tiny", ["parallel.expert=2"]), 2)
     check(load_run_config("tiny", ["parallel.expert=4", "train.micro_batch_size=1"]), 4)
+    # The ranks that share tensors read the same samples, and have different experts.
+    for processes, expert in ((2, 1), (2, 2), (4, 2), (4, 4)):
+        config = load_run_config("tiny", ["parallel.tensor=2", f"parallel.expert={expert}"])
+        assert config.layout_size == max(2, expert) and config.data_parallel_size(processes) == processes // 2
+        check(config, processes)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "says"),
+    [
+        (["model.num_key_value_heads=1"], "model.num_key_value_heads", "1 cannot be divided"),
+        (["data.sequence_length=31"], "data.sequence_length", "31 cannot be divided"),
+        (["model.moe.shared_expert_hidden_size=17"], "model.moe.shared_expert_hidden_size", "17 cannot be divided"),
+        (["model.ffn_hidden_size=33", "model.dense_layers=[0]"], "model.ffn_hidden_size", "parallel.tensor=1"),
+        (["model.family=olmoe"], "parallel.tensor", "over all heads"),
+        (["deepspeed.zero_optimization.offload_optimizer.device=cpu"], "offload_optimizer", "not tested"),
+    ],
+)
+def test_what_tensor_parallelism_refuses(overrides: list[str], path: str, says: str) -> None:
+    found = paths("parallel.tensor=2", *overrides)
+    assert [says in message for key, message in found.items() if path in key] == [True]
+
+
+def test_latent_attention_is_not_divided() -> None:
+    with pytest.raises(ConfigError, match=r"parallel\.tensor: the latent attention of deepseek_v3"):
+        load_run_config("deepseek_v3", ["parallel.tensor=2"])
 
 
 @pytest.mark.parametrize(
