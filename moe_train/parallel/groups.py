@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import os
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moe_train.parallel.device import local_device
-from moe_train.parallel.megatron import import_megatron
+from moe_train.parallel.megatron import groups_of_the_same_ranks_are_one, import_megatron
 from moe_train.parallel.options import ParallelOptions
 
 
@@ -119,15 +120,17 @@ def make_groups(options: ParallelOptions, device: torch.device) -> Groups:
             raise ValueError(f"parallel.{name} = {size} does not divide the {world_size} processes of this run")
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(
-        options.tensor,
-        options.pipeline,
-        context_parallel_size=options.context,
-        expert_model_parallel_size=options.expert,
-        expert_tensor_parallel_size=1,
-        create_gloo_process_groups=False,
-        distributed_timeout_minutes=max(1, math.ceil(options.timeout_seconds / 60)),
-    )
+    # NCCL makes a communicator for a group when it is used first, and works of several groups go side by side.
+    with groups_of_the_same_ranks_are_one() if dist.get_backend() == "gloo" else contextlib.nullcontext():
+        parallel_state.initialize_model_parallel(
+            options.tensor,
+            options.pipeline,
+            context_parallel_size=options.context,
+            expert_model_parallel_size=options.expert,
+            expert_tensor_parallel_size=1,
+            create_gloo_process_groups=False,
+            distributed_timeout_minutes=max(1, math.ceil(options.timeout_seconds / 60)),
+        )
     return _present_groups(device)
 
 

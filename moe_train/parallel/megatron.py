@@ -9,7 +9,7 @@ import contextlib
 import functools
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -45,6 +45,28 @@ def without_compiler() -> Iterator[None]:
         yield
     finally:
         torch.compile = original
+
+
+@contextlib.contextmanager
+def groups_of_the_same_ranks_are_one() -> Iterator[None]:
+    """Inside, megatron-core makes one process group for each set of ranks. For a layout it makes some twenty, most of
+    the same few sets; each of gloo's has three threads, one of which looks for work a hundred times a second."""
+    from megatron.core import parallel_state
+
+    original = parallel_state.create_group
+    made: dict[tuple[int, ...], Any] = {}
+
+    def create_group(ranks: Iterable[int], *arguments: Any, **options: Any) -> Any:
+        key = tuple(ranks)
+        if key not in made:
+            made[key] = original(list(key), *arguments, **options)
+        return made[key]
+
+    parallel_state.create_group = create_group
+    try:
+        yield
+    finally:
+        parallel_state.create_group = original
 
 
 def _identity_decorator(function: Any = None, **_: Any) -> Any:

@@ -176,6 +176,13 @@ def test_every_group_carries_the_timeout(processes: Processes, size: int, expert
         assert set(timeouts.values()) == {datetime.timedelta(minutes=7)}, timeouts
 
 
+@pytest.mark.parametrize(("size", "expert", "tensor"), [(1, 1, 1), (2, 2, 1), (4, 2, 1), (4, 2, 2)])
+def test_a_set_of_ranks_has_one_group(processes: Processes, size: int, expert: int, tensor: int) -> None:
+    """Dozens of gloo's groups of the same ranks slow a machine with few cores down."""
+    for ranks in processes(size).run(bits.ranks_of_groups, expert=expert, tensor=tensor):
+        assert ranks and len(ranks) == len({tuple(found) for found in ranks})
+
+
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_step_without_targets(processes: Processes, size: int) -> None:
     """As with prompts that are all longer than a sequence: it must not go on with a loss of nan."""

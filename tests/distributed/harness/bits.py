@@ -54,6 +54,18 @@ def group_timeouts(expert: int, seconds: float) -> dict[str, datetime.timedelta]
     return timeouts
 
 
+def ranks_of_groups(expert: int, tensor: int) -> list[list[int]]:
+    """Of every process group of a layout that this rank is in, each once."""
+    from megatron.core import parallel_state
+
+    make_groups(ParallelOptions(expert=expert, tensor=tensor), torch.device("cpu"))
+    groups = {g for g in vars(parallel_state).values() if isinstance(g, dist.ProcessGroup)}
+    ranks = [dist.get_process_group_ranks(group) for group in groups]
+    for group in groups:
+        dist.destroy_process_group(group)
+    return ranks
+
+
 def collected_counts(load: int) -> tuple[int, float]:
     """What two micro-batches with so many tokens on one expert of every rank add up to."""
     collector = Collector([0])
