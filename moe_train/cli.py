@@ -32,6 +32,7 @@ COMMANDS = {
     ),
     "convert": Command("models of Hugging Face's hub to ours, and back", "moe-train convert import HF_DIR models/mine"),
     "inspect": Command("look into prepared data, a checkpoint or a run", "moe-train inspect data/demo/train"),
+    "live": Command("whether a run's workers on this machine are alive", "moe-train live runs/demo --max-age 60"),
     "doctor": Command("what is installed, whether it works, what to do about the rest", "moe-train doctor"),
 }
 
