@@ -21,7 +21,7 @@ fail() {
     exit 2 # wrong input: a second try would meet the same
 }
 
-# The name of the first of these variables that is set.
+# The value of the first of these variables that is set.
 first() {
     for name; do
         eval "value=\${$name:-}"
@@ -35,24 +35,21 @@ first() {
 # Keys lie in a folder that is mounted, often owned by somebody else; ssh wants its own.
 prepare_ssh() {
     keys=${MOE_TRAIN_SSH_KEYS:-/run/secrets/ssh}
-    umask 077
+    port=${MOE_TRAIN_SSH_PORT:-2222}
     mkdir -p "$HOME/.ssh"
-    if [ -f "$keys/id" ]; then cp "$keys/id" "$HOME/.ssh/id"; fi
+    chmod 700 "$HOME/.ssh"
+    for name in id authorized_keys host_key; do
+        if [ -f "$keys/$name" ]; then install -m 600 "$keys/$name" "$HOME/.ssh/$name"; fi
+    done
     printf 'Host *\n  Port %s\n  IdentityFile %s\n  StrictHostKeyChecking accept-new\n' \
-        "${MOE_TRAIN_SSH_PORT:-2222}" "$HOME/.ssh/id" > "$HOME/.ssh/config"
+        "$port" "$HOME/.ssh/id" > "$HOME/.ssh/config"
 }
 
 serve_ssh() {
     prepare_ssh
     [ -f "$keys/authorized_keys" ] || fail "sshd needs $keys/authorized_keys (MOE_TRAIN_SSH_KEYS names another folder)"
-    if [ -f "$keys/host_key" ]; then
-        cp "$keys/host_key" "$HOME/.ssh/host_key"
-    elif [ ! -f "$HOME/.ssh/host_key" ]; then
-        ssh-keygen -q -t ed25519 -N '' -f "$HOME/.ssh/host_key"
-    fi
-    cp "$keys/authorized_keys" "$HOME/.ssh/authorized_keys"
-    umask 022
-    exec /usr/sbin/sshd -D -e -f /dev/null -p "${MOE_TRAIN_SSH_PORT:-2222}" -h "$HOME/.ssh/host_key" \
+    [ -f "$HOME/.ssh/host_key" ] || ssh-keygen -q -t ed25519 -N '' -f "$HOME/.ssh/host_key"
+    exec /usr/sbin/sshd -D -e -f /dev/null -p "$port" -h "$HOME/.ssh/host_key" \
         -o "AuthorizedKeysFile=$HOME/.ssh/authorized_keys" -o StrictModes=no -o UsePAM=no -o PidFile=none \
         -o PasswordAuthentication=no -o KbdInteractiveAuthentication=no -o "SetEnv=PATH=$PATH"
 }
