@@ -182,10 +182,10 @@ class Running:
             process.kill()
         self.wait()
 
-    def wait(self, seconds: float = 900) -> int:
+    def wait(self, seconds: float = 1800) -> int:
         return self.process.wait(timeout=seconds)
 
-    def until(self, reached: Callable[[], bool], seconds: float = 900) -> None:
+    def until(self, reached: Callable[[], bool], seconds: float = 1800) -> None:
         """Waits; AssertionError with the log where the container ends before, or it takes too long."""
         end = time.monotonic() + seconds
         while not reached():

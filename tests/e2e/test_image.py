@@ -47,12 +47,7 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With the data and the runs of all containers."""
-    path = tmp_path_factory.mktemp("workspace")
-    # pytest makes folders for their owner alone; the user of the image must reach its own.
-    for parent in [path, *path.parents]:
-        if parent.stat().st_mode & 0o077 == 0:
-            parent.chmod(0o711)
-    return path
+    return tmp_path_factory.mktemp("workspace")
 
 
 @pytest.fixture(scope="module")
