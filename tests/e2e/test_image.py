@@ -29,7 +29,13 @@ pytestmark = [
 ]
 IMAGE = "localhost/moe-train:cpu"
 COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
-SHORT = ["eval.every=1000", "train.global_batch_size=4", "train.micro_batch_size=1", "logging.every=1"]
+SHORT = [
+    "eval.every=1000",
+    "schedule.warmup_steps=2",
+    "train.global_batch_size=4",
+    "train.micro_batch_size=1",
+    "logging.every=1",
+]
 QUICK = {"MOE_TRAIN_DOCTOR": "0", "OMP_NUM_THREADS": "1"}
 
 
