@@ -43,6 +43,10 @@ test-all: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/shellcheck $(wildcard docker/*.sh launcher/*/*.sh launcher/*/*.sbatch)
+	$(BIN)/yamllint --strict docker launcher
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
 
 install: $(STAMP)
 

@@ -35,6 +35,7 @@ COMMANDS = {
     "plan": Command(
         "layouts for a number of GPUs: memory, bytes sent, time", "moe-train plan demo --gpus 8 --memory 80"
     ),
+    "live": Command("whether a run's workers on this machine are alive", "moe-train live runs/demo --max-age 60"),
     "doctor": Command("what is installed, whether it works, what to do about the rest", "moe-train doctor"),
 }
 
