@@ -118,6 +118,7 @@ def disks_of_two_nodes(root: str, on_error: str, is_shared: bool) -> tuple[str, 
             check_disk(options, folder / "run" / "checkpoints")
         except CheckpointError as error:
             raised = str(error)
+    dist.barrier()  # rank 0 removes its file last
     return raised, printed.getvalue(), [path.name for path in folder.glob("run/*")]
 
 
