@@ -1,7 +1,7 @@
 """The image for the processor, really built and run: from a plain Debian, without an engine.
 
-Takes about ten minutes and ten gigabytes; needs root, buildah, debootstrap and what apt and pip can reach. image.py
-names the variables that change where things come from.
+Takes about twenty minutes on two cores, and ten gigabytes; needs root, buildah, debootstrap and what apt and pip can
+reach. image.py names the variables that change where things come from.
 """
 
 from __future__ import annotations
