@@ -1,7 +1,7 @@
 """The image for the processor, really built and run: from a plain Debian, without an engine.
 
-Takes about ten minutes and ten gigabytes; needs root, buildah, debootstrap and what apt and pip can reach. image.py
-names the variables that change where things come from.
+Takes about twenty minutes on two cores, and ten gigabytes; needs root, buildah, debootstrap and what apt and pip can
+reach. image.py names the variables that change where things come from.
 """
 
 from __future__ import annotations
@@ -178,11 +178,13 @@ def test_ssh_between_containers(nodes: list[Container], folder: Path) -> None:
     server = nodes[1].start(folder / "sshd.log", "sshd", **variables)
     try:
         server.until(lambda: "listening" in server.log.read_text())
-        script = ". /dev/stdin && prepare_ssh && pdsh -R ssh -w node-1 moe-train --version"
-        entry = (ROOT / "docker" / "entrypoint.sh").read_text().split("[ $# -gt 0 ]")[0]
+        functions = (ROOT / "docker" / "entrypoint.sh").read_text().split("[ $# -gt 0 ]")[0]
+        script = functions + "\nprepare_ssh\nexec < /dev/null\n"
+        # The script is read as a whole before the redirection takes its rest away.
+        script = f"main() {{\n{script}pdsh -R ssh -w node-1 moe-train --version\n}}\nmain\n"
         result = subprocess.run(
-            nodes[0].line("sh", "-euc", script, entry=False, **variables),
-            env=nodes[0].builder.environment, input=entry, capture_output=True, text=True, timeout=300,
+            nodes[0].line("sh", "-eu", "-s", entry=False, **variables),
+            env=nodes[0].builder.environment, input=script, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert result.stdout.startswith("node-1: moe-train "), result.stderr + server.log.read_text()
     finally:
