@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moe_train.parallel.device import local_device
-from moe_train.parallel.megatron import groups_of_the_same_ranks_are_one, import_megatron
+from moe_train.parallel.megatron import few_groups, import_megatron
 from moe_train.parallel.options import ParallelOptions
 
 
@@ -121,7 +121,7 @@ def make_groups(options: ParallelOptions, device: torch.device) -> Groups:
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     # NCCL makes a communicator for a group when it is used first, and works of several groups go side by side.
-    with groups_of_the_same_ranks_are_one() if dist.get_backend() == "gloo" else contextlib.nullcontext():
+    with few_groups() if dist.get_backend() == "gloo" else contextlib.nullcontext():
         parallel_state.initialize_model_parallel(
             options.tensor,
             options.pipeline,

@@ -47,19 +47,27 @@ def without_compiler() -> Iterator[None]:
         torch.compile = original
 
 
+_OWN = (
+    *("DATA_PARALLEL_GROUP", "EXPERT_DATA_PARALLEL_GROUP"),
+    *("EXPERT_MODEL_PARALLEL_GROUP", "TENSOR_MODEL_PARALLEL_GROUP"),
+)
+"""Groups that the engine is told of. ZeRO 3 sorts parameters by the group object, not by its ranks."""
+
+
 @contextlib.contextmanager
-def groups_of_the_same_ranks_are_one() -> Iterator[None]:
-    """Inside, megatron-core makes one process group for each set of ranks. For a layout it makes some twenty, most of
-    the same few sets; each of gloo's has three threads, one of which looks for work a hundred times a second."""
+def few_groups() -> Iterator[None]:
+    """Inside, megatron-core makes one process group for each set of ranks, besides those that the engine is told of.
+    For a layout it makes some twenty, most of the same few sets; each of gloo's has three threads, one of which looks
+    for work a hundred times a second."""
     from megatron.core import parallel_state
 
     original = parallel_state.create_group
-    made: dict[tuple[int, ...], Any] = {}
+    made: dict[Any, Any] = {}
 
-    def create_group(ranks: Iterable[int], *arguments: Any, **options: Any) -> Any:
-        key = tuple(ranks)
+    def create_group(ranks: Iterable[int], *arguments: Any, group_desc: str = "", **options: Any) -> Any:
+        key = tuple(ranks), group_desc if group_desc in _OWN else ""
         if key not in made:
-            made[key] = original(list(key), *arguments, **options)
+            made[key] = original(list(key[0]), *arguments, group_desc=group_desc, **options)
         return made[key]
 
     parallel_state.create_group = create_group

@@ -55,12 +55,14 @@ def group_timeouts(expert: int, seconds: float) -> dict[str, datetime.timedelta]
 
 
 def ranks_of_groups(expert: int, tensor: int) -> list[list[int]]:
-    """Of every process group of a layout that this rank is in, each once."""
+    """Of every process group of a layout that this rank is in, besides those that the engine is told of, each once."""
     from megatron.core import parallel_state
 
-    make_groups(ParallelOptions(expert=expert, tensor=tensor), torch.device("cpu"))
+    present = make_groups(ParallelOptions(expert=expert, tensor=tensor), torch.device("cpu"))
     groups = {g for g in vars(parallel_state).values() if isinstance(g, dist.ProcessGroup)}
-    ranks = [dist.get_process_group_ranks(group) for group in groups]
+    own = {present.data, present.expert, present.expert_data, present.tensor}
+    assert len(own) == 4, "ZeRO 3 tells them apart"
+    ranks = [dist.get_process_group_ranks(group) for group in groups - own]
     for group in groups:
         dist.destroy_process_group(group)
     return ranks

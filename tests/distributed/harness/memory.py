@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -66,13 +67,16 @@ def held(case: Case) -> dict[str, int]:
     engine = make_engine(case, groups_for(case.expert))
     one_step(engine, case, 0)
     found: dict[str, int] = {"bucket": 0, "whole": 0}
-    step, zero = engine.step, engine.zero
+    zero = engine.zero
 
-    def look() -> None:
-        if "gradients" not in found:
-            found["gradients"] = total(gradient_tensors(engine))
-            found["host"] = total(host_tensors(engine)) if case.offload else 0
-        step()
+    def before(method: Callable[[], Any]) -> Callable[[], Any]:
+        def looked() -> Any:
+            if "gradients" not in found:
+                found["gradients"] = total(gradient_tensors(engine))
+                found["host"] = total(host_tensors(engine)) if case.offload else 0
+            return method()
+
+        return looked
 
     def look_at_buckets(*_: Any) -> None:
         buckets = [bucket.buffer for bucket in zero.ipg_buckets.values()]
@@ -84,7 +88,8 @@ def held(case: Case) -> dict[str, int]:
 
     for parameter in engine.module.parameters():
         parameter.register_hook(look_at_buckets)
-    engine.step = look  # type: ignore[method-assign]
+    engine.next_micro_batch = before(engine.next_micro_batch)  # type: ignore[method-assign]
+    engine.measure_gradients = before(engine.measure_gradients)  # type: ignore[method-assign]
     one_step(engine, case, 1)
     found["parameters"], found["optimizer"] = total(parameter_tensors(engine)), total(optimizer_tensors(engine))
     engine.close()
