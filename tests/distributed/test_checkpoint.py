@@ -114,9 +114,14 @@ RESUMES = [
     (2, CASE.with_(expert=2, zero=1, model=MODELS["mixed"], recompute=True)),
     (2, CASE.with_(zero=2, model=MODELS["llama3"])),
 ]
+SLOW_RESUMES = (4, 6, 9)
 
 
-@pytest.mark.parametrize(("size", "case"), RESUMES, ids=range(len(RESUMES)))
+@pytest.mark.parametrize(
+    ("size", "case"),
+    [pytest.param(*c, marks=pytest.mark.slow if i in SLOW_RESUMES else []) for i, c in enumerate(RESUMES)],
+    ids=range(len(RESUMES)),
+)
 def test_resume_is_bit_for_bit(processes: Processes, tmp_path: Path, size: int, case: Case) -> None:
     """Pitfall 20: M#761, DS#8147/PR8198 (moments of experts stale after a resume). Pitfall 13: FlagScale PR412,
     ms-swift#6793 (bias not saved). Two steps more are compared as well: stale state would show there."""
@@ -136,8 +141,8 @@ def test_resume_is_bit_for_bit(processes: Processes, tmp_path: Path, size: int, 
     assert want[0].weights and (want[0].moments["exp_avg"] or case.optimizer.name == "sgd")
 
 
-@pytest.mark.parametrize("name", ["deepseek_v3", "mixed"])
-@pytest.mark.parametrize(("zero", "target"), [(2, 3), (3, 1)])
+@pytest.mark.parametrize("name", ["deepseek_v3", pytest.param("mixed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("zero", "target"), [(2, 3), pytest.param(3, 1, marks=pytest.mark.slow)])
 def test_any_family_goes_from_two_ranks_of_experts_to_one(
     processes: Processes, tmp_path: Path, name: str, zero: int, target: int
 ) -> None:
@@ -264,7 +269,7 @@ def test_the_generators_go_on(processes: Processes, tmp_path: Path) -> None:
     assert not torch.equal(ranks[0][0], ranks[1][0])
 
 
-@pytest.mark.parametrize(("size", "expert"), [(2, 2), (4, 2)])
+@pytest.mark.parametrize(("size", "expert"), [(2, 2), pytest.param(4, 2, marks=pytest.mark.slow)])
 def test_resume_under_zero_3_as_users_have_it(processes: Processes, tmp_path: Path, size: int, expert: int) -> None:
     """Small parameters stay whole on every rank (DeepSpeed's default), not only in pieces as elsewhere here."""
     case = CASE.with_(expert=expert, zero=3, persistent=True)

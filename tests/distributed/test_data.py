@@ -67,7 +67,9 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("size", "changes"), [(2, {"expert": 2}), (4, {"zero": 3, "accumulation": 2})])
+@pytest.mark.parametrize(
+    ("size", "changes"), [(2, {"expert": 2}), pytest.param(4, {"zero": 3, "accumulation": 2}, marks=pytest.mark.slow)]
+)
 def test_training_does_not_depend_on_the_ranks(
     processes: Processes, folder: Path, tmp_path: Path, kind: str, size: int, changes: dict[str, Any]
 ) -> None:

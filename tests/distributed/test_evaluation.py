@@ -34,7 +34,10 @@ def numbers(result: EvaluationResult) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("gate", ROUTERS)
 @pytest.mark.parametrize("in_engine", [False, True])
-@pytest.mark.parametrize(("size", "expert", "micro_batch"), [(2, 2, 3), (4, 2, 2), (4, 4, 1), (4, 4, 2)])
+@pytest.mark.parametrize(
+    ("size", "expert", "micro_batch"),
+    [(2, 2, 3), (4, 2, 2), *(pytest.param(4, 4, n, marks=pytest.mark.slow) for n in (1, 2))],
+)
 def test_uneven_batches(
     processes: Processes, prefix: str, gate: str, in_engine: bool, size: int, expert: int, micro_batch: int
 ) -> None:

@@ -43,7 +43,9 @@ def laid_out(case: Case, way: tuple[int, int, int, int, bool]) -> Case:
 
 
 @pytest.mark.parametrize("router", ROUTERS)
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize(
+    "way", [pytest.param(w, marks=pytest.mark.slow) if w[:2] == (4, 2) else w for w in WAYS], ids=str
+)
 def test_equals_the_whole_batch_under_every_split(processes: Processes, router: str, way: Any) -> None:
     case = away_from_ties(processes, laid_out(Case(router=ROUTERS[router]), way))
     check(processes, case, processes(way[0]).run(training.train, case=case))

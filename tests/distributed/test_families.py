@@ -183,8 +183,8 @@ def test_bias_moves_once_per_step_in_every_moe_layer(
             assert torch.allclose(bias_E, (0.01 * (sign_E - sign_E.mean())).float(), atol=1e-8)
 
 
-@pytest.mark.parametrize("zero", [1, 3])
-@pytest.mark.parametrize(("size", "expert"), [(1, 1), (2, 2)])
+@pytest.mark.parametrize("zero", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize(("size", "expert"), [pytest.param(1, 1, marks=pytest.mark.slow), (2, 2)])
 def test_evaluation_in_between(processes: Processes, size: int, expert: int, zero: int) -> None:
     """It leaves out multi-token prediction, wholly, and training goes on with the same bits (ZeRO-3 has recorded in
     which order modules want their parameters)."""

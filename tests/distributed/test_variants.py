@@ -71,7 +71,7 @@ def test_clipping(processes: Processes, size: int, expert: int, zero: int) -> No
     check(processes, case, records)
 
 
-@pytest.mark.parametrize(("size", "expert"), [(1, 1), (2, 2), (4, 2)])
+@pytest.mark.parametrize(("size", "expert"), [(1, 1), (2, 2), pytest.param(4, 2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("gate", ["softmax_topk", "lpr"])
 def test_zero_3_as_users_have_it(processes: Processes, size: int, expert: int, gate: str) -> None:
     """Small parameters stay whole on every rank (DeepSpeed's default); elsewhere here all are in pieces."""
@@ -115,7 +115,7 @@ def test_vocabulary_padding_gets_no_gradient(processes: Processes, tied: bool) -
         assert not torch.equal(after[name][:100], started[name][:100])
 
 
-@pytest.mark.parametrize(("size", "expert"), [(1, 1), (2, 2), (4, 2)])
+@pytest.mark.parametrize(("size", "expert"), [(1, 1), (2, 2), pytest.param(4, 2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("zero", [1, 2, 3])
 def test_adamw(processes: Processes, size: int, expert: int, zero: int) -> None:
     """Adam divides by the root of the second moment and so amplifies rounding where a gradient is about zero. With eps
