@@ -19,7 +19,8 @@ def _folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert cli.main(["plan", "demo", "train.global_batch_size=64", "parallel.expert=2", *MACHINE, "--show", "3"]) == 0
+    pinned = ["train.global_batch_size=64", "parallel.expert=2", "parallel.tensor=1"]
+    assert cli.main(["plan", "demo", *pinned, *MACHINE, "--show", "3"]) == 0
     text = capsys.readouterr().out
     assert "17,467,904 parameters" in text and "3 of 12 layouts that fit, shortest step first" in text
     for part in ("optimizer", "logits", "bucket of gradients", "gradients (experts)", "expert rows", "all_to_all"):
@@ -75,9 +76,15 @@ def test_nonsense(capsys: pytest.CaptureFixture[str], arguments: list[str], text
 
 
 def test_too_few_sequences_for_the_ranks(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["plan", "demo", "train.global_batch_size=4", *MACHINE]) == 1
+    assert cli.main(["plan", "demo", "train.global_batch_size=4", "parallel.tensor=1", *MACHINE]) == 1
     text = capsys.readouterr().out
     assert "4 is not divisible by train.micro_batch_size (1) x data-parallel ranks (8)" in text
+
+
+def test_tensor_parallelism_is_a_way_out_of_too_few_sequences(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its ranks read the same samples."""
+    assert cli.main(["plan", "demo", "train.global_batch_size=4", *MACHINE, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["layouts"][0]["layout"]["tensor"] == 2
 
 
 def test_a_data_sheet(capsys: pytest.CaptureFixture[str]) -> None:

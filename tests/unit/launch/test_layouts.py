@@ -91,8 +91,8 @@ def test_what_is_pinned_stands() -> None:
 
 def test_larger_micro_batches_where_they_cost_nothing() -> None:
     """ZeRO 1 sends as much with any; starting the kernels takes less."""
-    config = config_of("parallel.expert=1", "train.zero_stage=1", *START, name="lpr_0.6b")
-    plans = propose(config, NODE, ["parallel.expert", "train.zero_stage"]).plans
+    config = config_of("parallel.expert=1", "parallel.tensor=1", "train.zero_stage=1", *START, name="lpr_0.6b")
+    plans = propose(config, NODE, ["parallel.expert", "parallel.tensor", "train.zero_stage"]).plans
     assert max(plan.layout.micro_batch for plan in plans) == 8
 
 

@@ -178,11 +178,10 @@ def test_dense_families_have_no_experts_to_spread(family: str) -> None:
     }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_tensor_parallelism_is_refused(family: str) -> None:
+@pytest.mark.parametrize(("family", "why"), [("olmoe", "over all heads"), ("deepseek_v3", "latent attention")])
+def test_tensor_parallelism_is_refused_where_it_would_be_wrong(family: str, why: str) -> None:
     """Of latent attention and of a norm over all heads above all, which megatron-core would silently compute
     otherwise."""
     problems = found(family, {"parallel": {"tensor": 2}})
     assert list(problems) == ["parallel.tensor"]
-    assert "not supported" in problems["parallel.tensor"]
-    assert ("parallel.expert" in problems["parallel.tensor"]) == FAMILIES[family].experts
+    assert why in problems["parallel.tensor"] and "parallel.expert" in problems["parallel.tensor"]

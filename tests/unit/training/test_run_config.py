@@ -150,7 +150,7 @@ def test_what_fits_passes() -> None:
         (["model.moe.shared_expert_hidden_size=17"], "model.moe.shared_expert_hidden_size", "17 cannot be divided"),
         (["model.ffn_hidden_size=33", "model.dense_layers=[0]"], "model.ffn_hidden_size", "parallel.tensor=1"),
         (["model.family=olmoe"], "parallel.tensor", "over all heads"),
-        (["deepspeed.zero_optimization.offload_optimizer.device=cpu"], "offload_optimizer", "not tested"),
+        (["train.offload_optimizer=cpu"], "train.offload_optimizer", "not tested"),
     ],
 )
 def test_what_tensor_parallelism_refuses(overrides: list[str], path: str, says: str) -> None:
