@@ -32,6 +32,10 @@ def worker_environment(
     # Each worker would otherwise start as many threads as there are cores, and they would fight for them.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // options.largest_node)))
     environment.setdefault("PYTHONUNBUFFERED", "1")
+    if options.launcher == "torchrun" and options.max_restarts:
+        # torchrun would give restarted workers the store of those before them, whose addresses still stand in it:
+        # gloo then connects to a process that is gone (seen in torch 2.13). So each start gets a store of its own.
+        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     return environment
 
 

@@ -23,13 +23,16 @@ def campaign(folder: Path, *arguments: object) -> dict[str, object]:
 
 
 def test_five_kills(tmp_path: Path) -> None:
-    """Every run finishes with the bits of one that was left alone, and whatever `latest` named could be read."""
-    found = campaign(tmp_path, "--kills", 5, "--kills-per-run", 5, "--steps", 150)
+    """Every run finishes with the bits of one that was left alone, and whatever `latest` named could be read. With
+    torchrun, which starts the workers again without starting itself again: a quarter of the time."""
+    found = campaign(tmp_path, "--kills", 5, "--kills-per-run", 5, "--steps", 250, "--launcher", "torchrun")
     assert found["kills"] == 5 and found["runs_bit_equal"] == found["runs_total"] == 1
     assert found["checkpoints_damaged"] == 0 and int(str(found["checkpoints_verified"])) > 5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [["--launcher", "torchrun"], ["--zero-stage", "3"]], ids=["torchrun", "zero 3"])
+@pytest.mark.parametrize(
+    "arguments", [["--launcher", "deepspeed"], ["--zero-stage", "3"]], ids=["our restarts", "zero 3"]
+)
 def test_other_ways(tmp_path: Path, arguments: list[str]) -> None:
     campaign(tmp_path, "--kills", 4, "--kills-per-run", 4, "--steps", 150, *arguments)

@@ -122,3 +122,11 @@ def test_default_number_of_processes() -> None:
     assert default_processes(config, accelerators=0) == 2
     assert default_processes(config, accelerators=8) == 8
     assert default_processes(config, accelerators=0, nodes=2) == 1
+
+
+def test_torchruns_restarts_get_a_store_of_their_own() -> None:
+    """Else workers of the second start read the addresses of the first from it, and connect to nobody."""
+    name = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+    for launcher, restarts, there in (("torchrun", 3, True), ("torchrun", 0, False), ("deepspeed", 3, False)):
+        options = LaunchOptions(processes=2, launcher=launcher, max_restarts=restarts)
+        assert (worker_environment(options, {}, cpu=True, cores=8).get(name) == "1") == there
