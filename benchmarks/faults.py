@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import random
-import re
 import signal
 import statistics
 import subprocess
@@ -119,10 +118,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def beats(run: Path) -> list[dict[str, Any]]:
-    """Of processes that live."""
+def beats(run: Path, seen: set[int]) -> list[dict[str, Any]]:
+    """Of processes that live, without those that were ``seen`` at an earlier kill."""
     found = [read_json(path) for path in (run / "processes").glob("*.beat")]
-    return [beat for beat in found if beat is not None and psutil.pid_exists(beat["pid"])]
+    live = [beat for beat in found if beat is not None and psutil.pid_exists(beat["pid"])]
+    return [beat for beat in live if beat["pid"] not in seen]
 
 
 def latest_step(run: Path) -> int:
@@ -162,8 +162,8 @@ def disturbed_run(options: argparse.Namespace, data: Path, run: Path, number: in
         # A run is given up where several starts in a row save nothing, which a slow machine would make of many kills.
         least = saved[-1] + 1 if len(saved) > 1 and saved[-1] == saved[-2] else -1
 
-        def ready(early: bool = early, least: int = least, seen: set[int] = seen) -> bool:
-            new = [beat for beat in beats(run) if beat["pid"] not in seen]
+        def ready(early: bool = early, least: int = least) -> bool:
+            new = beats(run, seen)
             if len(new) < options.processes or latest_step(run) < least:
                 return False
             return early or all(beat["phase"] in ("train", "save") for beat in new)
@@ -173,28 +173,29 @@ def disturbed_run(options: argparse.Namespace, data: Path, run: Path, number: in
         if done and done[-1].seconds is None and not early:
             done[-1].seconds = time.monotonic() - killed_at
         time.sleep(chance.random() * options.longest)
-        alive = [beat for beat in beats(run) if beat["pid"] not in seen]
+        alive = beats(run, seen)
         if not alive:
             break
         victim = chance.choice(sorted(alive, key=lambda beat: beat["rank"]))
-        seen |= {beat["pid"] for beat in alive}
+        seen.update(beat["pid"] for beat in alive)
         saved.append(latest_step(run))
         done.append(Kill(number, victim["rank"], victim["phase"], victim["step"]))
         killed_at = time.monotonic()
         with suppress(ProcessLookupError):
             os.kill(victim["pid"], signal.SIGKILL)
+        # Whoever launches: new processes go on from the newest checkpoint, and save none themselves so early.
+        if not wait_until(lambda: bool(beats(run, seen)), process):
+            break
+        done[-1].resumed = latest_step(run)
     code = process.wait(timeout=1800)
     watch.look()
     watch.close()
     log.seek(0)
     text = log.read()
-    places = re.findall(r"restart \d+ of at most \d+, from (?:step ([\d,]+)|the beginning)", text)
-    for kill, place in zip(done, places, strict=False):
-        kill.resumed = int(place.replace(",", "")) if place else -1
     return {
         "code": code,
         "kills": [vars(kill) for kill in done],
-        "restarts": len(places),
+        "restarts": sum(kill.resumed is not None for kill in done),
         "verified": len(watch.named),
         "damaged": watch.damaged,
         "end": text[-2000:] if code else "",

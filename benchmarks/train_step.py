@@ -97,9 +97,7 @@ def _geometry(options: argparse.Namespace) -> Any:
 
 def _batches(count: int, setting: Any, options: argparse.Namespace) -> list[Any]:
     """Step i has samples i * batch and following, whatever the arm."""
-    import torch
-
-    from moe_train.data.batches import Batch
+    from batches import random_batch
 
     g = setting.geometry
     if options.data:
@@ -112,21 +110,7 @@ def _batches(count: int, setting: Any, options: argparse.Namespace) -> list[Any]
         if max(int(b.ids_BS.max()) for b in batches) >= g.vocab:
             raise SystemExit(f"{options.data} holds token ids of {g.vocab} and more: give --vocab")
         return batches
-    batches = []
-    for i in range(count):
-        generator = torch.Generator().manual_seed(i)
-        tokens = torch.randint(0, g.vocab, (g.batch, g.sequence + 1), generator=generator)
-        shape = (g.batch, g.sequence)
-        batches.append(
-            Batch(
-                ids_BS=tokens[:, :-1].contiguous(),
-                labels_BS=tokens[:, 1:].contiguous(),
-                target_BS=torch.ones(shape, dtype=torch.bool),
-                padding_BS=torch.zeros(shape, dtype=torch.bool),
-                sample_B=torch.arange(i * g.batch, (i + 1) * g.batch),
-            )
-        )
-    return batches
+    return [random_batch(g, i) for i in range(count)]
 
 
 def _compare(setting: Any, groups: Any, options: argparse.Namespace, balance: str) -> dict[str, Any]:
