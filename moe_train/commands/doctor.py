@@ -45,7 +45,7 @@ def _machine(as_json: bool) -> int:
         findings.append(finding)
         if as_json:
             continue
-        print(f"{finding.state:<8}{finding.name:<16}{finding.text}", flush=True)
+        print(f"{finding.state:<8}{finding.name:<17} {finding.text}", flush=True)
         if finding.advice:
             print(f"{'':<24}-> {finding.advice}", flush=True)
     missing = sum(finding.state == "missing" for finding in findings)

@@ -58,6 +58,7 @@ def _packages() -> Iterable[Finding]:
     except importlib.metadata.PackageNotFoundError:
         yield Finding("moe-train", "missing", "not installed, its dependencies are unknown", "pip install -e .")
         return
+    fulfilled: set[str] = set()
     for requirement in map(Requirement, declared):
         optional = requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})
         wanted = f"{requirement.name}{requirement.specifier}"
@@ -68,7 +69,10 @@ def _packages() -> Iterable[Finding]:
                 yield Finding(requirement.name, "missing", "not installed", f"pip install '{wanted}'")
             continue
         if requirement.specifier.contains(version, prereleases=True):
-            yield Finding(requirement.name, "ok", version)
+            # Several extras may name the same package.
+            if requirement.name not in fulfilled:
+                yield Finding(requirement.name, "ok", version)
+            fulfilled.add(requirement.name)
         else:
             state: State = "note" if optional else "missing"
             yield Finding(requirement.name, state, f"{version}, wanted {wanted}", f"pip install '{wanted}'")

@@ -34,6 +34,8 @@ class Limits:
 
     stop: float = 300.0
     """From a signal until the workers have saved and ended."""
+    workers: float = 30.0
+    """From a signal until there are workers that could save; a launcher without any may wait for other nodes."""
     death: float = 60.0
     """From a rank's death until the launcher has ended the others."""
     silence: float = 120.0
@@ -105,7 +107,7 @@ def _watch(
     told: set[int] = set()
     seen = Seen()
     silence = Silence(limits.silence)
-    stop_at = death_at = float("inf")
+    stop_at = death_at = workers_at = float("inf")
     while launcher.poll() is None:
         statuses = read_statuses(run_dir, launch)
         now = time.monotonic()
@@ -114,10 +116,15 @@ def _watch(
         if signals.count:
             if stop_at == float("inf"):
                 say(f"{_name(signals.first)}: waiting for the workers to save and stop (a second time kills them)")
-                stop_at = now + limits.stop
+                stop_at, workers_at = now + limits.stop, now + limits.workers
                 # One rank that knows is enough, and one of this machine is told more quickly.
                 if elsewhere is not None and not any(status.process() for status in statuses):
                     elsewhere.tell()
+            if elsewhere is not None or any(status.process() for status in statuses):
+                workers_at = now + limits.workers
+            elif now > workers_at:
+                say(f"no worker for {limits.workers:g} s that could save; ending the launcher")
+                return seen
             # Also those that start only now.
             told |= _tell(statuses, told)
         if death_at == float("inf") and not limits.restarts_itself:

@@ -14,6 +14,8 @@ import time
 
 def main() -> int:
     count, module, *arguments = sys.argv[1:]
+    if os.environ["FAKE_WORKER"] == "no workers":
+        signal.pause()
     workers = [
         subprocess.Popen(
             [sys.executable, "-m", module, *arguments], env=os.environ | {"RANK": str(rank), "WORLD_SIZE": count}

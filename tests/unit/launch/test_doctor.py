@@ -26,6 +26,15 @@ def test_versions_against_pins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["numpy"].advice == "pip install 'numpy==0.0.1'"
 
 
+def test_a_package_that_two_extras_name_is_examined_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    declared = ["numpy>=1", "numpy; extra == 'data'", "numpy>=99; extra == 'dev'"]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: declared)
+    assert [(found.state, found.advice) for found in doctor._packages()] == [
+        ("ok", ""),
+        ("note", "pip install 'numpy>=99'"),
+    ]
+
+
 def test_tools_that_are_missing_are_only_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     findings = [*doctor._tools(), *doctor._compiler()]

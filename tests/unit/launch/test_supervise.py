@@ -121,6 +121,17 @@ def test_workers_that_do_not_stop_are_killed_in_time(launch: Launch) -> None:
     assert launch.nothing_left()
 
 
+def test_a_launcher_without_workers_is_not_waited_for(launch: Launch) -> None:
+    """As torchrun's agent, which waits for the other nodes before it starts any."""
+    began = time.monotonic()
+    timer = threading.Timer(2.0, signal_self(signal.SIGTERM))
+    timer.start()
+    assert launch.run("no workers", Limits(workers=1.0)) == 143
+    timer.join()
+    assert time.monotonic() - began < 60 and launch.nothing_left()
+    assert "no worker" in launch.said
+
+
 def test_a_run_that_another_process_stopped_is_not_finished(launch: Launch) -> None:
     """As on the other nodes of a run that was stopped on one."""
     assert launch.run("stopped") == 143
