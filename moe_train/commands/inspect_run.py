@@ -48,7 +48,7 @@ def show_step(args: argparse.Namespace) -> int:
     from moe_train.data.domains import documents_path
     from moe_train.data.origins import Origins
     from moe_train.data.provenance import trace
-    from moe_train.training.step_samples import open_samples, samples_of_step
+    from moe_train.training.step_samples import not_learned, open_samples, samples_of_step
 
     run = Path(args.path)
     found = samples_of_step(run, args.step, args.rank)
@@ -58,6 +58,8 @@ def show_step(args: argparse.Namespace) -> int:
         }
         reader = "" if args.rank is None else f", rank {args.rank} of {found.ranks}"
         print(f"step {args.step} of {args.path}{reader}{_taken_by(run, found)}: {len(found.indices)} samples")
+        if note := not_learned(found):
+            print(f"  {note}")
         for index in found.indices:
             read = trace(samples, index)
             print(f"sample {index}: {read.name}, epoch {read.epoch}")

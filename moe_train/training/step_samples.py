@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +12,10 @@ from pathlib import Path
 from moe_train.data.batches import rank_slice
 from moe_train.data.identity import differences
 from moe_train.data.training_set import TrainingSet, open_training_set, read_before
+from moe_train.training.guard.left_out import left_out, read_rewinds
 from moe_train.training.history import Stretch, last_step, read_history, stretch_of
 from moe_train.training.run_config import RunConfig, from_dict
-from moe_train.training.run_folder import index_folder
+from moe_train.training.run_folder import METRICS, index_folder
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,20 @@ def samples_of_step(run_dir: Path, step: int, rank: int | None = None) -> StepSa
         raise ValueError(f"step {step} was taken on data-parallel ranks 0 to {ranks - 1}, not {rank}")
     firsts = [rank_slice(start, m, rank, ranks, micro) for m in range(config.accumulation_steps(stretch.processes))]
     return StepSamples(step, stretch, config, [first + row for first in firsts for row in range(micro)])
+
+
+def not_learned(found: StepSamples) -> str:
+    """Why nothing was learned from a step, where the guard of its run (docs/guard.md) did not let it; else empty."""
+    run = Path(found.stretch.run)
+    if left_out(read_rewinds(run), found.step):
+        return "left out since a rewind, its samples were not read again"
+    for line in (run / METRICS).read_text(encoding="utf-8").splitlines() if (run / METRICS).is_file() else []:
+        # Most lines are long, and only few are of this kind.
+        if '"guard"' in line and line.endswith("}"):  # the last one may be cut off
+            record = json.loads(line)
+            if (record["kind"], record.get("bad_step"), record.get("action")) == ("guard", found.step, "skip"):
+                return f"skipped, nothing was learned from it: {record['message']}"
+    return ""
 
 
 def step_of_sample(run_dir: Path, index: int) -> int:

@@ -13,6 +13,7 @@ from moe_train.training.account import (
     multi_token_parameters,
     parameters,
 )
+from moe_train.training.buffers import buffers_per_rank
 from moe_train.training.layer_account import dense_layers, expert_layers
 from moe_train.training.memory import Memory, host_memory_per_rank, memory_per_rank
 from moe_train.training.run_config import RunConfig
@@ -47,7 +48,8 @@ def summary(config: RunConfig, world_size: int, run_dir: Path, device: str) -> s
                             f"{_bytes(memory.activations)}"),
         *_worst_case(config, memory),
         *_host(config, world_size),
-        ("", f"ZeRO stage {train.zero_stage}, {train.precision}; libraries and buffers come on top"),
+        ("", f"ZeRO stage {train.zero_stage}, {train.precision}; DeepSpeed's buffers, at most "
+             f"{_bytes(buffers_per_rank(config, world_size).total)}, and libraries come on top"),
         ("layout", f"{world_size} process{'es' if world_size > 1 else ''} on {device}: {_layout(config, world_size)}"),
         ("step", f"{train.global_batch_size} sequences of {config.data.sequence_length} tokens = {tokens:,} tokens: "
                  f"micro-batch {train.micro_batch_size}, accumulation {config.accumulation_steps(world_size)}"),

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from moe_train.checkpoint.state import state_bytes
+from moe_train.training.guard.left_out import Rewind, write_rewinds
 from moe_train.training.history import Stretch, continued, from_plain, last_step, read_history, to_plain, write_history
 from moe_train.training.options import TrainOptions
 from moe_train.training.run_config import RunConfig, to_dict
-from moe_train.training.step_samples import samples_of_step, step_of_sample
+from moe_train.training.step_samples import not_learned, samples_of_step, step_of_sample
 
 CONFIG = RunConfig(train=TrainOptions(steps=5, global_batch_size=12, micro_batch_size=2))
 
@@ -130,3 +131,22 @@ def test_the_last_step_by_metrics_or_checkpoint(tmp_path: Path) -> None:
     assert last_step(tmp_path, history) == 3
     (tmp_path / "metrics.jsonl").unlink()
     assert last_step(tmp_path, history) == 2
+
+
+def test_steps_that_the_guard_did_not_let_be_learned(tmp_path: Path) -> None:
+    first, run = tmp_path / "first", tmp_path / "run"
+    first.mkdir()
+    run.mkdir()
+    history = [stretch(0, run=str(first)), stretch(2, run=str(run))]
+    taken(first, history[:1], 2)
+    taken(run, history, 5)
+    guard = [{"kind": "guard", "bad_step": 2, "action": "skip", "message": "the loss is nan"}]
+    guard.append({"kind": "guard", "bad_step": 1, "action": "warn", "message": "a spike"})
+    for folder in (first, run):  # what the other one says of a step that it did not take does not count
+        path = folder / "metrics.jsonl"
+        path.write_text("\n".join([*map(json.dumps, guard), path.read_text()]))
+        guard[0]["bad_step"] = 1
+    write_rewinds(run, [Rewind(5, 3, 4, "spike")])
+    notes = [not_learned(samples_of_step(run, step)) for step in range(1, 6)]
+    assert notes[0] == notes[2] == "" and "skipped" in notes[1] and "the loss is nan" in notes[1]
+    assert "left out since a rewind" in notes[3] and notes[4] == notes[3]

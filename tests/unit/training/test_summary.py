@@ -53,6 +53,13 @@ def test_kinds_add_up() -> None:
         assert sum(figures) == parameters(config).total, line
 
 
+def test_buffers_of_the_engine_are_said() -> None:
+    """They have their full size however small the model is."""
+    assert "DeepSpeed's buffers, at most 1.9 GiB" in said("qwen3_moe_17m")
+    small = "deepspeed.zero_optimization.reduce_bucket_size=1000"
+    assert "DeepSpeed's buffers, at most 7.8 KiB" in said("qwen3_moe_17m", small)
+
+
 def test_the_worst_case_of_routing_and_what_bounds_it() -> None:
     def said_by(*overrides: str, processes: int = 2) -> str:
         return summary(load_run_config("tiny", overrides), processes, Path("runs/x"), "cpu")
