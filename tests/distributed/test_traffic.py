@@ -30,6 +30,7 @@ WAYS: list[tuple[int, dict[str, Any]]] = [
     (4, {"expert": 2, "zero": 3, "precision": "bfloat16", "recompute": True, "reuse": 0}),
     (2, {"expert": 2, "zero": 1, "recompute": True}),
     (2, {"expert": 1, "zero": 3, "accumulation": 2, "reuse": 0}),
+    (4, {"expert": 4, "tensor": 2, "zero": 1, "accumulation": 2}),
 ]
 MORE: list[tuple[int, dict[str, Any]]] = [
     (4, {"expert": 2, "zero": 3, "reuse": 30_000}),
@@ -45,14 +46,18 @@ MORE: list[tuple[int, dict[str, Any]]] = [
 ]
 
 
-def purpose(call: Call) -> str:
+def purpose(call: Call, tensor: int = 1) -> str:
     """Named as in the arithmetic; "other" for what that leaves out."""
     kind, elements, _ = call.tensors[0]
     if call.operation == "all_to_all_single":
         return "expert weights" if call.tensors[1][1] == sum(call.splits) else "expert rows"
     if kind == "torch.int64" and call.operation == "all_gather_single":
         return "expert counts"
-    part = "experts" if call.group == "expert_data" else "whole"
+    if call.group == "tensor":
+        activations = call.operation in ("all_gather_single", "reduce_scatter_single") and kind != "torch.int64"
+        return "sequence parallelism" if activations else "other"
+    divided = tensor > 1 and call.group == "data"
+    part = "experts" if call.group == "expert_data" else "divided" if divided else "whole"
     if call.operation == "reduce_scatter_single" or (call.operation == "allreduce" and kind == "torch.float32"):
         return f"gradients ({part})" if elements > 1 else "other"
     return f"parameters ({part})" if call.operation == "all_gather_single" else "other"
@@ -65,11 +70,11 @@ def payload(call: Call) -> int:
     return max(size for _, _, size in call.tensors)
 
 
-def measured(ranks: list[list[Call]]) -> dict[str, float]:
+def measured(ranks: list[list[Call]], tensor: int) -> dict[str, float]:
     """Bytes per rank, averaged over the ranks (balance makes them differ), of collectives among several ranks."""
     found: dict[str, float] = defaultdict(float)
     for call in (call for calls in ranks for call in calls if call.ranks > 1):
-        found[purpose(call)] += payload(call) / len(ranks)
+        found[purpose(call, tensor)] += payload(call) / len(ranks)
     return dict(found)
 
 
@@ -78,7 +83,7 @@ def planned(case: Case, size: int) -> dict[str, float]:
     without expert parallelism."""
     found: dict[str, float] = defaultdict(float)
     for item in traffic(config_of(case, size), size):
-        name = item.name.replace("(divided)", "(whole)")
+        name = item.name if case.tensor > 1 else item.name.replace("(divided)", "(whole)")
         found[name.replace("(experts)", "(whole)") if case.expert == 1 else name] += item.payload
     return dict(found)
 
@@ -89,7 +94,7 @@ def test_payloads_are_those_of_the_engine(processes: Processes, size: int, way: 
     ZeRO 3 where some are kept and some are not: upstream counts the distance of reuse in elements of the modules that
     it happens to list."""
     case = CASE.with_(**way)
-    got = measured(processes(size).run(calls_of_step, case=case, step=2))
+    got = measured(processes(size).run(calls_of_step, case=case, step=2), case.tensor)
     want, rest = planned(case, size), got.pop("other", 0)
     text = ", ".join(f"{k} {getattr(v, 'family', v)}" for k, v in way.items())
     for name in sorted(got.keys() | want.keys()):

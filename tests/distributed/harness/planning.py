@@ -19,12 +19,12 @@ def config_of(case: Case, size: int) -> RunConfig:
     return RunConfig(
         model=case.model,
         router=case.router,
-        parallel=ParallelOptions(expert=case.expert),
+        parallel=ParallelOptions(expert=case.expert, tensor=case.tensor),
         data=DataOptions(sequence_length=case.length),
         optimizer=case.optimizer,
         train=TrainOptions(
             global_batch_size=case.sequences,
-            micro_batch_size=case.sequences // size // case.accumulation,
+            micro_batch_size=case.sequences * case.tensor // size // case.accumulation,
             precision=case.precision,
             zero_stage=case.zero,  # type: ignore[arg-type]
             recompute=case.recompute,

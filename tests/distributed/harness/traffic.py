@@ -42,7 +42,8 @@ class Call:
 
     operation: str
     group: str
-    """data, expert or expert_data; where two of them are the same ranks, the last of expert_data, expert, data."""
+    """all, data, tensor, expert or expert_data; where two are the same ranks, the first of tensor, data, expert,
+    expert_data, all."""
     ranks: int
     tensors: tuple[tuple[str, int, int], ...]
     """(type, elements, bytes) of every tensor argument, results first where the method has both."""
@@ -54,7 +55,8 @@ class Call:
 def recorded(groups: Groups) -> Iterator[list[Call]]:
     """Every collective of this process inside."""
     # By their ranks, since DeepSpeed and megatron-core make groups of their own of the same ranks.
-    every = (("expert_data", groups.expert_data), ("expert", groups.expert), ("data", groups.data))
+    every = [("all", dist.group.WORLD), ("expert_data", groups.expert_data), ("expert", groups.expert)]
+    every += [("data", groups.data), *([("tensor", groups.tensor)] if groups.tensor_size > 1 else [])]
     names = {tuple(dist.get_process_group_ranks(group)): name for name, group in every}
     calls: list[Call] = []
 
@@ -89,7 +91,7 @@ def _tensors(arguments: Any) -> Iterator[Tensor]:
 
 def calls_of_step(case: Case, step: int) -> list[Call]:
     """Those of this rank in one step, after the steps before it."""
-    engine = make_engine(case, groups_for(case.expert))
+    engine = make_engine(case, groups_for(case.expert, case.tensor))
     for number in range(step):
         one_step(engine, case, number)
     batches = micro_batches_of(case, engine.groups, step)
