@@ -21,14 +21,27 @@ from torch import Tensor
 
 from moe_train.checkpoint import store
 from moe_train.checkpoint.index import Index, merge
-from moe_train.checkpoint.retention import Retention, Saved, obsolete
+from moe_train.checkpoint.retention import Retention, obsolete
 from moe_train.checkpoint.shared import hosts_without
 from moe_train.checkpoint.slices import OwnedSlice, cut
 from moe_train.checkpoint.writing import lazy, write_boxes
+from moe_train.parallel.passing import may_pass
+
+Failure = tuple[str, bool]
+"""What went wrong, and whether that may pass."""
 
 
 class CheckpointError(OSError):
-    """A checkpoint could not be written; what was there before is untouched."""
+    """A checkpoint could not be written; what was there before is untouched. ``passing``: it may go better another
+    time."""
+
+    def __init__(self, text: str, *, passing: bool = False) -> None:
+        super().__init__(text)
+        self.passing = passing
+
+
+class UnsharedError(CheckpointError):
+    """Not all machines see the folder."""
 
 
 def unshared(path: Path, hosts: list[str]) -> str:
@@ -48,7 +61,7 @@ class _Save:
     state: dict[str, Any]
     pointers: tuple[str, ...]
     written: Index | None = None
-    error: str | None = None
+    error: Failure | None = None
     thread: threading.Thread | None = None
 
     def write(self) -> None:
@@ -57,7 +70,7 @@ class _Save:
             boxes = (lazy(box) for owned in self.slices for box in cut(owned))
             self.written = write_boxes(store.temporary_of(self.final), f"__{dist.get_rank()}_", boxes)
         except BaseException as error:
-            self.error = _reason(error)
+            self.error = _reason(error), may_pass(error)
         finally:
             self.slices = []
 
@@ -128,7 +141,7 @@ class Saver:
         if self._blind is None:
             self._blind = hosts_without(temporary)
         if self._blind:
-            raise CheckpointError(unshared(temporary, self._blind))
+            raise UnsharedError(unshared(temporary, self._blind))
 
     def _complete(self) -> Path:
         save, self._running = self._running, None
@@ -136,7 +149,7 @@ class Saver:
         errors = _gathered(save.error)
         failed = next((error for error in errors if error is not None), None)
         if failed is not None:
-            raise CheckpointError(_failure(save.final, failed))
+            raise CheckpointError(_failure(save.final, failed[0]), passing=failed[1])
         parts: list[Index | None] = [None] * dist.get_world_size()
         if dist.get_world_size() > 1:
             dist.gather_object(save.written, parts if dist.get_rank() == 0 else None)
@@ -146,13 +159,18 @@ class Saver:
         return save.final
 
     def _publish(self, save: _Save, parts: list[Index]) -> None:
-        store.finish(store.temporary_of(save.final), merge(parts), save.state)
+        earlier = store.readable(self.root)
+        # What is saved later counts as newer, also where the clock has gone back since (another host, a correction).
+        at = max([save.state["saved_at"], *(one.at + 1e-3 for one in earlier)])
+        # Of weights that are saved again as the best: they stay those of the end as well.
+        final = store.says(save.final, "final")
+        state = save.state | {"saved_at": at} | ({} if final is None else {"final": final})
+        store.finish(store.temporary_of(save.final), merge(parts), state)
         outdated = store.weights_named_by(self.root, save.pointers)
         store.put_in_place(save.final, save.pointers)
-        store.remove([*store.replaced(self.root), *(path for path in outdated if path != save.final)])
-        saved = [Saved(step, store.saved_at(store.folder_of(self.root, step))) for step in store.steps_of(self.root)]
-        old = [store.folder_of(self.root, step) for step in obsolete(saved, self.retention)]
-        store.remove(path for path in old if path != save.final)
+        old = [store.folder_of(self.root, step) for step in obsolete(store.readable(self.root), self.retention)]
+        named = {store.named_or_none(self.root, pointer) for pointer in (store.LATEST, store.BEST)}
+        store.remove(path for path in [*store.replaced(self.root), *outdated, *old] if path not in named)
 
     def _copy(self, owned: OwnedSlice) -> OwnedSlice:
         """In the host's memory, which is kept from save to save."""
@@ -166,16 +184,16 @@ class Saver:
 
     def _on_rank_0(self, action: Callable[[], object], final: Path) -> None:
         """Runs an action on one rank; if it fails, every rank raises CheckpointError."""
-        message: list[str | None] = [None]
+        failure: list[Failure | None] = [None]
         if dist.get_rank() == 0:
             try:
                 action()
             except (OSError, ValueError) as error:
-                message = [_failure(final, _reason(error))]
+                failure = [(_failure(final, _reason(error)), may_pass(error))]
         if dist.get_world_size() > 1:
-            dist.broadcast_object_list(message, src=0)
-        if message[0] is not None:
-            raise CheckpointError(message[0])
+            dist.broadcast_object_list(failure, src=0)
+        if failure[0] is not None:
+            raise CheckpointError(failure[0][0], passing=failure[0][1])
 
 
 def _arrived(slices: list[OwnedSlice]) -> None:
@@ -194,10 +212,10 @@ def _all(flag: bool) -> bool:
     return bool(value)
 
 
-def _gathered(error: str | None) -> list[str | None]:
+def _gathered(error: Failure | None) -> list[Failure | None]:
     if dist.get_world_size() == 1:
         return [error]
-    errors: list[str | None] = [None] * dist.get_world_size()
+    errors: list[Failure | None] = [None] * dist.get_world_size()
     dist.all_gather_object(errors, error)
     return errors
 

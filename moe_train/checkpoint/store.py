@@ -4,6 +4,7 @@ checkpoints/
   step_00000100/           a checkpoint: tensors (*.distcp), index.json, .metadata (for torch's tools), state.json
   weights_00000120/        weights alone, of a step that was the best so far, or of the end
   step_00000150.saving/    one that is being written, or was when the run ended
+  step_00000050.removing/  one that is being deleted, likewise
   latest, best             name a folder; written last, so that what they name is complete
 """
 
@@ -14,10 +15,12 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from moe_train.checkpoint.index import INDEX, Index, index_bytes
+from moe_train.checkpoint.retention import Saved
 from moe_train.checkpoint.state import STATE, read_state, state_bytes
 from moe_train.checkpoint.torch_index import METADATA, torch_index_bytes
 from moe_train.data.files import sync, write_atomically
@@ -27,6 +30,7 @@ STEP, WEIGHTS = "step_", "weights_"
 _NAME = re.compile(rf"({STEP}|{WEIGHTS})\d+")
 _SAVING = ".saving"
 _REPLACED = ".replaced"
+_REMOVING = ".removing"
 
 
 def folder_of(root: Path, step: int, kind: str = STEP) -> Path:
@@ -48,8 +52,24 @@ def _is_number(path: Path, kind: str) -> bool:
 
 
 def latest(root: Path) -> Path | None:
-    """The newest checkpoint, or None when nothing was saved yet."""
-    return named_by(root, LATEST)
+    """The newest checkpoint, or None when nothing was saved yet. ValueError where `latest` names none.
+
+    Where `latest` is missing (a copy without it, or a run that was killed between its first checkpoint and that) it is
+    the complete one that was saved last: to begin anew would in the end delete it.
+    """
+    if (root / LATEST).exists():
+        return named_by(root, LATEST)
+    found = readable(root)
+    return folder_of(root, max(found, key=lambda one: (one.at, one.step)).step) if found else None
+
+
+def readable(root: Path) -> list[Saved]:
+    """The complete checkpoints, by step; without those of other formats and damaged ones, which nobody may judge."""
+    found = []
+    for step in steps_of(root):
+        with suppress(ValueError):
+            found.append(Saved(step, float(read_state(folder_of(root, step)).get("saved_at", 0.0))))
+    return found
 
 
 def named_by(root: Path, pointer: str) -> Path | None:
@@ -70,10 +90,26 @@ def named_by(root: Path, pointer: str) -> Path | None:
     return directory
 
 
+def named_or_none(root: Path, pointer: str) -> Path | None:
+    """Likewise, None too where it names none: for who only puts another in its place."""
+    try:
+        return named_by(root, pointer)
+    except ValueError:
+        return None
+
+
 def weights_named_by(root: Path, pointers: Iterable[str]) -> list[Path]:
     """Weights that go when the pointers name others: those of the end of a run stay."""
-    found = [named_by(root, pointer) for pointer in pointers if (root / pointer).is_file()]
-    return [path for path in found if path and path.name.startswith(WEIGHTS) and not read_state(path).get("final")]
+    found = [path for pointer in pointers if (path := named_or_none(root, pointer))]
+    return [path for path in found if path.name.startswith(WEIGHTS) and says(path, "final") is None]
+
+
+def says(directory: Path, key: str) -> Any:
+    """An entry of a checkpoint's state; None where there is none, or the checkpoint cannot be read."""
+    try:
+        return read_state(directory).get(key)
+    except ValueError:
+        return None
 
 
 def checkpoint_at(path: Path, step: int | None = None) -> Path:
@@ -121,16 +157,27 @@ def put_in_place(final: Path, pointers: Iterable[str]) -> None:
     os.rename(temporary_of(final), final)
     sync(final.parent)
     for pointer in pointers:
-        write_atomically(final.parent / pointer, final.name.encode())
+        point(final, pointer)
+
+
+def is_step(directory: Path) -> bool:
+    """Whether it is called as a checkpoint to go on from is."""
+    return directory.name.startswith(STEP) and _NAME.fullmatch(directory.name) is not None
+
+
+def point(directory: Path, pointer: str) -> None:
+    """Lets a pointer name this checkpoint."""
+    write_atomically(directory.parent / pointer, directory.name.encode())
 
 
 def remove(paths: Iterable[Path]) -> None:
     """Old checkpoints; one that cannot be removed is told and stays."""
     for path in paths:
         try:
-            # First the file that makes it a checkpoint: one that is cut off here is none.
-            (path / STATE).unlink(missing_ok=True)
-            shutil.rmtree(path)
+            # First its name: one that is cut off here is no checkpoint, and is found again.
+            going = path.with_name(path.name + _REMOVING)
+            os.rename(path, going)
+            shutil.rmtree(going)
         except OSError as error:
             print(f"moe-train: old checkpoint {path} could not be removed: {error}", file=sys.stderr, flush=True)
 
@@ -142,7 +189,7 @@ def replaced(root: Path) -> list[Path]:
 
 def tidy(root: Path) -> None:
     """What saves that were cut off have left: unfinished ones go, one that was about to be replaced comes back."""
-    for path in root.glob(f"*{_SAVING}"):
+    for path in (*root.glob(f"*{_SAVING}"), *root.glob(f"*{_REMOVING}")):
         shutil.rmtree(path)
     for path in root.glob(f"*{_REPLACED}"):
         original = path.with_name(_original(path))
@@ -154,8 +201,3 @@ def tidy(root: Path) -> None:
 
 def _original(path: Path) -> str:
     return path.name.removesuffix(_REPLACED)
-
-
-def saved_at(directory: Path) -> float:
-    """Seconds since the epoch."""
-    return float(read_state(directory).get("saved_at", 0.0))

@@ -131,6 +131,8 @@ def _show_checkpoint(folder: Path) -> int:
     state, shapes = read_state(folder), read_index(folder).shapes
     layout = ", ".join(f"{name} {value}" for name, value in state["layout"].items())
     print(f"checkpoint {folder}: step {state['step']:,}, {state['tokens']:,} tokens, written by {layout}")
+    if versions := {name: version for name, version in state.get("versions", {}).items() if version}:
+        print("  by " + ", ".join(f"{name} {version}" for name, version in versions.items()))
     for kind in sorted({key.partition(".")[0] for key in shapes}):
         sizes = [math.prod(shape) for key, shape in shapes.items() if key.partition(".")[0] == kind]
         print(f"  {kind}: {len(sizes)} tensors, {sum(sizes):,} elements")

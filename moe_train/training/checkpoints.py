@@ -12,9 +12,10 @@ import torch.distributed as dist
 
 from moe_train.checkpoint import store
 from moe_train.checkpoint.retention import Retention
-from moe_train.checkpoint.saver import CheckpointError, Saver, unshared
+from moe_train.checkpoint.saver import CheckpointError, Saver, UnsharedError, unshared
 from moe_train.checkpoint.shared import blind_hosts
 from moe_train.checkpoint.state import read_state
+from moe_train.parallel.first_rank import from_rank_0
 from moe_train.training.engine import Engine
 from moe_train.training.options import CheckpointOptions
 from moe_train.training.state import run_slices, run_state, weight_slices
@@ -36,6 +37,15 @@ def check_disk(options: CheckpointOptions, root: Path) -> None:
         print(f"moe-train: warning: {message}. This run will save nothing", file=sys.stderr, flush=True)
 
 
+def _best_loss(root: Path) -> tuple[float, str]:
+    """Of the weights that `best` names; infinite without any, and why where they are not what it names."""
+    try:
+        best = store.named_by(root, store.BEST)
+        return (math.inf if best is None else float(read_state(best).get("validation_loss", math.inf))), ""
+    except ValueError as error:
+        return math.inf, str(error)
+
+
 class Checkpoints:
     """The checkpoints of one run. Everything but ``is_due`` is collective: all ranks call it alike.
 
@@ -53,12 +63,16 @@ class Checkpoints:
         """The last one of the whole run that these weights have behind them: saved here, or gone on with."""
         self._last = time.monotonic()
         self._begun: dict[str, Any] = {}
+        self._needed = False
+        """What is being saved is what the run ends with."""
 
     def restore_best(self) -> None:
         """Of a run that goes on: the loss that its best weights have."""
-        best = store.named_by(self.root, store.BEST) if self.options.best else None
-        if best is not None:
-            self.lowest_loss = float(read_state(best).get("validation_loss", math.inf))
+        if not self.options.best:
+            return
+        self.lowest_loss, warning = from_rank_0(lambda: _best_loss(self.root))
+        if warning and dist.get_rank() == 0:
+            print(f"moe-train: warning: {warning}; the next validation is the best so far", file=sys.stderr, flush=True)
 
     def is_due(self) -> bool:
         """Whether this rank's clock wants a save; the ranks' clocks differ, so all must agree on it."""
@@ -70,12 +84,15 @@ class Checkpoints:
         every = self.options.every_steps
         return last or asked or bool(every and step % every == 0)
 
-    def save(self, step: int, state: dict[str, Any], *, last: bool = False) -> list[Record]:
-        """A checkpoint of the whole run; ``state``: arguments of run_state. ``last``: after the run's last step.
+    def save(self, step: int, state: dict[str, Any], *, last: bool = False, final: bool = False) -> list[Record]:
+        """A checkpoint of the whole run; ``state``: arguments of run_state. ``last``: the process ends after it, so
+        that it must not fail whatever the run does about others; ``final``: it is of the run's last step.
         CheckpointError where one cannot be written and the run is to stop then."""
-        records = self._begin(step, run_slices(self.engine), run_state(self.engine, **state))
+        records = self.finish()
+        self._needed = last
+        records += self._begin(step, run_slices(self.engine), run_state(self.engine, **state))
         self._last = time.monotonic()
-        if last and self.options.final_weights:
+        if final and self.options.final_weights:
             records += self._save_weights(step, state, (), {"final": True})
         return records
 
@@ -83,7 +100,7 @@ class Checkpoints:
         """The weights alone, where the validation loss is the lowest so far."""
         if not self.options.best or not loss < self.lowest_loss:
             return []
-        self.lowest_loss = loss
+        self.lowest_loss, self._needed = loss, False
         return self._save_weights(step, state, (store.BEST,), {"validation_loss": loss})
 
     def poll(self) -> list[Record]:
@@ -137,6 +154,8 @@ class Checkpoints:
     def _failed(self, error: CheckpointError) -> list[Record]:
         """On every rank alike."""
         begun, self._begun = self._begun, {}
-        if self.options.on_error == "stop":
+        # A run that shares no disk has said at its beginning that it saves nothing.
+        needed = self._needed and not isinstance(error, UnsharedError)
+        if self.options.on_error == "stop" or needed:
             raise error
         return [{"kind": "checkpoint", "step": begun["step"], "error": str(error)}]

@@ -39,6 +39,14 @@ def environment(*, processes: int, hosts: int = 1, model: Mapping[str, Any] | No
     }
 
 
+def versions() -> dict[str, str | None]:
+    """Of this package, Python and the libraries that compute; None where one is not installed."""
+    from moe_train import __version__
+
+    own = {"moe_train": __version__, "python": platform.python_version()}
+    return own | {name: _version(name) for name in PACKAGES}
+
+
 def write_environment(run_dir: Path, content: Mapping[str, Any]) -> None:
     """Writes <run_dir>/environment.json; that of an earlier start of the same run is kept under "earlier"."""
     path = run_dir / "environment.json"

@@ -17,6 +17,7 @@ from moe_train.model.experts.module import Experts
 from moe_train.parallel.groups import Groups
 from moe_train.parallel.shard import shard_of
 from moe_train.training.engine import Engine
+from moe_train.training.environment import versions
 
 
 def run_slices(engine: Engine) -> list[OwnedSlice]:
@@ -39,11 +40,13 @@ def run_state(
     config: dict[str, Any],
     history: Sequence[dict[str, Any]] = (),
     guard: dict[str, Any] | None = None,
+    validation_owed: bool = False,
 ) -> dict[str, Any]:
     """What a checkpoint says besides its tensors.
 
     ``samples``: which samples there are and in which order, so that a resumed run can tell whether they are the same.
     ``history``: who took the steps up to here (training/history.py). ``guard``: what it remembers (training/guard).
+    ``validation_owed``: the run stops instead of validating after this step.
     """
     return {
         "consumed_samples": consumed,
@@ -54,6 +57,8 @@ def run_state(
         "config": config,
         "history": list(history),
         "guard": guard or {},
+        "validation_owed": validation_owed,
+        "versions": versions(),
     }
 
 

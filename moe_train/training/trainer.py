@@ -34,10 +34,14 @@ from moe_train.training.origin import carry_origin, forget_origin
 from moe_train.training.record import build_eval_record
 from moe_train.training.run_config import RunConfig, to_dict
 from moe_train.training.run_folder import CHECKPOINTS, index_folder, initial_weights, prepare
+from moe_train.training.run_lock import only_run
 from moe_train.training.schedules import lr_factor
 from moe_train.training.step import Requests, StepResult, left_out_step, train_step
 from moe_train.training.stop import StopRequest
 from moe_train.training.validation import ValidationSet, check_ids, check_vocabulary
+
+LOCK_SECONDS = 60.0
+"""How long a run waits for another one in its folder to end."""
 
 
 def train(
@@ -56,6 +60,14 @@ def train(
     beat = beat or Heartbeat(None, 0)
     beat.note("load")
     groups = initialize(config.parallel)
+    with only_run(run_dir, min(LOCK_SECONDS, config.parallel.timeout_seconds / 2)):
+        return _train(config, run_dir, resume, stop, init_from, beat, groups)
+
+
+def _train(
+    config: RunConfig, run_dir: Path, resume: str | None, stop: StopRequest, init_from: Path | None, beat: Heartbeat,
+    groups: Groups,
+) -> bool:  # fmt: skip
     check_disk(config.checkpoint, run_dir / CHECKPOINTS)
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -63,11 +75,10 @@ def train(
     # Nothing of ours draws from torch's own generators, but libraries might, and their state is in checkpoints.
     torch.manual_seed(config.seed * groups.world_size + groups.rank)
     trainer = Trainer(config, run_dir, groups, beat)
-    init_from = initial_weights(run_dir, resume, init_from)
     trainer.restore(resume, init_from)
     if groups.rank == 0:
         # Not earlier: what cannot start must not leave its configuration in the folder of a run that could.
-        prepare(run_dir, config, resume, init_from)
+        prepare(run_dir, config, resume, initial_weights(run_dir, resume, init_from))
         if resume is None or (resume != "auto" and trainer.elsewhere is not None):
             forget_origin(run_dir)  # of an attempt that took no step
         if trainer.elsewhere is not None and (note := carry_origin(run_dir, trainer.elsewhere, config.data)):
@@ -92,6 +103,8 @@ class Trainer:
         self.groups = groups
         self.step = 0
         self.tokens = 0
+        self.validation_owed = False
+        """Of a step after which the run was stopped, and did not wait for it."""
         self.elsewhere: Path | None = None
         """The checkpoint of another run or model that this one began with, as long as it has saved none of its own."""
         self.names = all_names(config.data)
@@ -143,6 +156,7 @@ class Trainer:
         self.step, self.tokens, self.elsewhere = begun.step, begun.tokens, begun.elsewhere
         self.checkpoints.newest = begun.checkpoint
         self.watch.restore(begun.guard)
+        self.validation_owed = begun.validation_owed
         own = Stretch(
             after=self.step,
             run=str(self.run_dir.resolve()),
@@ -158,6 +172,8 @@ class Trainer:
         config, options = self.config, self.config.train
         self._announce()
         interval = Interval()
+        if self.validation_owed:
+            self._validate()
         while self.step < options.steps:
             self.beat.note("train", self.step)
             self.profile.start_step(self.step + 1)
@@ -177,16 +193,22 @@ class Trainer:
                 self._record(interval)
             self._check_replicas()
             self._tell(self.checkpoints.poll())
+            stopping = result.requests.stop and self.step < options.steps
+            validates = bool(config.eval.every) and (self.step % config.eval.every == 0 or self.step == options.steps)
             if self.checkpoints.wanted(self.step, asked=result.requests.save, last=last):
                 self.beat.note("save", self.step)
-                self._tell(self.checkpoints.save(self.step, self._state(), last=self.step == options.steps))
+                self.validation_owed = validates and stopping
+                self._tell(self.checkpoints.save(self.step, self._state(), last=last, final=last and not stopping))
+                if last:
+                    # In place before anything else can fail or take long.
+                    self._tell(self.checkpoints.finish())
                 interval.restart_clock()
-            if config.eval.every and (self.step % config.eval.every == 0 or self.step == options.steps):
+            if stopping:
+                break
+            if validates:
                 self.beat.note("validate", self.step)
                 self._validate()
                 interval.restart_clock()
-            if result.requests.stop:
-                break
         self.beat.note("end", self.step)
         self._tell(self.checkpoints.finish())
         return self.step >= options.steps
@@ -267,6 +289,7 @@ class Trainer:
         self.callbacks.on_record(record)
 
     def _validate(self) -> None:
+        self.validation_owed = False
         if self.validation is None:
             return
         self.engine.set_training(False)
@@ -284,6 +307,7 @@ class Trainer:
             "config": to_dict(self.config),
             "history": to_plain(self.history),
             "guard": self.watch.state(),
+            "validation_owed": self.validation_owed,
         }
 
     def _tell(self, records: list[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moe_train.parallel.passing import may_pass
 from moe_train.training.heartbeat import Heartbeat
 from moe_train.training.packed import unpack
 from moe_train.training.stop import StopRequest
@@ -59,8 +60,11 @@ def main(argv: Sequence[str] | None = None, train: Train | None = None, stop: St
     launch = arguments.status if arguments.run_dir is not None else ""
     status = StatusFile(arguments.run_dir or Path(), launch, rank)
 
+    # torchrun's count says nothing where the nodes met anew.
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0 or status.is_later
+
     def work(beat: Heartbeat) -> bool:
-        finished = _train(arguments, rank, stop, train, beat)
+        finished = _train(arguments, rank, stop, train, beat, again)
         stop.obeyed = not finished
         return finished
 
@@ -83,12 +87,12 @@ def run_to_end(work: Callable[[Heartbeat], bool], status: StatusFile) -> int:
         finished = work(beat)
     except KeyboardInterrupt:
         code, error = 130, "interrupted"
-    except ConnectionError as problem:  # another process is gone: nothing that this one was given is wrong
-        code, error = FAILED, f"{type(problem).__name__}: {problem}"
-        traceback.print_exc()
     except (ValueError, OSError) as problem:
-        code, error = WRONG_INPUT, str(problem)
-        if os.environ.get("MOE_TRAIN_DEBUG"):
+        if may_pass(problem):  # nothing that this process was given is wrong
+            code, error = FAILED, f"{type(problem).__name__}: {problem}"
+        else:
+            code, error = WRONG_INPUT, str(problem)
+        if code == FAILED or os.environ.get("MOE_TRAIN_DEBUG"):
             traceback.print_exc()
     except FloatingPointError as problem:
         code, error = BAD_NUMBERS, str(problem)
@@ -102,7 +106,9 @@ def run_to_end(work: Callable[[Heartbeat], bool], status: StatusFile) -> int:
     return code
 
 
-def _train(arguments: argparse.Namespace, rank: int, stop: StopRequest, train: Train | None, beat: Heartbeat) -> bool:
+def _train(
+    arguments: argparse.Namespace, rank: int, stop: StopRequest, train: Train | None, beat: Heartbeat, again: bool
+) -> bool:
     import yaml
 
     from moe_train.training.run_config import check, from_dict, load_run_config
@@ -119,7 +125,7 @@ def _train(arguments: argparse.Namespace, rank: int, stop: StopRequest, train: T
         config = load_run_config(arguments.config, arguments.overrides)
     run_dir = arguments.run_dir or default_run_dir(config)
     check(config, int(os.environ.get("WORLD_SIZE", "1")))
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) and holds_run(run_dir):
+    if again and holds_run(run_dir):
         resume = "auto"  # torchrun starts its workers again with the arguments of the first start
     if not arguments.status and rank == 0:
         # Started by hand, without the command line that looks first.

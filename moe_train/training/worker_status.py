@@ -62,6 +62,8 @@ class StatusFile:
     def __init__(self, run_dir: Path, launch: str, rank: int) -> None:
         self.path = run_dir / FOLDER / f"{launch}.rank_{rank}.json" if launch else None
         created = psutil.Process().create_time()
+        self.is_later = bool(launch) and any(s.exit_code is not None or s.died for s in read_statuses(run_dir, launch))
+        """Whether the launch has had workers before, which are gone."""
         self.status = WorkerStatus(rank, os.getpid(), socket.gethostname(), created)
 
     @property

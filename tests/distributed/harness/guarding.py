@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import unittest.mock
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,6 +125,8 @@ class Trouble:
     """The process ends without another word."""
     stop: int = 0
     """The process is told to stop."""
+    full_disk_from: int = 0
+    """No checkpoint can be written any more."""
     left_out: Sequence[int] = ()
     """The run never sees the data of these steps."""
     rank: int = 1
@@ -144,6 +147,9 @@ def whole_run(run_dir: str, overrides: Sequence[str], trouble: Trouble, resume: 
             raise InterruptedError("died")
         if step + 1 == trouble.stop:
             stop.signal = 15
+        if step + 1 == trouble.full_disk_from:
+            patches.append(full_disk)
+            full_disk.start()
         result = train_step(engine, *args, step=step, **kwargs)
         if step + 1 == trouble.corrupt and mine:
             bias_E = next(b for n, b in engine.module.named_buffers() if n.endswith("bias_E"))
@@ -151,7 +157,9 @@ def whole_run(run_dir: str, overrides: Sequence[str], trouble: Trouble, resume: 
         return result
 
     leaves_out = Watch.leaves_out
-    patches = [
+    no_space = OSError(errno.ENOSPC, "No space left on device")
+    full_disk: Any = unittest.mock.patch("moe_train.checkpoint.writing._Stream.write", side_effect=no_space)
+    patches: list[Any] = [
         unittest.mock.patch.object(trainer, "train_step", step_with_trouble),
         unittest.mock.patch.object(trainer, "initialize", lambda options: groups_for(options.expert)),
     ]
@@ -163,9 +171,14 @@ def whole_run(run_dir: str, overrides: Sequence[str], trouble: Trouble, resume: 
     try:
         trainer.train(config, Path(run_dir), resume, stop)
         return ""
-    except (RuntimeError, FloatingPointError, InterruptedError) as error:
+    except (RuntimeError, FloatingPointError, OSError) as error:
         return f"{type(error).__name__}: {error}"
     finally:
         for patch in patches:
             patch.stop()
         assert Watch.leaves_out is leaves_out
+
+
+def run_of_rank_0(run_dir: str, overrides: Sequence[str]) -> str:
+    """Likewise, where only rank 0 knows that the run goes on, as after a restart that the others took no part in."""
+    return whole_run(run_dir, overrides, Trouble(), resume="auto" if dist.get_rank() == 0 else None)

@@ -84,11 +84,26 @@ def run_with_operations(root: Path, step: int, cut_at: int | None, monkeypatch: 
             pass
 
 
-def test_old_checkpoints_lose_what_makes_them_one_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deletion_that_is_cut_off_is_ended_by_the_next_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = write(tmp_path, 1)
-    monkeypatch.setattr("shutil.rmtree", lambda path: None)
-    store.remove([old])
-    assert old.is_dir() and store.steps_of(tmp_path) == []
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda path: None)
+        store.remove([old])
+    assert store.steps_of(tmp_path) == [] and [path.name for path in tmp_path.glob("step*")] == [
+        "step_00000001.removing"
+    ]
+    write(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000002"]
+
+
+def test_without_latest_it_is_what_was_saved_last(tmp_path: Path) -> None:
+    """A copy without it, or a run that was killed between its first checkpoint and `latest`."""
+    for step, at in ((1, 10.0), (3, 20.0), (2, 30.0), (4, 40.0)):
+        write(tmp_path, step, saved_at=at)
+    (tmp_path / "latest").unlink()
+    assert store.latest(tmp_path) == tmp_path / "step_00000004"
+    (tmp_path / "step_00000004" / "state.json").write_text("{}")
+    assert store.latest(tmp_path) == tmp_path / "step_00000002", "one that cannot be read is nobody's choice"
 
 
 def test_weights_that_a_pointer_no_longer_names(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from moe_train.checkpoint.saver import CheckpointError
 from moe_train.training.run_config import load_run_config
 from moe_train.training.run_folder import prepare
 from moe_train.training.stop import StopRequest
@@ -55,7 +57,20 @@ def test_without_a_launch_no_file_is_written(run_dir: Path) -> None:
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(ValueError("bad\ninput"), 2), (OSError("disk"), 2), (RuntimeError("x"), 1), (FloatingPointError("nan"), 3)],
+    [
+        (ValueError("bad\ninput"), 2),
+        (OSError("disk"), 2),
+        (OSError(errno.ENOSPC, "full"), 2),
+        (CheckpointError("full"), 2),
+        # What another start may not meet again.
+        (OSError(errno.ESTALE, "stale"), 1),
+        (OSError(errno.EIO, "input/output error"), 1),
+        (CheckpointError("stale", passing=True), 1),
+        (TimeoutError("late"), 1),
+        (ConnectionResetError("gone"), 1),
+        (RuntimeError("x"), 1),
+        (FloatingPointError("nan"), 3),
+    ],
 )
 def test_failures_have_a_code_and_a_reason(
     run_dir: Path, capsys: pytest.CaptureFixture[str], error: Exception, code: int
@@ -64,9 +79,24 @@ def test_failures_have_a_code_and_a_reason(
         raise error
 
     assert main(["--run-dir", str(run_dir), "--status", "x"], train) == code
-    assert f"rank 0: error: {'RuntimeError: ' if code == 1 else ''}{error}" in capsys.readouterr().err
+    assert f"rank 0: error: {f'{type(error).__name__}: ' if code == 1 else ''}{error}" in capsys.readouterr().err
     (status,) = read_statuses(run_dir, "x")
     assert status.exit_code == code and "\n" not in (status.error or "")
+
+
+def test_a_later_start_of_a_launch_goes_on(run_dir: Path) -> None:
+    """torchrun gives its workers the arguments of the first start, and where the nodes meet anew no count of starts."""
+    seen: list[Any] = []
+
+    def train(_config: Any, _folder: Any, resume: Any, _stop: Any) -> bool:
+        (run_dir / "metrics.jsonl").touch()
+        seen.append(resume)
+        return True
+
+    path = str(run_dir / "checkpoints" / "step_00000100")
+    for launch, resume in (("x", "none"), ("x", "none"), ("y", path), ("y", path), ("z", "none")):
+        assert main(["--run-dir", str(run_dir), "--status", launch, "--resume", resume], train) == 0
+    assert seen == [None, "auto", path, "auto", None]
 
 
 def test_a_world_that_does_not_fit_is_refused(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
