@@ -140,7 +140,7 @@ def checkpoints_of_a_run(case: Case, root: str, on_error: str) -> tuple[list[dic
         for step, loss in ((1, 3.0), (2, 4.0), (3, 2.0)):
             one_step(engine, case, step - 1)
             with full if step == 2 else contextlib.nullcontext():
-                records += saves.save(step, state, last=step == 3)
+                records += saves.save(step, state, last=step == 3, final=step == 3)
                 records += saves.finish()
             records += saves.save_if_best(step, state, loss) + saves.finish()
         again = Checkpoints(options, Path(root), engine)
