@@ -40,6 +40,9 @@ class Limits:
     """From a rank's death until the launcher has ended the others."""
     silence: float = 120.0
     """That a worker of another machine may write no heartbeat for while others do, before it counts as dead."""
+    last_words: float = 30.0
+    """From the end of a launcher that says it went well until workers of other machines say so: a network disk may show
+    what they wrote late."""
     hang: float = 1800.0
     """That no rank may make any progress for, before all are killed; 0: for ever."""
     restarts_itself: bool = False
@@ -89,6 +92,8 @@ def supervise(
             _end_everything(launcher, run_dir, launch)
             if elsewhere is not None:
                 elsewhere.sweep()
+        if local_processes is None and launcher.returncode == 0:
+            _await_last_words(run_dir, launch, limits.last_words)
     statuses = read_statuses(run_dir, launch)
     if limits.restarts_itself and local_processes is not None:
         # Several nodes that start again may give out ranks in another order: then those of before are there as well.
@@ -198,6 +203,12 @@ def _end_everything(launcher: subprocess.Popen[bytes], run_dir: Path, launch: st
             process.kill()
     psutil.wait_procs(list(left.values()), timeout=10)
     launcher.wait()
+
+
+def _await_last_words(run_dir: Path, launch: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while any(status.exit_code is None for status in read_statuses(run_dir, launch)) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
 
 
 def _name(number: int | None) -> str:
