@@ -22,6 +22,7 @@ import psutil
 from moe_train.launch.ending import Ending, Seen, judge
 from moe_train.launch.signals import Signals, caught
 from moe_train.launch.silence import Silence
+from moe_train.launch.standstill import Standstill
 from moe_train.training.heartbeat import Beat, describe, read_beats
 from moe_train.training.worker_status import WorkerStatus, forget, read_statuses
 
@@ -111,7 +112,7 @@ def _watch(
     """Returns at the launcher's end, or when it is to be killed; with what was seen until then."""
     told: set[int] = set()
     seen = Seen()
-    silence = Silence(limits.silence)
+    silence, standstill = Silence(limits.silence), Standstill(limits.hang)
     stop_at = death_at = workers_at = float("inf")
     while launcher.poll() is None:
         statuses = read_statuses(run_dir, launch)
@@ -147,24 +148,13 @@ def _watch(
         if now > death_at:
             say(f"a rank has died {limits.death:g} s ago; killing the others")
             return seen
-        if limits.hang and (beats := _hung(read_beats(run_dir, launch), statuses, limits.hang)):
+        if limits.hang and (beats := standstill.look(statuses, read_beats(run_dir, launch), now)):
             _tell_state(f"no rank has made progress for {limits.hang:g} s; killing all", beats, say)
             if not limits.restarts_itself:
                 return Seen(hung=True)
             _kill_workers(statuses)
         time.sleep(POLL_SECONDS)
     return seen
-
-
-def _hung(beats: list[Beat], statuses: list[WorkerStatus], seconds: float) -> list[Beat]:
-    """The beats of all ranks that have not ended, if none of them has made progress for so long. One that works while
-    the others wait for it is enough: it may have much to do."""
-    running = {(status.host, status.pid) for status in statuses if status.exit_code is None and not status.died}
-    # A process that was started in place of another may not have written yet: the file is still that of the other.
-    found = [beat for beat in beats if (beat.host, beat.pid) in running]
-    if not found or len(found) < len(running):
-        return []
-    return found if time.time() - max(beat.progress for beat in found) > seconds else []
 
 
 def _tell_state(head: str, beats: list[Beat], say: Callable[[str], None]) -> None:
