@@ -69,9 +69,9 @@ def register(parser: argparse.ArgumentParser) -> None:
     launch.add_argument(
         "--hang-timeout",
         type=float,
-        default=1800.0,
         metavar="SECONDS",
-        help="when no rank has made any progress for so long, all are killed (default 1800; 0: never)",
+        help="when no rank has made any progress for so long, all are killed (default 1800; 0: never). With --launcher "
+        "none only where it is given, or restarts are; never with srun",
     )
 
 
@@ -84,6 +84,11 @@ def run(arguments: argparse.Namespace) -> int:
     from moe_train.training.run_config import load_run_config
     from moe_train.training.run_folder import default_run_dir
 
+    if arguments.launcher == "srun" and arguments.hang_timeout:
+        raise ValueError(
+            "--hang-timeout: with --launcher srun nobody watches over the tasks. A collective that waits longer than "
+            "parallel.timeout_seconds ends the run, and srun --time=MINUTES the step"
+        )
     config = load_run_config(arguments.config, arguments.overrides)
     accelerators = accelerator_count(os.environ)
     processes = arguments.processes
@@ -120,9 +125,11 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.resume,
         options,
         accelerators=accelerators,
-        limits=Limits(hang=arguments.hang_timeout),
+        limits=Limits() if arguments.hang_timeout is None else Limits(hang=arguments.hang_timeout),
         base_environment=environment,
         init_from=arguments.init_from,
+        # Somebody must be there to watch it.
+        in_process=not arguments.hang_timeout,
     )
 
 

@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -24,9 +25,10 @@ class HostError(Exception):
 
 
 class Conversation:
-    """line: the command line that starts the process, here or through ssh."""
+    """line: the command line that starts the process, here or through ssh.   first_line: what it reads before the first
+    question."""
 
-    def __init__(self, line: list[str], environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, line: list[str], environment: Mapping[str, str] | None = None, first_line: str = "") -> None:
         self._errors = tempfile.TemporaryFile("w+", errors="replace")
         self._process = subprocess.Popen(
             line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, errors="replace",
@@ -34,13 +36,14 @@ class Conversation:
         )  # fmt: skip
         self._lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
+        if first_line:
+            with suppress(OSError):  # it has ended already; the first question says why
+                self._write(first_line)
 
     def ask(self, do: str, seconds: float = ANSWER_SECONDS, **more: Any) -> Any:
         """Raises HostError where the host does not answer, or says that it could not."""
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps({"do": do, **more}) + "\n")
-            self._process.stdin.flush()
+            self._write(json.dumps({"do": do, **more}))
         except OSError:
             raise HostError(self._why()) from None
         try:
@@ -80,6 +83,11 @@ class Conversation:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.close()
+
+    def _write(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
 
     def _read(self) -> None:
         assert self._process.stdout is not None

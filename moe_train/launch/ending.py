@@ -45,9 +45,12 @@ def judge(
 ) -> Ending:
     """local_processes: workers that must report their end; None if they are elsewhere.   saves: whether the workers
     save before they stop."""
-    silent = [status.rank for status in statuses if status.exit_code is None and status.is_local]
+    unheard = [status for status in statuses if status.exit_code is None]
+    silent = [status.rank for status in unheard if status.is_local]
+    # Those of several commands, one on each node, are judged by their own command.
+    lost = [status.rank for status in unheard] if local_processes is None else []
     failed = sorted((status for status in statuses if status.exit_code), key=lambda status: status.ended or 0.0)
-    if stopped_by and silent and not seen.dead and not failed:
+    if stopped_by and (silent or lost) and not seen.dead and not failed:
         say("killed before all had saved; go on from the last complete checkpoint with --resume auto")
         return Ending(128 + stopped_by)
     reason = "no rank made progress" if seen.hung else ""
@@ -79,6 +82,13 @@ def judge(
         reason = f"only {finished} of {local_processes} workers reported their end"
         say(reason)
         return Ending(1, reason, restart=bool(statuses))
+    # DeepSpeed's launcher ends with 0 when pdsh was killed. What workers write onto another disk is seen by nobody.
+    if lost:
+        reason = (
+            f"rank {', '.join(map(str, lost))} has not reported its end: pdsh was killed, or the connection was lost"
+        )
+        say(reason)
+        return Ending(1, reason, restart=True)
     return Ending(0)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from moe_train.launch.hosts import merged_variables
+from moe_train.launch.hosts import is_one_line, merged_variables
 from moe_train.launch.plan import LaunchOptions
 
 DEEPSPEED_ENV = ".deepspeed_env"
@@ -19,8 +20,9 @@ make of the values; and those of gloo."""
 def worker_environment(
     options: LaunchOptions, base: Mapping[str, str], *, cpu: bool, cores: int | None = None
 ) -> dict[str, str]:
-    """The environment of launcher and workers: ``base`` and what is missing in it."""
-    environment = dict(base)
+    """The environment of launcher and workers: ``base`` and what is missing in it. Where workers are started through
+    ssh without what cannot be handed over."""
+    environment = _one_liners(base) if options.by_ssh else dict(base)
     if cpu:
         environment["DS_ACCELERATOR"] = "cpu"
         # Also for code that asks torch: a rank must not find the one accelerator that there may be.
@@ -37,6 +39,19 @@ def worker_environment(
         # gloo then connects to a process that is gone (seen in torch 2.13). So each start gets a store of its own.
         environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     return environment
+
+
+def _one_liners(base: Mapping[str, str]) -> dict[str, str]:
+    """All of them, since DeepSpeed's accelerators add beginnings of their own; most would not have travelled."""
+    left_out = [name for name, value in base.items() if not is_one_line(name, value)]
+    if missed := sorted(name for name in left_out if name in _OURS or name.startswith(_EXPORTED)):
+        print(
+            f"moe-train: not handed to other hosts: {', '.join(map(ascii, missed))}; "
+            "a variable needs a plain name and a value of one line",
+            file=sys.stderr,
+            flush=True,
+        )
+    return {name: value for name, value in base.items() if name not in left_out}
 
 
 def remote_variables(environment: Mapping[str, str], folders: Iterable[Path]) -> dict[str, str]:

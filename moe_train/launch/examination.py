@@ -27,6 +27,12 @@ from moe_train.launch.remote import RemoteHosts, ssh
 
 LINK_SECONDS = 300.0
 _VISIBLE_WITHIN = 10.0
+_SET_VARIABLES = (
+    "import json, os, sys; first = open(0, 'rb', 0, closefd=False).readline(); "
+    "os.environ.update(json.loads(first)); os.execv(sys.argv[1], sys.argv[1:])"
+)
+"""Becomes the process that answers, with the variables in the first line of its input: on a command line everybody on
+these machines could read them. Without a buffer, which would keep what comes after that line."""
 T = TypeVar("T")
 
 
@@ -60,11 +66,10 @@ def _talk(host: str, variables: Mapping[str, str]) -> Conversation:
     if host in THIS_MACHINE:
         return Conversation(words, {**os.environ, **variables})
     here = os.path.abspath(".")
-    settings = [f"{name}={value}" for name, value in variables.items()]
-    line = ssh(host, ["env", *settings, *words])
+    line = ssh(host, [sys.executable, "-c", _SET_VARIABLES, *words])
     # Relative paths mean the same as here, as they do in a run.
     line[-1] = f"cd {shlex.quote(here)} && exec {line[-1]}"
-    return Conversation(line)
+    return Conversation(line, first_line=json.dumps(dict(variables)))
 
 
 def _facts(talk: Conversation, run_dir: Path) -> Report:

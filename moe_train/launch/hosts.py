@@ -17,6 +17,7 @@ Slots = dict[str, tuple[int, ...]]
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 _ADDRESS = re.compile(r"[A-Za-z0-9:][A-Za-z0-9._:-]*")
 _READ_IN_QUOTES = '\\"$`'
+_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _PLAIN = re.compile(r"[A-Za-z0-9_@+=:,./-]*")
 
 
@@ -112,19 +113,25 @@ def check_plain(words: Iterable[str], what: str) -> None:
             raise ValueError(f"{what} {word!r} cannot be handed to other hosts: only letters, digits and _@+=:,./- can")
 
 
+def is_one_line(name: str, value: str) -> bool:
+    """Whether the variable can be a line ``NAME=value``: others DeepSpeed's launcher hands to the shells of other hosts
+    as they are, or as two lines."""
+    return bool(_NAME.fullmatch(name)) and not set(value) & {"\n", "\r"}
+
+
 def merged_variables(given: Sequence[str], ours: Mapping[str, str], where: str = "") -> dict[str, str]:
     """The variables for other hosts.
 
     given: lines ``NAME=value`` that somebody wrote for DeepSpeed's launcher.   ours: variables with their values. Lines
     win over variables of the same name. Raises ValueError where a line says what only a shell could tell.
     """
-    found = {name: value for name, value in ours.items() if "\n" not in value}
+    found = {name: value for name, value in ours.items() if is_one_line(name, value)}
     for line in given:
         line = line.strip()
         if not line or line.startswith("#"):
             continue
         name, equals, value = line.partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z_]\w*", name.strip(), re.ASCII):
+        if not equals or not _NAME.fullmatch(name.strip()):
             raise ValueError(f"{where}: a line reads `NAME=value`, got {line!r}")
         if any(character in value for character in _READ_IN_QUOTES):
             raise ValueError(

@@ -22,7 +22,7 @@ from moe_train.launch.in_process import run_alone, run_task
 from moe_train.launch.plan import WORKER, LaunchOptions, command
 from moe_train.launch.remote import RemoteHosts, check_pdsh
 from moe_train.launch.restart import keep_running
-from moe_train.launch.slurm import check_devices
+from moe_train.launch.slurm import check_devices, launch_of_step
 from moe_train.launch.supervise import Limits, supervise
 from moe_train.training.packed import pack
 from moe_train.training.run_config import RunConfig, check, to_yaml
@@ -78,8 +78,8 @@ def launch_run(
 ) -> int:
     """Starts the workers, which make the run folder, and waits for them; returns the exit code of the run.
 
-    in_process: without a launcher, whether this process becomes the worker; False starts one for it, and so do
-    restarts.
+    in_process: without a launcher, whether this process becomes the worker, which nothing watches over then; False
+    starts one for it, and so do restarts.
     """
     check_launch(config, options, accelerators)
     if options.launcher == "srun":
@@ -94,9 +94,8 @@ def launch_run(
     cpu = base.get("DS_ACCELERATOR", "").lower() == "cpu" if options.by_ssh else not accelerators
     environment = worker_environment(options, base, cpu=cpu)
     if options.launcher == "srun":
-        return run_task(
-            worker_arguments(run_dir, resume, config_text=to_yaml(config), init_from=init_from), environment
-        )
+        arguments = worker_arguments(run_dir, resume, config_text=to_yaml(config), init_from=init_from)
+        return run_task(arguments, environment, run_dir, launch_of_step(base))
     hosts = remote_hosts(options)
     if hosts is not None:
         check_pdsh()
@@ -107,7 +106,8 @@ def launch_run(
     config_path.parent.mkdir(parents=True, exist_ok=True)
     config_path.write_text(to_yaml(config), encoding="utf-8")
     if options.launcher == "none" and in_process and not options.max_restarts:
-        return run_alone(worker_arguments(run_dir, resume, config_path, init_from=init_from), environment)
+        arguments = worker_arguments(run_dir, resume, config_path, init_from=init_from)
+        return run_alone(arguments, environment, run_dir, _new_launch())
     # Other hosts need not see this one's disk to begin.
     text = to_yaml(config) if hosts is not None else None
     earlier: list[str] = []

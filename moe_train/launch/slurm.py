@@ -46,6 +46,13 @@ def worker_variables(
     }
 
 
+def launch_of_step(environment: Mapping[str, str]) -> str:
+    """A name that a step's tasks have in common, and no other step. A job that is queued again keeps its number."""
+    again = environment.get("SLURM_RESTART_COUNT", "")
+    step = int(_of_step(environment, "ID") or 0)
+    return f"slurm-{environment['SLURM_JOB_ID']}-{step}-{again if again.isdigit() else 0}"
+
+
 def check_devices(environment: Mapping[str, str], accelerators: int) -> None:
     """ValueError where this task does not see the accelerator that is its own."""
     local = int(environment["SLURM_LOCALID"])

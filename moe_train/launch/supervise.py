@@ -22,6 +22,7 @@ import psutil
 from moe_train.launch.ending import Ending, Seen, judge
 from moe_train.launch.signals import Signals, caught
 from moe_train.launch.silence import Silence
+from moe_train.launch.standstill import Standstill
 from moe_train.training.heartbeat import Beat, describe, read_beats
 from moe_train.training.worker_status import WorkerStatus, forget, read_statuses
 
@@ -40,6 +41,9 @@ class Limits:
     """From a rank's death until the launcher has ended the others."""
     silence: float = 120.0
     """That a worker of another machine may write no heartbeat for while others do, before it counts as dead."""
+    last_words: float = 30.0
+    """From the end of a launcher that says it went well until workers of other machines say so: a network disk may show
+    what they wrote late."""
     hang: float = 1800.0
     """That no rank may make any progress for, before all are killed; 0: for ever."""
     restarts_itself: bool = False
@@ -89,6 +93,8 @@ def supervise(
             _end_everything(launcher, run_dir, launch)
             if elsewhere is not None:
                 elsewhere.sweep()
+        if local_processes is None and launcher.returncode == 0:
+            _await_last_words(run_dir, launch, limits.last_words)
     statuses = read_statuses(run_dir, launch)
     if limits.restarts_itself and local_processes is not None:
         # Several nodes that start again may give out ranks in another order: then those of before are there as well.
@@ -106,7 +112,7 @@ def _watch(
     """Returns at the launcher's end, or when it is to be killed; with what was seen until then."""
     told: set[int] = set()
     seen = Seen()
-    silence = Silence(limits.silence)
+    silence, standstill = Silence(limits.silence), Standstill(limits.hang)
     stop_at = death_at = workers_at = float("inf")
     while launcher.poll() is None:
         statuses = read_statuses(run_dir, launch)
@@ -142,24 +148,13 @@ def _watch(
         if now > death_at:
             say(f"a rank has died {limits.death:g} s ago; killing the others")
             return seen
-        if limits.hang and (beats := _hung(read_beats(run_dir, launch), statuses, limits.hang)):
+        if limits.hang and (beats := standstill.look(statuses, read_beats(run_dir, launch), now)):
             _tell_state(f"no rank has made progress for {limits.hang:g} s; killing all", beats, say)
             if not limits.restarts_itself:
                 return Seen(hung=True)
             _kill_workers(statuses)
         time.sleep(POLL_SECONDS)
     return seen
-
-
-def _hung(beats: list[Beat], statuses: list[WorkerStatus], seconds: float) -> list[Beat]:
-    """The beats of all ranks that have not ended, if none of them has made progress for so long. One that works while
-    the others wait for it is enough: it may have much to do."""
-    running = {(status.host, status.pid) for status in statuses if status.exit_code is None and not status.died}
-    # A process that was started in place of another may not have written yet: the file is still that of the other.
-    found = [beat for beat in beats if (beat.host, beat.pid) in running]
-    if not found or len(found) < len(running):
-        return []
-    return found if time.time() - max(beat.progress for beat in found) > seconds else []
 
 
 def _tell_state(head: str, beats: list[Beat], say: Callable[[str], None]) -> None:
@@ -198,6 +193,12 @@ def _end_everything(launcher: subprocess.Popen[bytes], run_dir: Path, launch: st
             process.kill()
     psutil.wait_procs(list(left.values()), timeout=10)
     launcher.wait()
+
+
+def _await_last_words(run_dir: Path, launch: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while any(status.exit_code is None for status in read_statuses(run_dir, launch)) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
 
 
 def _name(number: int | None) -> str:

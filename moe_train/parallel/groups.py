@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import math
 import os
 import socket
 import warnings
@@ -129,7 +128,8 @@ def make_groups(options: ParallelOptions, device: torch.device) -> Groups:
             expert_model_parallel_size=options.expert,
             expert_tensor_parallel_size=1,
             create_gloo_process_groups=False,
-            distributed_timeout_minutes=max(1, math.ceil(options.timeout_seconds / 60)),
+            # megatron-core makes a timedelta of it, so a fraction stays what it is.
+            distributed_timeout_minutes=options.timeout_seconds / 60,
         )
     return _present_groups(device)
 

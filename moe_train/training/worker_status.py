@@ -102,11 +102,11 @@ def read_statuses(run_dir: Path, launch: str) -> list[WorkerStatus]:
     return sorted(found, key=lambda status: status.rank)
 
 
-def forget(run_dir: Path, launch: str) -> None:
-    """Removes the files of a launch that has ended."""
-    for path in (run_dir / FOLDER).glob(f"{launch}.rank_*"):
+def forget(run_dir: Path, launch: str, rank: int | None = None) -> None:
+    """Removes the files of a launch that has ended, or only those of one of its ranks."""
+    for path in (run_dir / FOLDER).glob(f"{launch}.rank_{'*' if rank is None else f'{rank}.*'}"):
         path.unlink(missing_ok=True)
     try:
         (run_dir / FOLDER).rmdir()
     except OSError:
-        pass  # another launch of the same run still uses it, or it never existed
+        pass  # another rank or launch of the same run still uses it, or it never existed

@@ -211,6 +211,38 @@ def test_variables_for_other_hosts(tmp_path: Path) -> None:
         remote_variables({"DS_ENV_FILE": "absent"}, [tmp_path])
 
 
+def test_what_is_no_line_does_not_reach_the_shells_of_other_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DeepSpeed's launcher exports variables of its own environment by itself, whatever is in them."""
+    from deepspeed.launcher.multinode_runner import PDSHRunner
+    from deepspeed.launcher.runner import EXPORT_ENVS
+
+    monkeypatch.chdir(tmp_path)
+    base = {"UCX_A": "a\n$(touch owned)", "UCX_B": "a\r;touch owned;B=1", "UCX_C;touch owned;C": "1", "UCX_D": "d"}
+    base |= {"BASH_FUNC_x%%": "() {\n}", "PYTHONPATH": "/p\n$(touch owned)"}
+    one = LaunchOptions(hostfile=write(tmp_path, "localhost slots=1\n"))
+    assert base.items() <= worker_environment(one, base, cpu=True).items(), "no shell is between these"
+    assert capsys.readouterr().err == ""
+    several = LaunchOptions(hostfile=write(tmp_path, "a slots=1\nb slots=1\n"))
+    environment = worker_environment(several, base, cpu=True)
+    said = capsys.readouterr().err
+    assert (
+        said.count("\n") == 1 and "'PYTHONPATH', 'UCX_A', 'UCX_B', 'UCX_C;touch owned;C'" in said and "BASH" not in said
+    )
+    runner = PDSHRunner.__new__(PDSHRunner)
+    runner.exports = {}
+    for name, value in environment.items():
+        if name.startswith(tuple(EXPORT_ENVS)):
+            runner.add_export(name, value)
+    exports = "".join(f"export {key}={value}; " for key, value in runner.exports.items())
+    subprocess.run(["sh", "-c", exports], check=True)
+    lines = environment_file(remote_variables(environment, [])) + environment_file(remote_variables(base, []))
+    as_a_host_sees_them(lines, [])
+    assert "UCX_D=d\n" in lines and f"PYTHONPATH={tmp_path}\n" in lines
+    assert not (tmp_path / "owned").exists()
+
+
 @pytest.mark.parametrize("line", ["NCCL_DEBUG", "A B=1", "A;id=1", "A=$(id)", "A=`id`", 'A="x', "A=\\x", "1A=2"])
 def test_wrong_lines_of_the_environment_file(line: str) -> None:
     with pytest.raises(ValueError, match="the file"):

@@ -10,9 +10,11 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from moe_train.launch import remote
+from moe_train.launch import examination, remote
+from moe_train.launch.conversation import HostError
 from moe_train.launch.remote import RemoteHosts, run_on, ssh
 
 # Like ssh: options, a host, then words that the host's shell reads as one line.
@@ -20,6 +22,7 @@ SSH = """#!/bin/sh
 while [ "$1" = -o ]; do shift 2; done
 host=$1; shift
 echo "$host" >> "$STATE/asked"
+echo "$*" >> "$STATE/lines"
 if [ "$host" = down ] && [ ! -e "$STATE/up" ]; then echo "ssh: connect to host down: No route to host" >&2; exit 255; fi
 if [ "$host" = slow ]; then exec sleep 30; fi
 exec sh -c "$*"
@@ -123,3 +126,20 @@ def test_without_pdsh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="install the system package pdsh"):
         remote.check_pdsh()
+
+
+def test_variables_stand_on_no_command_line(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"NCCL_NOTE": "s3cret 'x' ä", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    monkeypatch.chdir(Path(__file__).parents[3])
+    with examination._talk("a", variables) as host:
+        assert host.ask("clock") > 0
+        process = psutil.Process(host._process.pid)
+        assert process.environ().items() >= variables.items()
+        assert process.cmdline()[1:] == ["-u", "-m", "moe_train.launch.facts"]
+        assert host.clock()[1] < 60
+    assert "s3cret" not in (state / "lines").read_text()
+
+
+def test_a_host_that_is_down_says_why() -> None:
+    with examination._talk("down", {"A": "x" * 100_000}) as host, pytest.raises(HostError, match="No route to host"):
+        host.ask("clock")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moe_train.launch.plan import LaunchOptions
-from moe_train.launch.slurm import check_devices, hosts_of, number_of_tasks, worker_variables
+from moe_train.launch.slurm import check_devices, hosts_of, launch_of_step, number_of_tasks, worker_variables
 
 TASK = {
     "SLURM_JOB_ID": "4711",
@@ -53,6 +53,15 @@ def test_the_step_goes_before_the_job() -> None:
     step = TASK | {"SLURM_STEP_NODELIST": "gpu02", "SLURM_STEP_NUM_TASKS": "6"}
     found = worker_variables(step)
     assert (found["MASTER_ADDR"], found["WORLD_SIZE"]) == ("gpu02", "6")
+
+
+def test_the_name_of_a_step() -> None:
+    """The same for all tasks, and another one for a job that was queued again."""
+    names = [
+        launch_of_step(TASK | more)
+        for more in ({}, {"SLURM_STEP_ID": "1"}, {"SLURM_RESTART_COUNT": "1"}, {"SLURM_JOB_ID": "4712"})
+    ]
+    assert len(set(names)) == 4 and launch_of_step(TASK | {"SLURM_PROCID": "0"}) == names[0]
 
 
 @pytest.mark.parametrize("missing", ["SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_JOB_ID"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
@@ -17,9 +16,7 @@ import psutil
 import pytest
 
 from moe_train.launch.run import worker_arguments
-from moe_train.launch.supervise import Limits, _hung, supervise
-from moe_train.training.heartbeat import Beat
-from moe_train.training.worker_status import WorkerStatus
+from moe_train.launch.supervise import Limits, supervise
 
 HERE = Path(__file__).parent
 
@@ -206,7 +203,7 @@ def test_ranks_that_hang_are_killed_and_what_they_did_is_told(launch: Launch) ->
     assert "no rank has made progress for 2.5 s; killing all. What they were doing:" in launch.said
     for rank in (0, 1):
         assert f"  rank {rank} on " in launch.said
-    assert launch.said.count("step 5, train, at") == 2 and "threading.py" in launch.said
+    assert launch.said.count("step 5, train") == 2 and launch.said.count("threading.py") == 2
 
 
 def test_one_rank_that_works_is_enough(launch: Launch) -> None:
@@ -221,19 +218,6 @@ def test_what_ranks_did_when_one_died_is_told(launch: Launch) -> None:
     launch.environment["FAKE_LAUNCHER"] = "waits"
     launch.run("killed", Limits(death=1.0))
     assert "rank 1 is gone. What they were doing:" in launch.said
-
-
-def test_the_beat_of_a_process_that_was_replaced_is_no_hang() -> None:
-    """As with torchrun, which starts a rank again under the same name: the new one must not be killed for the old."""
-    now = time.time()
-    old = Beat(0, "node", 11, now - 90, 5, "train", now - 90, "", 0, False, "")
-    started = WorkerStatus(0, 12, "node", now)
-    assert _hung([old], [started], 60.0) == []
-    stuck = dataclasses.replace(old, pid=12, time=now)
-    assert _hung([stuck], [started], 60.0) == [stuck]
-    other = WorkerStatus(1, 13, "node", now)
-    assert _hung([stuck], [started, other], 60.0) == [], "a rank that has not written yet has just begun"
-    assert _hung([stuck], [dataclasses.replace(started, exit_code=0)], 60.0) == []
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan")])
