@@ -18,7 +18,7 @@ from moe_train.training.checks import problems
 from moe_train.training.memory import Memory, host_memory_per_rank, memory_per_rank, weight_bytes
 from moe_train.training.run_config import RunConfig
 
-TENSOR_SIZES = (1, 2)
+TENSOR_SIZES = (1, 2, 4)
 KEYS = {
     "parallel.tensor": "tensor",
     "parallel.expert": "expert",

@@ -55,6 +55,11 @@ def test_other_families(processes: Processes, name: str) -> None:
     _compare(processes, CASE.with_(model=MODELS[name], expert=2 if name == "deepseek_v3" else 1, zero=2), 2)
 
 
+@pytest.mark.parametrize("zero", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_tensor_parallelism(processes: Processes, zero: int) -> None:
+    _compare(processes, CASE.with_(tensor=2, expert=2, zero=zero), 4)
+
+
 def _compare(processes: Processes, case: Case, size: int) -> None:
     config = config_of(case, size)
     want, buffers = memory_per_rank(config, size), buffers_per_rank(config, size)

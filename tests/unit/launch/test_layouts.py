@@ -51,8 +51,8 @@ def test_nothing_is_lost(on_one_node: Proposal) -> None:
     """Each way of each group that the checks accept is a plan, or is ruled out with its reason."""
     refused = [item for item in on_one_node.ruled_out if "ZeRO" not in item.layout]
     ways = len(on_one_node.plans) + len(on_one_node.ruled_out) - len(refused)
-    # 4 sizes for experts and 2 for tensors; 12 ways each.
-    assert ways == 12 * (2 * 4 - len(refused))
+    # 4 sizes for experts and 3 for tensors; 12 ways each.
+    assert ways == 12 * (3 * 4 - len(refused))
     assert all(item.reason for item in on_one_node.ruled_out)
     short = [item for item in on_one_node.ruled_out if "does not fit" in item.reason]
     assert short and all(item.need is not None and item.need > 0.9 * 80 * 2**30 for item in short)
@@ -74,6 +74,15 @@ def test_tensor_parallelism_is_what_the_checks_say() -> None:
     found = problems(tried, 8)
     assert bool(found) == (not any(tensor == 2 for tensor, _ in groups(proposal)))
     assert all(problem.message in refused[0] for problem in found)
+
+
+def test_every_size_that_is_supported_is_tried(on_one_node: Proposal) -> None:
+    """Where heads or ranks cannot be divided by one it is ruled out."""
+    assert {tensor for tensor, _ in groups(on_one_node)} == {1, 2, 4}
+    assert {tensor for tensor, _ in groups(propose(config_of(*START, name="demo"), NODE))} == {1, 2}
+    six = propose(config_of("train.global_batch_size=48"), dataclasses.replace(NODE, gpus=6))
+    [reason] = [item.reason for item in six.ruled_out if item.layout == "TP 4, EP 2"]
+    assert "6 processes cannot hold this layout" in reason
 
 
 def test_a_dense_family_has_no_expert_parallelism() -> None:
