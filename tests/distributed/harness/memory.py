@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from moe_train.model.micro_batch import MicroBatch, use
 from moe_train.model.recompute import RecomputedLayer
 from moe_train.training.engine import Engine
+from moe_train.training.state import run_slices
 from moe_train.training.step import token_batch
 from tests.distributed.harness.training import (
     Case,
@@ -63,7 +64,8 @@ def storages(tensors: list[Tensor]) -> dict[int, int]:
 
 def held(case: Case) -> dict[str, int]:
     """Bytes of this rank in the second step, after the backward pass of its first micro-batch; ``bucket`` and
-    ``whole`` (elements of ZeRO 3 that are whole) are the most of the step."""
+    ``whole`` (elements of ZeRO 3 that are whole) are the most of the step, ``save_copy`` is what a save
+    after it takes."""
     engine = make_engine(case, groups_of(case))
     one_step(engine, case, 0)
     found: dict[str, int] = {"bucket": 0, "whole": 0}
@@ -92,6 +94,8 @@ def held(case: Case) -> dict[str, int]:
     engine.measure_gradients = before(engine.measure_gradients)  # type: ignore[method-assign]
     one_step(engine, case, 1)
     found["parameters"], found["optimizer"] = total(parameter_tensors(engine)), total(optimizer_tensors(engine))
+    # States of random number generators have the same few kilobytes in any model.
+    found["save_copy"] = sum(owned.data.nbytes for owned in run_slices(engine) if not owned.key.startswith("rng."))
     engine.close()
     return found
 
