@@ -23,11 +23,11 @@ def advice(config: RunConfig, hardware: Hardware, proposal: Proposal, pinned: It
         found.append(f"--memory {memory:,.0f}: the least that a layout needs, with the part that is kept free")
     if pinned and propose(config, hardware).plans:
         found.append(f"without {' and '.join(pinned)}, which rule out layouts that fit")
-    found += [text for text, changed in _changes(config) if propose(changed, hardware, pinned).plans]
+    found += [text for text, changed in _changes(config, hardware) if propose(changed, hardware, pinned).plans]
     return found + _more_gpus(config, hardware, pinned)
 
 
-def _changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
+def _changes(config: RunConfig, hardware: Hardware) -> Iterator[tuple[str, RunConfig]]:
     train, data, section = config.train, config.data, config.deepspeed.get("zero_optimization", {})
     if train.precision == "float32":
         changed = dataclasses.replace(train, precision="bfloat16")
@@ -40,6 +40,10 @@ def _changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     if (half := data.sequence_length // 2) > 1:
         changed_data = dataclasses.replace(data, sequence_length=half)
         yield f"data.sequence_length={half}", dataclasses.replace(config, data=changed_data)
+    if hardware.host_memory is not None and config.checkpoint.asynchronous:
+        waits = dataclasses.replace(config.checkpoint, asynchronous=False)
+        text = "checkpoint.asynchronous=false: no copy in host memory, and training waits while files are written"
+        yield text, dataclasses.replace(config, checkpoint=waits)
 
 
 def _more_gpus(config: RunConfig, hardware: Hardware, pinned: list[str]) -> list[str]:

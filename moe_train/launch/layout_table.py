@@ -41,7 +41,8 @@ def _described(plan: Plan, hardware: Hardware) -> dict[str, Any]:
             "logits": logits_bytes(plan.config, "cuda"),
             **{f"buffer_{name}": size for name, size in dataclasses.asdict(plan.buffers).items()},
             "need": plan.need,
-            "host": plan.host,
+            "host": plan.host.total,
+            **{f"host_{name}": size for name, size in dataclasses.asdict(plan.host).items()},
         },
         "sent": [{**dataclasses.asdict(item), "sent": item.sent} for item in traffic(plan.config, hardware.gpus)],
         "seconds": {**dataclasses.asdict(plan.times), "total": plan.times.total},
@@ -121,7 +122,7 @@ def layout_rows(plans: list[Plan], hardware: Hardware) -> Rows:
                 f"{layout.micro_batch} x {plan.accumulation}",
                 f"{plan.need / GIB:.1f}",
                 f"{(plan.need + plan.memory.further_worst_case) / GIB:.1f}",
-                f"{plan.host / GIB:.1f}",
+                f"{plan.host.total / GIB:.1f}",
                 f"{sent / 1e9:.2f}",
                 f"{times.total:.3g}",
                 f"{(times.experts + times.zero + times.tensor) / times.total:.0%}",
@@ -145,7 +146,8 @@ def memory_rows(plan: Plan) -> Rows:
         ("gathered parameters", plan.buffers.gathered),
         ("all together", plan.need),
         ("more, if all tokens choose the experts of one rank", memory.further_worst_case),
-        ("host memory", plan.host),
+        ("host memory: offloaded optimizer", plan.host.optimizer),
+        ("host memory: copy for background saves", plan.host.save_copy),
     ]
     return [["", "GiB"], *([name, f"{size / GIB:.2f}"] for name, size in kinds)]
 

@@ -15,10 +15,10 @@ from moe_train.launch.cost_model import Hardware, Times, step_times
 from moe_train.model.families import family_of
 from moe_train.training.buffers import Buffers, buffers_per_rank
 from moe_train.training.checks import problems
-from moe_train.training.memory import Memory, host_memory_per_rank, memory_per_rank, weight_bytes
+from moe_train.training.memory import HostMemory, Memory, host_memory_per_rank, memory_per_rank, weight_bytes
 from moe_train.training.run_config import RunConfig
 
-TENSOR_SIZES = (1, 2)
+TENSOR_SIZES = (1, 2, 4)
 KEYS = {
     "parallel.tensor": "tensor",
     "parallel.expert": "expert",
@@ -60,8 +60,7 @@ class Plan:
     accumulation: int
     memory: Memory
     buffers: Buffers
-    host: int
-    """Bytes of host memory of one rank: an offloaded optimizer."""
+    host: HostMemory
     times: Times
     config: RunConfig
 
@@ -188,7 +187,7 @@ def _micro_batches(config: RunConfig, data: int, fixed: set[str]) -> list[int]:
     return [2**power for power in range(per_rank.bit_length()) if per_rank % 2**power == 0]
 
 
-def _lack(memory: Memory, buffers: Buffers, host: int, item: int, hardware: Hardware) -> str:
+def _lack(memory: Memory, buffers: Buffers, host: HostMemory, item: int, hardware: Hardware) -> str:
     """What does not fit; empty where all does."""
     if (needed := need(memory, buffers)) > hardware.usable:
         kinds: Mapping[str, int] = {
@@ -202,8 +201,16 @@ def _lack(memory: Memory, buffers: Buffers, host: int, item: int, hardware: Hard
         if needed == buffers.start:
             what = "the module at the start, before ZeRO 3 divides it"
         return f"does not fit: {needed / 2**30:,.1f} of {hardware.usable / 2**30:,.1f} GiB ({what})"
-    # The model is made in float32 in host memory, by every rank of a node.
-    on_host = hardware.ranks_per_node * max(host, buffers.start // item * 4)
+    # The model is made in float32 in host memory, by every rank of a node, before the rest is there.
+    start = buffers.start // item * 4
+    on_host = hardware.ranks_per_node * max(host.total, start)
     if hardware.host_memory is not None and on_host > hardware.host_memory * 2**30:
-        return f"does not fit into host memory: {on_host / 2**30:,.0f} of {hardware.host_memory:,.0f} GiB per node"
+        kinds = {"offloaded optimizer": host.optimizer, "copy for background saves": host.save_copy}
+        if start > host.total:
+            kinds = {"the module at the start": start}
+        what = ", ".join(f"{name} {size / 2**30:,.1f}" for name, size in kinds.items() if size)
+        return (
+            f"does not fit into host memory: {on_host / 2**30:,.0f} of {hardware.host_memory:,.0f} GiB per node "
+            f"({what} for each rank)"
+        )
     return ""

@@ -35,8 +35,23 @@ class Memory:
         return sum(getattr(self, f.name) for f in fields(self) if f.name != "further_worst_case")
 
 
+@dataclass(frozen=True)
+class HostMemory:
+    """Bytes of host memory of one rank, besides what ``Memory`` counts: on a processor they come on top of it."""
+
+    optimizer: int
+    """An offloaded one: masters, moments, the gradients that it reads; under ZeRO 1 and 2 the new parameters on their
+    way back, under ZeRO 3 gradients of earlier micro-batches."""
+    save_copy: int
+    """What background saves write from: masters and moments, wherever they lie. It is there from the first save on."""
+
+    @property
+    def total(self) -> int:
+        return self.optimizer + self.save_copy
+
+
 def memory_per_rank(config: RunConfig, world_size: int, device: str = "cpu") -> Memory:
-    """Bytes per rank, on its device; ``host_memory_per_rank`` is what an offloaded optimizer takes elsewhere."""
+    """Bytes per rank, on its device; ``host_memory_per_rank`` is what it takes of the host's."""
     stage, offload = config.train.zero_stage, config.train.offload_optimizer == "cpu"
     held = parts(config, world_size)
     whole, shard = sum(part.elements for part in held), sum(part.shard for part in held)
@@ -52,15 +67,15 @@ def memory_per_rank(config: RunConfig, world_size: int, device: str = "cpu") -> 
     )
 
 
-def host_memory_per_rank(config: RunConfig, world_size: int) -> int:
-    """Bytes of host memory that an offloaded optimizer of one rank takes: masters, moments, the gradients that it
-    reads; under ZeRO 1 and 2 the new parameters on their way back, under ZeRO 3 gradients of earlier micro-batches.
-    """
-    if config.train.offload_optimizer == "none":
-        return 0
-    way = weight_bytes(config) if config.train.zero_stage < 3 else FLOAT32
+def host_memory_per_rank(config: RunConfig, world_size: int) -> HostMemory:
+    """Bytes per rank."""
     shard = sum(part.shard for part in parts(config, world_size))
-    return int((_optimizer_bytes(config) + FLOAT32 + way) * shard)
+    way = weight_bytes(config) if config.train.zero_stage < 3 else FLOAT32
+    offload, copied = config.train.offload_optimizer == "cpu", config.checkpoint.asynchronous
+    return HostMemory(
+        optimizer=int((_optimizer_bytes(config) + FLOAT32 + way) * shard) if offload else 0,
+        save_copy=int(_optimizer_bytes(config) * shard) if copied else 0,
+    )
 
 
 def weight_bytes(config: RunConfig) -> int:

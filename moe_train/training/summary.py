@@ -108,7 +108,11 @@ def _worst_case(config: RunConfig, memory: Memory) -> list[tuple[str, str]]:
 
 def _host(config: RunConfig, world_size: int) -> list[tuple[str, str]]:
     host = host_memory_per_rank(config, world_size)
-    return [("", f"and {_bytes(host)} of host memory for the offloaded optimizer")] if host else []
+    kinds = {
+        "the offloaded optimizer": host.optimizer,
+        "the copy that is saved in the background (checkpoint.asynchronous)": host.save_copy,
+    }
+    return [("", f"and {_bytes(size)} of host memory for {name}") for name, size in kinds.items() if size]
 
 
 def _multi_token(config: RunConfig) -> list[tuple[str, str]]:

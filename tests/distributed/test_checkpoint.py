@@ -30,6 +30,17 @@ CASE = Case(router=ROUTER, optimizer=OptimizerOptions(lr=0.01), clip=1.0, accumu
 LAYOUTS = [(1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4)]
 TARGETS = list(itertools.product(LAYOUTS, [1, 2, 3]))
 FAST_TARGETS = [t for i, t in enumerate(TARGETS) if i % 4 == 0 or t[0] == (1, 1)]
+Way = tuple[int, int, int]
+"""(processes, EP, ZeRO stage)"""
+AND_BACK: list[tuple[Way, Way]] = [
+    ((1, 1, 1), (4, 2, 2)),
+    ((4, 4, 1), (4, 2, 3)),
+    ((2, 1, 3), (4, 2, 1)),
+    ((1, 1, 1), (2, 2, 3)),
+    ((2, 1, 3), (1, 1, 1)),
+    ((4, 4, 1), (2, 1, 2)),
+]
+"""(written by, read by)"""
 
 
 def same(got: dict[str, Tensor], want: dict[str, Tensor]) -> bool:
@@ -71,6 +82,34 @@ def test_any_layout_loads_it_exactly(
     assert_same(loaded, want)
     assert state["consumed_samples"] == 32 and state["tokens"] == 256
     assert not same(after.weights, want.weights)
+
+
+@pytest.fixture(scope="module")
+def written(
+    request: pytest.FixtureRequest, processes: Processes, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Snapshot]:
+    """A checkpoint after two steps of the layout that the test gives."""
+    size, expert, zero = request.param
+    root = str(tmp_path_factory.mktemp("written"))
+    case = CASE.with_(expert=expert, zero=zero)
+    want = processes(size).run(checkpointing.train_and_save, case=case, root=root, saves=[2], until=2)[0]
+    return f"{root}/step_00000002", want
+
+
+@pytest.mark.parametrize(
+    ("written", "reader"),
+    [pytest.param(*w, marks=pytest.mark.slow if i > 1 else []) for i, w in enumerate(AND_BACK)],
+    indirect=["written"],
+    ids=[f"{writer} to {reader}" for writer, reader in AND_BACK],
+)
+def test_any_layout_writes_it_for_any_other(processes: Processes, written: tuple[str, Snapshot], reader: Way) -> None:
+    """Also from few ranks to many, and from experts that are whole or spread further than they are read."""
+    directory, want = written
+    size, expert, zero = reader
+    case = CASE.with_(expert=expert, zero=zero)
+    loaded, after, state = processes(size).run(checkpointing.resume, case=case, directory=directory, until=3)[0]
+    assert_same(loaded, want)
+    assert state["consumed_samples"] == 32 and not same(after.weights, want.weights)
 
 
 @pytest.mark.parametrize(("size", "expert"), [(1, 1), (2, 2), (4, 4), (4, 1)])

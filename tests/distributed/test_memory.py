@@ -45,7 +45,8 @@ def test_what_an_offloaded_optimizer_takes(processes: Processes, zero: int, prec
     config = config_of(case, 2)
     want = host_memory_per_rank(config, 2)
     for rank in processes(2).run(memory.held, case=case):
-        assert rank["host"] == pytest.approx(want, rel=TOLERANCE)
+        assert rank["host"] == pytest.approx(want.optimizer, rel=TOLERANCE)
+        assert rank["save_copy"] == pytest.approx(want.save_copy, rel=TOLERANCE)
         assert rank["parameters"] == pytest.approx(memory_per_rank(config, 2).parameters, rel=TOLERANCE)
     assert memory_per_rank(config, 2).optimizer == 0
 
@@ -55,11 +56,17 @@ def test_other_families(processes: Processes, name: str) -> None:
     _compare(processes, CASE.with_(model=MODELS[name], expert=2 if name == "deepseek_v3" else 1, zero=2), 2)
 
 
+@pytest.mark.parametrize("zero", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_tensor_parallelism(processes: Processes, zero: int) -> None:
+    _compare(processes, CASE.with_(tensor=2, expert=2, zero=zero), 4)
+
+
 def _compare(processes: Processes, case: Case, size: int) -> None:
     config = config_of(case, size)
     want, buffers = memory_per_rank(config, size), buffers_per_rank(config, size)
     figures = {"parameters": want.parameters, "gradients": want.gradients, "optimizer": want.optimizer}
     figures["bucket"] = buffers.bucket
+    figures["save_copy"] = host_memory_per_rank(config, size).save_copy
     ranks = processes(size).run(memory.held, case=case)
     for name, bytes_ in figures.items():
         layout = f"{size} ranks, EP {case.expert}, ZeRO {case.zero}, {case.precision}"

@@ -18,6 +18,7 @@ from tests.distributed.harness.traffic import Call, calls_of_step
 from tests.distributed.harness.training import Case
 from tests.distributed.test_checkpoint import ROUTER
 from tests.distributed.test_families import MODELS
+from tests.distributed.test_tensor import FOUR
 
 CASE = Case(router=ROUTER, optimizer=OptimizerOptions(lr=0.01), clip=1.0, padding=False)
 BALANCED = CASE.with_(router=RouterOptions("forced_balance", {"top_k": 2}))
@@ -107,6 +108,16 @@ def test_payloads_are_those_of_the_engine(processes: Processes, size: int, way: 
         else:
             assert got[name] == pytest.approx(bytes_, rel=0.01 if parameters else 1e-9)
     assert rest < 0.02 * sum(want.values())
+
+
+@pytest.mark.slow
+def test_four_tensor_ranks(processes: Processes) -> None:
+    """All four are the tensor group and share the whole tensors among them: the group does not tell them apart."""
+    case = CASE.with_(expert=2, tensor=4, zero=3, model=FOUR)
+    got = measured(processes(4).run(calls_of_step, case=case, step=2), case.tensor)
+    want, rest = planned(case, 4), got.pop("other", 0)
+    want["sequence parallelism"] += want.pop("gradients (whole)") + want.pop("parameters (whole)")
+    assert got == pytest.approx(want, rel=0.01) and rest < 0.02 * sum(want.values())
 
 
 def test_what_leaves_a_rank_with_balanced_experts(processes: Processes) -> None:

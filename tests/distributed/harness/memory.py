@@ -13,11 +13,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from moe_train.model.micro_batch import MicroBatch, use
 from moe_train.model.recompute import RecomputedLayer
 from moe_train.training.engine import Engine
+from moe_train.training.state import run_slices
 from moe_train.training.step import token_batch
 from tests.distributed.harness.training import (
     Case,
     build_model,
-    groups_for,
+    groups_of,
     make_engine,
     micro_batches_of,
     one_step,
@@ -26,7 +27,7 @@ from tests.distributed.harness.training import (
 
 def optimizer_storage(case: Case) -> dict[str, Any]:
     """After ``case.steps``: types of masters and moments, and bytes that they share with the module's parameters."""
-    engine = make_engine(case, groups_for(case.expert))
+    engine = make_engine(case, groups_of(case))
     for step in range(case.steps):
         one_step(engine, case, step)
     optimizer, stepped = engine.zero.optimizer, optimizer_tensors(engine)
@@ -63,8 +64,9 @@ def storages(tensors: list[Tensor]) -> dict[int, int]:
 
 def held(case: Case) -> dict[str, int]:
     """Bytes of this rank in the second step, after the backward pass of its first micro-batch; ``bucket`` and
-    ``whole`` (elements of ZeRO 3 that are whole) are the most of the step."""
-    engine = make_engine(case, groups_for(case.expert))
+    ``whole`` (elements of ZeRO 3 that are whole) are the most of the step, ``save_copy`` is what a save
+    after it takes."""
+    engine = make_engine(case, groups_of(case))
     one_step(engine, case, 0)
     found: dict[str, int] = {"bucket": 0, "whole": 0}
     zero = engine.zero
@@ -92,6 +94,8 @@ def held(case: Case) -> dict[str, int]:
     engine.measure_gradients = before(engine.measure_gradients)  # type: ignore[method-assign]
     one_step(engine, case, 1)
     found["parameters"], found["optimizer"] = total(parameter_tensors(engine)), total(optimizer_tensors(engine))
+    # States of random number generators have the same few kilobytes in any model.
+    found["save_copy"] = sum(owned.data.nbytes for owned in run_slices(engine) if not owned.key.startswith("rng."))
     engine.close()
     return found
 
@@ -135,7 +139,7 @@ def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
 def activation_bytes(case: Case) -> int:
     """Of all storages that the graph of one training pass of this rank holds, parameters left out. Inputs of layers
     that are computed again hang on the graph without being saved tensors of it: those that are alive count."""
-    groups = groups_for(case.expert)
+    groups = groups_of(case)
     model = build_model(case).train()
     own = storages([p.data for p in model.parameters()])
     [batch] = micro_batches_of(case, groups, 0)

@@ -25,6 +25,7 @@ def test_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "17,467,904 parameters" in text and "3 of 12 layouts that fit, shortest step first" in text
     for part in ("optimizer", "logits", "bucket of gradients", "gradients (experts)", "expert rows", "all_to_all"):
         assert part in text
+    assert "host memory: copy for background saves" in text
     [best] = re.findall("best: moe-train train (.*)", text)
     assert "parallel.expert=2" in best and best.count("parallel.expert") == 1 and best.endswith("--processes 8")
     assert list(tmp_path.iterdir()) == []
@@ -42,9 +43,8 @@ def test_json_holds_everything(capsys: pytest.CaptureFixture[str]) -> None:
     best = result["layouts"][0]
     assert best["seconds"]["total"] > 0 and 0 < best["mfu"] < 1
     assert best["memory"]["need"] <= 80 * 0.9 * 2**30
-    assert {"parameters", "gradients", "optimizer", "activations", "logits", "buffer_bucket", "host"} <= set(
-        best["memory"]
-    )
+    kinds = {"parameters", "gradients", "optimizer", "activations", "logits", "buffer_bucket", "host", "host_save_copy"}
+    assert kinds <= set(best["memory"])
     assert all(item["sent"] > 0 for item in best["sent"])
     assert result["hardware"]["network_bandwidth"] == 40 and result["would_help"] == []
 

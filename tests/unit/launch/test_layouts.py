@@ -51,8 +51,8 @@ def test_nothing_is_lost(on_one_node: Proposal) -> None:
     """Each way of each group that the checks accept is a plan, or is ruled out with its reason."""
     refused = [item for item in on_one_node.ruled_out if "ZeRO" not in item.layout]
     ways = len(on_one_node.plans) + len(on_one_node.ruled_out) - len(refused)
-    # 4 sizes for experts and 2 for tensors; 12 ways each.
-    assert ways == 12 * (2 * 4 - len(refused))
+    # 4 sizes for experts and 3 for tensors; 12 ways each.
+    assert ways == 12 * (3 * 4 - len(refused))
     assert all(item.reason for item in on_one_node.ruled_out)
     short = [item for item in on_one_node.ruled_out if "does not fit" in item.reason]
     assert short and all(item.need is not None and item.need > 0.9 * 80 * 2**30 for item in short)
@@ -74,6 +74,15 @@ def test_tensor_parallelism_is_what_the_checks_say() -> None:
     found = problems(tried, 8)
     assert bool(found) == (not any(tensor == 2 for tensor, _ in groups(proposal)))
     assert all(problem.message in refused[0] for problem in found)
+
+
+def test_every_size_that_is_supported_is_tried(on_one_node: Proposal) -> None:
+    """Where heads or ranks cannot be divided by one it is ruled out."""
+    assert {tensor for tensor, _ in groups(on_one_node)} == {1, 2, 4}
+    assert {tensor for tensor, _ in groups(propose(config_of(*START, name="demo"), NODE))} == {1, 2}
+    six = propose(config_of("train.global_batch_size=48"), dataclasses.replace(NODE, gpus=6))
+    [reason] = [item.reason for item in six.ruled_out if item.layout == "TP 4, EP 2"]
+    assert "6 processes cannot hold this layout" in reason
 
 
 def test_a_dense_family_has_no_expert_parallelism() -> None:
@@ -102,6 +111,21 @@ def test_host_memory_rules_out_offload() -> None:
     tight = propose(config, dataclasses.replace(NODE, host_memory=64.0), ["train.offload_optimizer"])
     assert roomy.plans and not tight.plans
     assert any("does not fit into host memory" in item.reason for item in tight.ruled_out)
+
+
+@pytest.mark.parametrize(("offload", "host_memory"), [("none", 300.0), ("cpu", 600.0)])
+def test_the_copy_for_background_saves_needs_host_memory(offload: str, host_memory: float) -> None:
+    """12 bytes per parameter of a rank's share, wherever the optimizer lies: 43 GiB of these 30.5 billion."""
+    config = config_of(f"train.offload_optimizer={offload}", "parallel.expert=8")
+    pinned = ["train.offload_optimizer", "parallel.expert"]
+    roomy, node = propose(config, NODE, pinned), dataclasses.replace(NODE, host_memory=host_memory)
+    assert {round(plan.host.save_copy / 2**30, 1) for plan in roomy.plans} == {42.7}
+    tight = propose(config, node, pinned)
+    assert not tight.plans
+    assert any("copy for background saves 42.7 for each rank" in item.reason for item in tight.ruled_out)
+    assert any(text.startswith("checkpoint.asynchronous=false") for text in advice(config, node, tight, pinned))
+    waits = dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, asynchronous=False))
+    assert propose(waits, node, pinned).plans
 
 
 def test_more_memory_rules_out_nothing() -> None:

@@ -45,6 +45,7 @@ def start(folder: Path, script: str, code: str, *arguments: str, **more: str) ->
         "SLURM_JOB_ID": "4711",
         "SLURM_JOB_NODELIST": "gpu[07-08]",
         "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_CPUS_PER_TASK": "48",
         **more,
     }
     return subprocess.Popen(
@@ -54,6 +55,10 @@ def start(folder: Path, script: str, code: str, *arguments: str, **more: str) ->
 
 def arguments_of(folder: Path) -> list[str]:
     return (folder / "arguments").read_text().splitlines()
+
+
+def srun_options(folder: Path) -> list[str]:
+    return (folder / "srun.options").read_text().splitlines()
 
 
 @pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.sbatch")), ids=lambda path: path.name)
@@ -88,6 +93,7 @@ def test_a_signal_reaches_the_run_which_saves(tmp_path: Path, script: str, numbe
 def test_what_torchrun_is_started_with(tmp_path: Path) -> None:
     nasty = "name=a b;touch owned;$(touch owned)"
     assert start(tmp_path, "train.sbatch", "0", "demo", nasty).wait(timeout=60) == 0
+    assert srun_options(tmp_path) == ["--cpus-per-task=48", "--kill-on-bad-exit=0"]
     words = arguments_of(tmp_path)
     assert words[:3] == ["train", "demo", nasty] and not (tmp_path / "owned").exists()
     assert words[3:] == shlex.split(
@@ -107,7 +113,7 @@ def test_what_deepspeed_is_started_with(tmp_path: Path) -> None:
 def test_what_every_task_is_started_with(tmp_path: Path) -> None:
     assert start(tmp_path, "srun.sbatch", "0", "demo", "name=a b").wait(timeout=60) == 0
     assert arguments_of(tmp_path) == ["train", "demo", "name=a b", "--launcher", "srun", "--resume", "auto"]
-    assert (tmp_path / "srun.options").read_text().splitlines() == ["--kill-on-bad-exit=1", "--gpu-bind=none"]
+    assert srun_options(tmp_path) == ["--cpus-per-task=48", "--kill-on-bad-exit=1", "--gpu-bind=none"]
 
 
 @pytest.mark.parametrize("script", OURS)

@@ -61,6 +61,7 @@ def test_sbatch_script(tmp_path: Path, code: str, requeued: bool) -> None:
     environment = {
         "PATH": f"{tmp_path}:/usr/bin:/bin", "CALLS": str(calls), "ENTRY": str(ROOT / "docker" / "entrypoint.sh"),
         "FAKE_CODE": code, "IMAGE": "/shared/image.sqsh", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_JOB_ID": "77",
+        "SLURM_CPUS_PER_TASK": "64",
     }  # fmt: skip
     result = subprocess.run(
         ["bash", str(SBATCH), "demo", "name=a b"],
@@ -77,6 +78,7 @@ def test_sbatch_script(tmp_path: Path, code: str, requeued: bool) -> None:
     assert (
         "--container-image=/shared/image.sqsh" in lines[1] and f"--container-mounts={tmp_path}:/workspace" in lines[1]
     )
+    assert "--cpus-per-task=64" in lines[1], "srun does not take it over from sbatch since Slurm 22.05"
     train = next(line for line in lines if line.startswith("moe-train train"))
     assert train == (
         "moe-train train demo name=a b --resume auto --max-restarts 10 --launcher torchrun --no-ssh "

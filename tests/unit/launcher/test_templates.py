@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from moe_train.cli import TERMINATED
-from moe_train.launch.ending import WRONG_INPUT
+from moe_train.launch.ending import BAD_NUMBERS, WRONG_INPUT
 from moe_train.launch.supervise import Limits
 from moe_train.training.run_config import check, load_run_config
 from tests.reference.command_line import parse
@@ -157,11 +157,8 @@ def test_job_nodes_and_processes_agree() -> None:
     assert len(POD["containers"]) == 1 and CONTAINER["name"] == "pytorch", "the name that the operator looks for"
     assert CONTAINER["ports"][0]["name"] == "pytorchjob-port"
     assert "command" not in CONTAINER, "it would replace the entry point"
-    # The demonstration's batches are too small for sixteen processes; the layout is what counts here.
-    arguments = parse("train", CONTAINER["args"][2:])
-    more = [*CONTAINER["args"], "train.global_batch_size=16", "train.micro_batch_size=1"]
-    check_training(more, nodes * int(ENVIRONMENT["MOE_TRAIN_PROCESSES"]))
-    assert arguments.max_restarts > 0
+    check_training(CONTAINER["args"], nodes * int(ENVIRONMENT["MOE_TRAIN_PROCESSES"]))
+    assert parse("train", CONTAINER["args"][2:]).max_restarts > 0
 
 
 def test_job_is_not_root() -> None:
@@ -173,8 +170,9 @@ def test_job_is_not_root() -> None:
 def test_job_restarts_by_exit_codes() -> None:
     """The operator makes a pod anew from 128 on, and gives up below."""
     assert {replica["restartPolicy"] for replica in REPLICAS.values()} == {"ExitCode"}
-    assert TERMINATED >= 128 > WRONG_INPUT
+    assert TERMINATED >= 128 > BAD_NUMBERS > WRONG_INPUT
     page = (ROOT / "docs" / "running.md").read_text()
+    assert f"| {BAD_NUMBERS} | stopped because of its numbers" in page
     assert f"| {WRONG_INPUT} | wrong input" in page and re.search(
         rf"^\|.*\b{TERMINATED}\b.*everything is saved", page, re.M
     )
@@ -182,10 +180,18 @@ def test_job_restarts_by_exit_codes() -> None:
 
 def test_job_has_time_to_start_to_save_and_to_meet() -> None:
     assert POD["terminationGracePeriodSeconds"] > Limits().stop
-    for name, seconds in (("startupProbe", 300), ("livenessProbe", RENDEZVOUS_SECONDS)):
-        probe = CONTAINER[name]
-        assert probe["exec"]["command"] == ["moe-entrypoint", "live"]
-        assert probe["periodSeconds"] * probe["failureThreshold"] >= seconds
+    probe = CONTAINER["livenessProbe"]
+    assert probe["exec"]["command"] == ["moe-entrypoint", "live"]
+    assert probe["initialDelaySeconds"] >= 600
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= RENDEZVOUS_SECONDS
+
+
+def test_nobody_waits_for_a_node_that_is_well() -> None:
+    """A node is well once its workers beat, which needs all nodes. The operator's headless services publish no pod that
+    is not ready, and its init containers wait for the name of node 0."""
+    assert not {"startupProbe", "readinessProbe"} & set(CONTAINER)
+    for service in SERVICES.values():
+        assert {on["condition"] for on in service.get("depends_on", {}).values()} <= {"service_completed_successfully"}
 
 
 def test_job_volumes() -> None:

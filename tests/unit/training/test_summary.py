@@ -60,6 +60,16 @@ def test_buffers_of_the_engine_are_said() -> None:
     assert "DeepSpeed's buffers, at most 7.8 KiB" in said("qwen3_moe_17m", small)
 
 
+@pytest.mark.parametrize("offload", ["none", "cpu"])
+def test_the_copy_for_background_saves(offload: str) -> None:
+    """12 bytes per parameter of the rank's share, also where nothing is offloaded."""
+    counted = parameters(load_run_config("tiny"))
+    size = 12 * (counted.total + counted.vocab_padding) / 2**20
+    text = said("tiny", f"train.offload_optimizer={offload}")
+    assert f"and {size:.1f} MiB of host memory for the copy that is saved in the background" in text
+    assert "the copy that" not in said("tiny", "checkpoint.asynchronous=false")
+
+
 def test_the_worst_case_of_routing_and_what_bounds_it() -> None:
     def said_by(*overrides: str, processes: int = 2) -> str:
         return summary(load_run_config("tiny", overrides), processes, Path("runs/x"), "cpu")
