@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from moe_train.routing.capacity import check_capacity
+from moe_train.routing.capacity import bound_advice, check_capacity
 from moe_train.routing.interface import Gate
 from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions
 from moe_train.routing.schedule import bounds, is_on
@@ -82,6 +82,11 @@ def check_options(router: RouterOptions, num_experts: int) -> None:
         _check_target_load(balancing.bias, num_experts, gate.max_k)
     if is_on(balancing.switch_loss.coefficient) and not gate.takes_switch_loss:
         raise ValueError(f"router.balancing.switch_loss makes no sense for gate {router.gate!r}: set coefficient 0")
+    if is_on(balancing.importance_loss.coefficient) and not gate.reads_hidden:
+        raise ValueError(
+            f"router.balancing.importance_loss makes no sense for gate {router.gate!r}, which it teaches nothing: set"
+            " coefficient 0"
+        )
     if is_on(balancing.importance_loss.coefficient) and not gate.takes_switch_loss:
         if balancing.importance_loss.of == "probabilities":
             raise ValueError(
@@ -98,8 +103,8 @@ def check_options(router: RouterOptions, num_experts: int) -> None:
     check_capacity(router.capacity, gate, router.gate)
     if router.forced_balance and gate.max_k is None:
         raise ValueError(
-            f"router.forced_balance needs a fixed number of experts per token: give gate {router.gate!r} a bound"
-            " (max_k), or choose another gate"
+            f"router.forced_balance needs a fixed number of experts per token, and gate {router.gate!r} has none:"
+            f" {bound_advice(gate)}choose another gate"
         )
 
 

@@ -19,7 +19,13 @@ from moe_train.routing import (
     gate_options,
     register_gate,
 )
-from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions, SwitchLossOptions
+from moe_train.routing.options import (
+    BalancingOptions,
+    BiasOptions,
+    ImportanceLossOptions,
+    RouterOptions,
+    SwitchLossOptions,
+)
 from moe_train.routing.registry import blank_gate
 from moe_train.routing.schedule import Ramp, bounds
 from moe_train.routing.strict import parse_options
@@ -91,6 +97,9 @@ def balancing(**kwargs):
     return BalancingOptions(**kwargs)
 
 
+OF_WEIGHTS = ImportanceLossOptions(0.1, of="weights")
+
+
 def with_target(target, rate=0.1):
     return RouterOptions(balancing=balancing(bias=BiasOptions(rate, target_load=target)))
 
@@ -119,7 +128,18 @@ def test_targets_that_can_be_reached_pass():
         (RouterOptions(balancing=balancing(z_loss=-1.0)), "z_loss is -1.0"),
         (RouterOptions(balancing=balancing(z_loss=float("nan"))), "z_loss is nan"),
         (RouterOptions(balancing=balancing(switch_loss=SwitchLossOptions(-0.1))), "switch_loss.coefficient is -0.1"),
-        (RouterOptions("dynamic_k", forced_balance=True), "forced_balance"),
+        (RouterOptions("dynamic_k", forced_balance=True), "'dynamic_k' has none: set router.options.max_k, or choose"),
+        (RouterOptions("relu", forced_balance=True), "'relu' has none: choose another gate"),
+        (RouterOptions("expert_choice", forced_balance=True), "'expert_choice' has none: choose another gate"),
+        (
+            RouterOptions("hash", balancing=balancing(importance_loss=OF_WEIGHTS)),
+            "gate 'hash', which it teaches nothing: set",
+        ),
+        (
+            RouterOptions("uniform_random", balancing=balancing(importance_loss=OF_WEIGHTS)),
+            "nothing: set coefficient 0",
+        ),
+        (RouterOptions("hash", balancing=balancing(importance_loss=ImportanceLossOptions(0.1))), "set coefficient 0$"),
         (RouterOptions("nothing"), "no gate 'nothing'"),
     ],
 )
