@@ -108,11 +108,15 @@ def check_options(router: RouterOptions, num_experts: int) -> None:
         )
 
 
+def own_scope(gate: Gate) -> str | None:
+    """Token set of the gate's own losses: its option ``scope``, where it has one."""
+    return getattr(getattr(gate, "options", None), "scope", None)
+
+
 def _has_global_batch_loss(balancing: BalancingOptions, gate: Gate) -> bool:
     """A loss of the gate's own counts where its options have that scope."""
     losses = (balancing.switch_loss, balancing.importance_loss)
-    own = getattr(getattr(gate, "options", None), "scope", None)
-    return own == "global_batch" or any(is_on(x.coefficient) and x.scope == "global_batch" for x in losses)
+    return own_scope(gate) == "global_batch" or any(is_on(x.coefficient) and x.scope == "global_batch" for x in losses)
 
 
 def _check_target_load(bias: BiasOptions, num_experts: int, k: int | None) -> None:

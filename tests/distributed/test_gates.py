@@ -20,6 +20,7 @@ from moe_train.routing.options import (
     RouterOptions,
     SwitchLossOptions,
 )
+from moe_train.routing.registry import own_scope
 from tests.distributed.harness import training
 from tests.distributed.harness.expected import Processes, initial_weights, weight_errors
 from tests.distributed.harness.training import MODEL, Case, Record
@@ -46,7 +47,7 @@ def router(name: str, options: dict[str, Any]) -> RouterOptions:
                 "sequence",
                 "probabilities" if gate.takes_switch_loss else "weights",
             ),
-            exact=getattr(gate.options, "scope", None) == "global_batch",
+            exact=own_scope(gate) == "global_batch",
         ),
     )
 
@@ -54,7 +55,7 @@ def router(name: str, options: dict[str, Any]) -> RouterOptions:
 def by_micro_batch(case: Case) -> bool:
     """Whether something is taken over a micro-batch, so that its contents must stay what they are."""
     gate = build_gate(case.router.gate, case.router.options, MODEL.hidden_size, MODEL.moe.num_experts)
-    return "micro_batch" in (gate.pool, getattr(gate.options, "scope", None))
+    return "micro_batch" in (gate.pool, own_scope(gate))
 
 
 def same(processes: Processes, case: Case, way: tuple[int, int, int, bool]) -> None:

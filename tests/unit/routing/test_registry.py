@@ -18,7 +18,9 @@ from moe_train.routing import (
     gate_class,
     gate_options,
     register_gate,
+    registry,
 )
+from moe_train.routing.linear_gate import LinearGate
 from moe_train.routing.options import (
     BalancingOptions,
     BiasOptions,
@@ -29,6 +31,7 @@ from moe_train.routing.options import (
 from moe_train.routing.registry import blank_gate
 from moe_train.routing.schedule import Ramp, bounds
 from moe_train.routing.strict import parse_options
+from tests.unit.routing.conftest import Case
 
 
 def test_what_exists():
@@ -152,6 +155,25 @@ def test_a_switch_loss_is_refused_where_it_makes_no_sense(monkeypatch):
     monkeypatch.setattr(DynamicKGate, "takes_switch_loss", False)
     with pytest.raises(ValueError, match="switch_loss makes no sense"):
         check_options(RouterOptions("dynamic_k", balancing=balancing(switch_loss=SwitchLossOptions(0.1))), 8)
+
+
+def test_a_gate_may_keep_no_options(monkeypatch):
+    """As the skeleton in CONTRIBUTING.md: nothing asks for an attribute that the interface does not name."""
+
+    class Bare(LinearGate):
+        max_k = 1
+
+        def __init__(self, hidden_size, num_experts, options=None):
+            super().__init__(hidden_size, num_experts)
+
+    @dataclass(frozen=True)
+    class NoOptions:
+        pass
+
+    monkeypatch.setitem(registry._GATES, "bare", (Bare, NoOptions))
+    case = Case("bare")
+    assert case.scope == "sequence"
+    check_options(case.router(bias=0.1), 8)
 
 
 def test_every_registered_gate_passes_with_its_defaults(case):
