@@ -101,7 +101,7 @@ def load_initial_weights(engine: Engine, directory: Path) -> None:
 
 
 def _stored_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    """None where it cannot be read, which ``load`` says, to all ranks."""
+    """Empty where it cannot be read: ``load`` says that, to all ranks alike."""
     try:
         with StoredTensors(directory) as stored:
             return dict(stored.shapes)
