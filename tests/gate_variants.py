@@ -14,7 +14,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "expert_choice": [{"capacity_factor": 1.25, "pool": "micro_batch"}, {"capacity_factor": 3.0}],
     "forced_balance": [{"top_k": 1, "renormalize": False}],
-    "gshard": [{"second": "threshold", "threshold": 0.3}, {"second": "all"}, {"second": "none", "threshold": 0.2}],
+    "gshard": [
+        {"second": "threshold", "threshold": 0.3},
+        {"second": "all"},
+        {"second": "none", "threshold": 0.2},
+        {"second": "none", "second_in_evaluation": "none"},
+    ],
     "hash": [{"top_k": 3, "seed": 4}],
     "lpr": [
         {"scope": "micro_batch", "prototype_init": "hypersphere"},

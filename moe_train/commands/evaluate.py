@@ -20,7 +20,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, for example runs/demo")
     parser.add_argument("--data", metavar="NAME", help="prepared data (default: the run's validation data)")
     parser.add_argument(
-        "--checkpoint", default="latest", metavar="latest|STEP|PATH", help="which checkpoint (default: latest)"
+        "--checkpoint", default="latest", metavar="latest|STEP|PATH", help="which checkpoint of RUN (default: latest)"
     )
     parser.add_argument(
         "--processes", type=positive, metavar="N", help="processes (default: one per accelerator, or what EP needs)"

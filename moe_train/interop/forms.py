@@ -41,8 +41,14 @@ def hub_form(model: ModelOptions, router: RouterOptions, form: Form, *, max_leng
     """``auto``: a class of transformers where one computes the same, else a modelling file.
 
     Errors: ValueError where ``stock`` is asked for and no class of transformers can hold the model, and where it drops
-    tokens in evaluation, which neither form can.
+    tokens in evaluation or its experts are forced, which neither form can.
     """
+    if family_of(model).experts and router.forced_balance:
+        raise ValueError(
+            "router.forced_balance is true: this model takes its experts by turn, and an exported one those that its "
+            "gate chooses, so that it would compute something else. Only models with forced_balance: false can be "
+            "exported; the gate forced_balance, which does the same, can be, too"
+        )
     if family_of(model).experts and router.capacity.evaluation_factor is not None:
         raise ValueError(
             f"router.capacity.evaluation_factor is {router.capacity.evaluation_factor}: this model drops tokens in "

@@ -185,6 +185,12 @@ def plan(dense: ModelOptions, router: RouterOptions, options: UpcycleOptions) ->
             f"slices of one copy must be chosen together: gate {router.gate!r} needs a fixed number of experts per"
             f" token that is a multiple of granularity {options.granularity}"
         )
+    if options.granularity > 1 and router.forced_balance:
+        # Whatever the gate would choose: the turn goes by single experts.
+        raise ValueError(
+            f"router.forced_balance takes experts by turn, not the {options.granularity} slices of a copy together, so "
+            "that the upcycled model would not begin with the dense one's output: set it to false, or granularity to 1"
+        )
     found = Upcycling(dense, model, router, options)
     if not found.gate_is_finite():
         raise ValueError(f"gate_std {options.gate_std} is too large: float32 does not hold such weights")

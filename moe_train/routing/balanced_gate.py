@@ -46,6 +46,11 @@ class BalancedGate(nn.Module):
         self.register_buffer("bias_E", bias)
 
     @property
+    def state_follows(self) -> dict[str, str]:
+        """As ``Gate.state_follows``, with the bias and under the names that buffers have here."""
+        return {"bias_E": "counts"} | {f"gate.{name}": moves for name, moves in self.gate.state_follows.items()}
+
+    @property
     def layer(self) -> int:
         """Index of the layer, from 0."""
         return self.gate.layer

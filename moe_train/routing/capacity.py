@@ -105,6 +105,11 @@ def looks_ahead(options: CapacityOptions, gate: Gate) -> bool:
     return options.drop == "probability" or gate.max_k is None
 
 
+def bound_advice(gate: Gate) -> str:
+    """Beginning of what to do about a missing bound on experts per token; empty where the gate has no option for it."""
+    return "set router.options.max_k, or " if hasattr(getattr(gate, "options", None), "max_k") else ""
+
+
 def check_capacity(options: CapacityOptions, gate: Gate, name: str) -> None:
     """ValueError on values that make no sense, or not with this gate; ``name`` is the gate's."""
     for key in ("factor", "evaluation_factor"):
@@ -125,7 +130,7 @@ def check_capacity(options: CapacityOptions, gate: Gate, name: str) -> None:
     if options.pad and gate.max_k is None:
         raise ValueError(
             f"router.capacity.pad needs shapes that are known beforehand, but gate {name!r} has no bound on experts per"
-            " token: give it one (max_k), or switch pad off"
+            f" token: {bound_advice(gate)}switch pad off"
         )
     if options.evaluation_factor is not None and options.pool == "micro_batch":
         raise ValueError(

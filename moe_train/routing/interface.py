@@ -8,8 +8,9 @@ This room imports torch and the standard library only, so that one gate can be t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from moe_train.routing.noise import counter_normal
 
 POOLS = ("token", "sequence", "micro_batch")
 TIES = ("expert", "token", "none")
+FOLLOWS = ("counts", "floats", "steps", "nothing")
 UNITS = ("token", "sequence", "micro_batch", "multi_token")
 
 
@@ -139,6 +141,12 @@ class Gate(nn.Module):
     """Token ids that it has an entry for, which must be those of the model; None where it reads no ids."""
     initial_files: tuple[str, ...] = ()
     """Files that ``initial`` reads: a training needs them; where a checkpoint is loaded they may be gone."""
+    state_follows: Mapping[str, str] = MappingProxyType({})
+    """What moves each buffer that the gate may have, by its name. counts: whole numbers, so that it has the same bits
+    under every layout; floats: sums that every layout rounds in its own way; steps: it counts the optimizer steps of
+    this run, so that a run that begins with another's weights begins at 0; nothing: it stays as it was built."""
+    sum_units: Mapping[str, float] = MappingProxyType({})
+    """Integers of ``Routing.sums`` that are rounded floats, by name: the unit that they are whole multiples of."""
     shift_parameters: tuple[str, ...] = ()
     """Parameters that, when they are zero, make ``expert_input_shift_TH`` zero."""
 
@@ -170,6 +178,11 @@ class Gate(nn.Module):
     def weight_sum(self) -> float | None:
         """What the combine weights of every token sum to; None where that is not always the same."""
         return None
+
+    def products_per_token(self) -> int:
+        """Multiply-adds of one token in the matrix products of ``forward``: what FLOPs count. Losses, statistics and
+        element-wise work are left out, and so is what is done once for all tokens. Here each matrix once."""
+        return sum(p.numel() for p in self.parameters() if p.dim() > 1)
 
     def after_step(self, sums: dict[str, Tensor]) -> None:
         """Move state that follows a rule; called once per optimizer step that was taken, never in evaluation, with

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from moe_train.routing.capacity import check_capacity
+from moe_train.routing.capacity import bound_advice, check_capacity
 from moe_train.routing.interface import Gate
 from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions
 from moe_train.routing.schedule import bounds, is_on
@@ -82,6 +82,11 @@ def check_options(router: RouterOptions, num_experts: int) -> None:
         _check_target_load(balancing.bias, num_experts, gate.max_k)
     if is_on(balancing.switch_loss.coefficient) and not gate.takes_switch_loss:
         raise ValueError(f"router.balancing.switch_loss makes no sense for gate {router.gate!r}: set coefficient 0")
+    if is_on(balancing.importance_loss.coefficient) and not gate.reads_hidden:
+        raise ValueError(
+            f"router.balancing.importance_loss makes no sense for gate {router.gate!r}, which it teaches nothing: set"
+            " coefficient 0"
+        )
     if is_on(balancing.importance_loss.coefficient) and not gate.takes_switch_loss:
         if balancing.importance_loss.of == "probabilities":
             raise ValueError(
@@ -98,16 +103,20 @@ def check_options(router: RouterOptions, num_experts: int) -> None:
     check_capacity(router.capacity, gate, router.gate)
     if router.forced_balance and gate.max_k is None:
         raise ValueError(
-            f"router.forced_balance needs a fixed number of experts per token: give gate {router.gate!r} a bound"
-            " (max_k), or choose another gate"
+            f"router.forced_balance needs a fixed number of experts per token, and gate {router.gate!r} has none:"
+            f" {bound_advice(gate)}choose another gate"
         )
+
+
+def own_scope(gate: Gate) -> str | None:
+    """Token set of the gate's own losses: its option ``scope``, where it has one."""
+    return getattr(getattr(gate, "options", None), "scope", None)
 
 
 def _has_global_batch_loss(balancing: BalancingOptions, gate: Gate) -> bool:
     """A loss of the gate's own counts where its options have that scope."""
     losses = (balancing.switch_loss, balancing.importance_loss)
-    own = getattr(getattr(gate, "options", None), "scope", None)
-    return own == "global_batch" or any(is_on(x.coefficient) and x.scope == "global_batch" for x in losses)
+    return own_scope(gate) == "global_batch" or any(is_on(x.coefficient) and x.scope == "global_batch" for x in losses)
 
 
 def _check_target_load(bias: BiasOptions, num_experts: int, k: int | None) -> None:

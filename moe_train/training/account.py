@@ -89,8 +89,8 @@ class GateFacts:
     """What a gate of one layer amounts to; found by building it on torch's meta device."""
 
     parameters: int
-    matrices: int
-    """Elements of its matrices, each used once per token."""
+    products: int
+    """Multiply-adds of one token in its matrix products, whether or not their matrices are trained."""
     experts_per_token: int
     """k, or its upper bound where k varies."""
     mean_k: float | None
@@ -116,7 +116,7 @@ class _GateKey:
 def gate_facts(config: RunConfig) -> GateFacts:
     """Facts about one layer's gate, whatever gate is configured; zeros in a family without experts."""
     if not family_of(config.model).experts:
-        return GateFacts(parameters=0, matrices=0, experts_per_token=0, mean_k=0.0)
+        return GateFacts(parameters=0, products=0, experts_per_token=0, mean_k=0.0)
     router, model = config.router, config.model
     options = router.options
     return _facts_of(_GateKey(router.gate, repr(options), model.hidden_size, model.moe.num_experts, options))
@@ -131,11 +131,10 @@ def _facts_of(key: _GateKey) -> GateFacts:
     experts = key.experts
     with torch.device("meta"):
         gate = build_gate(key.gate, key.options, key.hidden, experts)
-    shapes = [tuple(p.shape) for p in gate.parameters()]
     bound = min(gate.max_k or experts, experts)
     return GateFacts(
-        parameters=sum(math.prod(shape) for shape in shapes),
-        matrices=sum(math.prod(shape) for shape in shapes if len(shape) > 1),
+        parameters=sum(p.numel() for p in gate.parameters()),
+        products=gate.products_per_token(),
         experts_per_token=bound,
         mean_k=gate.mean_k,
     )
@@ -201,11 +200,11 @@ def flops_per_token(config: RunConfig) -> Flops:
     scores = 2 * score_width(model) * config.data.sequence_length / 2
     experts = gate.counted_k * swiglu(model.hidden_size, model.moe.expert_hidden_size)
     head = 2 * model.vocab_size * model.hidden_size
-    matrices = more.attention + more.multi_token_projection + gate.matrices + more.shared_experts + experts
+    matrices = more.attention + more.multi_token_projection + gate.products + more.shared_experts + experts
     return Flops(
         attention_projections=2 * counted.attention,
         attention_scores=model.num_layers * scores,
-        gates=2 * expert_layers(model) * gate.matrices,
+        gates=2 * expert_layers(model) * gate.products,
         dense_layers=2 * counted.dense_layers,
         shared_experts=2 * counted.shared_experts,
         experts=2 * expert_layers(model) * experts,

@@ -26,6 +26,7 @@ def problems(config: RunConfig, world_size: int | None = None) -> list[Problem]:
         *_values(config),
         *_data(config),
         *model_problems(config),
+        *_causal_exceptions(config),
         *_routing(config),
         *_unsupported(config),
         *guard_problems(config.guard, config.checkpoint),
@@ -153,6 +154,21 @@ def _blend(path: str, blend: Blend, required: bool) -> Iterator[Problem]:
     for name, weight in members:
         if weight is not None and not 0 < weight < math.inf:
             yield Problem(path, f"the weight of {name} must be a number greater than 0, got {weight}")
+
+
+def _causal_exceptions(config: RunConfig) -> Iterator[Problem]:
+    if not config.causal_exceptions:
+        return
+    from moe_train.routing import available_gates
+    from moe_train.routing.strict import listing
+
+    known = [*available_gates(), "capacity"]
+    for name in config.causal_exceptions:
+        if name not in known:
+            yield Problem(
+                "causal_exceptions",
+                f"{name!r} is neither a gate nor capacity; {listing(name, known, 'known are')}",
+            )
 
 
 def _routing(config: RunConfig) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_train.training.loading import find_checkpoint, load_model, with_layout_for
+from moe_train.training.loading import load_model, own_checkpoint, with_layout_for
 from moe_train.training.worker import exit_now, run_to_end
 from moe_train.training.worker_status import StatusFile
 
@@ -46,7 +46,7 @@ def evaluate_run(arguments: argparse.Namespace) -> bool:
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     config = with_layout_for(load(arguments.run_dir), world_size)
-    directory = find_checkpoint(arguments.run_dir, arguments.checkpoint)
+    directory = own_checkpoint(arguments.run_dir, arguments.checkpoint)
     groups = initialize(config.parallel)
     weights = load_model(config, groups, directory)
     model, state = weights.model, weights.state

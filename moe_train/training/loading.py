@@ -73,6 +73,21 @@ def run_and_checkpoint(path: Path, step: int | None = None) -> tuple[Path, Path]
     raise ValueError(f"{path} is neither a run folder (with {CONFIG}) nor a checkpoint (with {STATE})")
 
 
+def own_checkpoint(run_dir: Path, name: str) -> Path:
+    """As ``find_checkpoint``; ValueError where the path leads into another run, whose configuration is another one. A
+    copy outside of any run is taken as one of this run."""
+    from moe_train.training.run_folder import CONFIG
+
+    directory = find_checkpoint(run_dir, name)
+    other = directory.resolve().parent.parent
+    if (other / CONFIG).is_file() and not directory.resolve().is_relative_to(run_dir.resolve()):
+        raise ValueError(
+            f"{directory} is a checkpoint of the run {other}, not of {run_dir}: evaluate that run instead, moe-train "
+            f"evaluate {other} --checkpoint {directory}; --against compares the routing of two runs"
+        )
+    return directory
+
+
 def find_checkpoint(run_dir: Path, name: str) -> Path:
     """``latest``, a step, or the path of a checkpoint. ValueError when there is none."""
     from moe_train.checkpoint.store import latest

@@ -11,11 +11,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from moe_train.checkpoint.loading import load
+from moe_train.checkpoint.reading import StoredTensors
 from moe_train.checkpoint.slices import OwnedSlice
 from moe_train.checkpoint.state import read_state
 from moe_train.model.experts.module import Experts
 from moe_train.parallel.groups import Groups
 from moe_train.parallel.shard import shard_of
+from moe_train.routing.interface import Gate
 from moe_train.training.engine import Engine
 from moe_train.training.environment import versions
 
@@ -91,13 +93,25 @@ def load_checkpoint(engine: Engine, directory: Path, *, verify: bool = True) -> 
 
 def load_initial_weights(engine: Engine, directory: Path) -> None:
     """Fills a fresh engine's parameters and gate state from any checkpoint of the same geometry, imported or trained;
-    step, moments and generators stay as they are at the start of a run. What the tensors do not say of a model is for
-    training/initial.py to compare. Collective."""
+    step, moments, generators and what gates count by steps stay as they are at the start of a run. What the tensors do
+    not say of a model is for training/initial.py to compare. Collective."""
     read_state(directory)  # which refuses what is damaged or of another version
+    counters = step_counters(engine.module)
     slices = [owned for owned in engine.owned_slices() if owned.key.startswith("model.")]
-    slices += [_whole(f"model.{name}", buffer) for name, buffer in gate_buffers(engine.module)]
-    load(directory, slices, _all_shapes(slices))
+    slices += [_whole(f"model.{name}", buffer) for name, buffer in gate_buffers(engine.module) if name not in counters]
+    stored = {key: shape for key, shape in _stored_shapes(directory).items() if key.removeprefix("model.") in counters}
+    # What is stored of counters may be there or not, and nobody reads it.
+    load(directory, slices, _all_shapes(slices) | stored)
     engine.refresh_parameters(0)
+
+
+def _stored_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Empty where it cannot be read: ``load`` says that, to all ranks alike."""
+    try:
+        with StoredTensors(directory) as stored:
+            return dict(stored.shapes)
+    except (OSError, ValueError):
+        return {}
 
 
 def load_weights(model: nn.Module, groups: Groups, directory: Path) -> dict[str, Any]:
@@ -147,6 +161,13 @@ def gate_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Gate state: persistent buffers, equal on all ranks."""
     persistent = module.state_dict().keys() - {name for name, _ in module.named_parameters(remove_duplicate=False)}
     return sorted((name, buffer) for name, buffer in module.named_buffers() if name in persistent)
+
+
+def step_counters(module: nn.Module) -> set[str]:
+    """Names of the buffers in which gates count the optimizer steps of this run, whether or not its options make them:
+    the same gate in another run may have them."""
+    gates = [(name, gate) for name, gate in module.named_modules() if isinstance(gate, Gate)]
+    return {f"{name}.{own}" for name, gate in gates for own, moves in gate.state_follows.items() if moves == "steps"}
 
 
 def _gate_state(engine: Engine) -> list[OwnedSlice]:

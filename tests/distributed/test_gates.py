@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from moe_train.routing import available_gates, build_gate
+from moe_train.routing.balanced_gate import BalancedGate
 from moe_train.routing.options import (
     BalancingOptions,
     BiasOptions,
@@ -19,6 +20,7 @@ from moe_train.routing.options import (
     RouterOptions,
     SwitchLossOptions,
 )
+from moe_train.routing.registry import own_scope
 from tests.distributed.harness import training
 from tests.distributed.harness.expected import Processes, initial_weights, weight_errors
 from tests.distributed.harness.training import MODEL, Case, Record
@@ -45,7 +47,7 @@ def router(name: str, options: dict[str, Any]) -> RouterOptions:
                 "sequence",
                 "probabilities" if gate.takes_switch_loss else "weights",
             ),
-            exact=getattr(gate.options, "scope", None) == "global_batch",
+            exact=own_scope(gate) == "global_batch",
         ),
     )
 
@@ -53,7 +55,7 @@ def router(name: str, options: dict[str, Any]) -> RouterOptions:
 def by_micro_batch(case: Case) -> bool:
     """Whether something is taken over a micro-batch, so that its contents must stay what they are."""
     gate = build_gate(case.router.gate, case.router.options, MODEL.hidden_size, MODEL.moe.num_experts)
-    return "micro_batch" in (gate.pool, getattr(gate.options, "scope", None))
+    return "micro_batch" in (gate.pool, own_scope(gate))
 
 
 def same(processes: Processes, case: Case, way: tuple[int, int, int, bool]) -> None:
@@ -74,45 +76,49 @@ def same(processes: Processes, case: Case, way: tuple[int, int, int, bool]) -> N
     started = initial_weights(processes, case)
     for rank, got in enumerate(ranks):
         for step, (a, b) in enumerate(zip(got, want, strict=True)):
-            compare(a, b, started if rank == 0 else None, f"step {step}, rank {rank}")
+            compare(case, a, b, started if rank == 0 else None, f"step {step}, rank {rank}")
 
 
-def compare(got: Record, want: Record, started: dict[str, torch.Tensor] | None, where: str) -> None:
+def compare(case: Case, got: Record, want: Record, started: dict[str, torch.Tensor] | None, where: str) -> None:
     assert abs(got.loss - want.loss) <= 2e-6 * abs(want.loss), where
     assert abs(got.gradient_norm - want.gradient_norm) <= 2e-6 * want.gradient_norm, where
     for one, other in zip(got.auxiliary, want.auxiliary, strict=True):
         assert one.keys() == other.keys()
         for name, value in other.items():
             assert abs(one[name] - value) <= 4e-6 * abs(value) + 1e-12, f"{where}: {name} {one[name]}, not {value}"
-    compare_state(got, want, where)
+    compare_state(case, got, want, where)
     if started is not None:
         errors = weight_errors(got.weights, want.weights, started)
         worst = max(errors, key=lambda name: errors[name])
         assert errors[worst] <= 2, f"{where}: {worst} is off by {errors[worst]:.2f} times what is allowed"
 
 
-FOLLOWS_FLOATS = {"beta": 4e-6, "prototypes": 4e-6, "prototype_mass": 4e-6, "prototype_logvar": 1e-4}
-"""State that follows numbers which are rounded in every layout's own way, and how far; all other state follows counts.
-Variances are what is left of squares."""
+FLOATS = 4e-6
+"""How far state that is declared to follow floats may differ."""
+DIFFERENCES = {"gate.prototype_logvar": 1e-4}
+"""Where it is the small difference of larger numbers: variances are what is left of squares."""
 
 
-def compare_state(got: Record, want: Record, where: str) -> None:
-    """Counts exactly, and so the state that they move; the rest as far as float32 goes."""
+def compare_state(case: Case, got: Record, want: Record, where: str) -> None:
+    """Counts exactly, and so the state that they move; what the gate declares to follow floats as far as float32
+    goes."""
+    gate = BalancedGate(case.router, MODEL.hidden_size, MODEL.moe.num_experts)
     for layer, (one, other) in enumerate(zip(got.sums, want.sums, strict=True)):
         assert one.keys() == other.keys()
         for name, value in other.items():
             assert one[name].dtype == value.dtype
-            if name == "quantile":  # a float in whole multiples of 2^-24, one for each sequence
-                difference = (one[name] - value).abs().max() * 2.0**-24 / int(other["quantile_pools"])
-                assert float(difference) <= 4e-6, f"{where}, layer {layer}: {name} is off by {difference}"
+            if name in gate.gate.sum_units:  # of as many floats as there are sequences, or fewer
+                difference = (one[name] - value).abs().max() * gate.gate.sum_units[name] / case.sequences
+                assert float(difference) <= FLOATS, f"{where}, layer {layer}: {name} is off by {difference}"
             elif value.is_floating_point():
                 error = float((one[name] - value).abs().max() / value.abs().max().clamp(min=1e-30))
-                assert error <= 4e-6, f"{where}, layer {layer}: {name} is off by {error}"
+                assert error <= FLOATS, f"{where}, layer {layer}: {name} is off by {error}"
             else:
                 assert torch.equal(one[name], value), f"{where}, layer {layer}: {name}"
     assert got.state.keys() == want.state.keys()
     for name, value in want.state.items():
-        tolerance = FOLLOWS_FLOATS.get(name.rpartition(".")[2], 0.0)
+        own = name.partition(".router.")[2]
+        tolerance = DIFFERENCES.get(own, FLOATS) if gate.state_follows[own] == "floats" else 0.0
         difference = (got.state[name].double() - value.double()).abs().max()
         assert got.state[name].dtype == value.dtype and float(difference) <= tolerance, f"{where}: {name} {difference}"
 

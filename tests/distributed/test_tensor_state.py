@@ -110,7 +110,7 @@ def test_a_plain_model_loads_the_weights(
 def test_a_new_run_begins_with_its_weights(processes: Processes, divided: tuple[str, Snapshot], zero: int) -> None:
     directory, want = divided
     case = laid_out((2, 1, 2), zero)
-    assert same(processes(2).run(checkpointing.begin_with, case=case, directory=directory)[0], want.weights)
+    assert same(processes(2).run(checkpointing.begin_with, case=case, directory=directory)[0][0], want.weights)
 
 
 RESUMES = [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -67,6 +68,7 @@ class DynamicKGate(LinearGate):
 
     varies_k = True
     weight_sum = 1.0
+    state_follows = MappingProxyType({"steps_taken": "steps"})
     steps_taken: Tensor
 
     def __init__(self, hidden_size: int, num_experts: int, options: DynamicKOptions | None = None) -> None:

@@ -55,17 +55,18 @@ class GShardGate(LinearGate):
     """
 
     takes_bias = True
-    max_k = 2
 
     def __init__(self, hidden_size: int, num_experts: int, options: GShardOptions | None = None) -> None:
         super().__init__(hidden_size, num_experts)
         self.options = options or GShardOptions()
         if num_experts < 2:
             raise ValueError(f"gshard chooses among two experts; there is only {num_experts}")
+        # A second place that is never taken would count in capacity, active parameters and FLOPs.
+        self.max_k = 1 if self.options.second == self.options.second_in_evaluation == "none" else 2
 
     @property
     def varies_k(self) -> bool:  # type: ignore[override]
-        return self.options.second not in ("all", "none") or self.options.second != self.options.second_in_evaluation
+        return self.max_k == 2 and not self.options.second == self.options.second_in_evaluation == "all"
 
     @property
     def weight_sum(self) -> float | None:
@@ -97,7 +98,7 @@ class GShardGate(LinearGate):
             weights_TE=shares_TE * selected_TE,
             selected_TE=selected_TE,
             kept_TE=selected_TE,
-            experts_TK=slots(experts_TK, selected_TE),
+            experts_TK=slots(experts_TK[:, : self.max_k], selected_TE),
         )
 
     def _takes_second(self, share_T: Tensor, batch: TokenBatch) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -55,6 +56,7 @@ class HashGate(Gate):
     takes_switch_loss = False
     takes_z_loss = False
     ties = "none"
+    state_follows = MappingProxyType({"table": "nothing"})
     weight_sum = 1.0
 
     def __init__(self, hidden_size: int, num_experts: int, options: HashOptions | None = None) -> None:

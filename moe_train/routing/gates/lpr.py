@@ -15,7 +15,7 @@ from moe_train.routing.gates.lpr_diversity import latent_diversity, prototype_di
 from moe_train.routing.gates.lpr_ema import ema_sums, move_prototypes
 from moe_train.routing.gates.lpr_losses import kl_to_standard_normal, prototype_alignment, published_shares
 from moe_train.routing.gates.lpr_options import LatentPrototypeOptions
-from moe_train.routing.gates.lpr_similarity import Gaussians, build_similarity
+from moe_train.routing.gates.lpr_similarity import Gaussians, build_similarity, similarity_products
 from moe_train.routing.interface import Gate, LossTerm, Routing, TokenBatch
 from moe_train.routing.registry import register_gate
 from moe_train.routing.schedule import bounds, value_at
@@ -77,6 +77,8 @@ class LatentPrototypeGate(Gate):
             self.register_buffer("prototype_mass", torch.ones(num_experts))
             state["prototype_mass"] = self.prototype_mass
         self.expert_rows = tuple(state)
+        if options.prototypes != "learned":
+            self.state_follows = dict.fromkeys(state, "nothing" if options.prototypes == "frozen" else "floats")
 
     def forward(
         self,
@@ -153,6 +155,15 @@ class LatentPrototypeGate(Gate):
         if 0 in (options.reg_scale, bounds(options.coefficient)[1], bounds(value)[1]):
             return None
         return options.reg_scale * value_at(options.coefficient, batch.step) * value_at(value, batch.step)
+
+    def products_per_token(self) -> int:
+        # Prototypes are met in the scores and again in the mixture, and need not be parameters.
+        options = self.options
+        count = similarity_products(options.similarity, options.latent_dim, self.num_experts)
+        count += self.encoder.weight.numel()
+        if self.decoder is not None:
+            count += self.prototypes.numel() + self.decoder.weight.numel()
+        return count
 
     def after_step(self, sums: dict[str, Tensor]) -> None:
         if self.options.prototypes == "ema":

@@ -104,6 +104,15 @@ def build_similarity(kind: str, latent: int, sigma: float) -> nn.Module:
     return CosineSimilarity() if kind == "cosine" else DotSimilarity()
 
 
+def similarity_products(kind: str, latent: int, experts: int) -> int:
+    """Multiply-adds of one token in the matrix products of a similarity; js and hellinger go over the pairs element by
+    element instead."""
+    if kind in ("js", "hellinger"):
+        return 0
+    points = 2 * latent if kind == "wasserstein" else latent
+    return experts * points + (latent * latent if kind == "cross_attention" else 0)
+
+
 def unit_rows(x_ND: Tensor) -> Tensor:
     """Rows scaled to norm 1. A row of zeros stays zero, with a finite gradient."""
     return x_ND * torch.rsqrt(x_ND.square().sum(dim=-1, keepdim=True) + 1e-12)

@@ -6,6 +6,7 @@ Suffixes: T tokens, H hidden, E experts, K chosen, P pools, M tokens of a pool.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -63,6 +64,8 @@ class QuantileBalancingGate(LinearGate):
     sigmoid scores, which is not built here.
     """
 
+    state_follows = MappingProxyType({"beta": "floats"})
+    sum_units = MappingProxyType({"quantile": _UNIT})
     beta: Tensor
 
     def __init__(self, hidden_size: int, num_experts: int, options: QuantileBalancingOptions | None = None) -> None:

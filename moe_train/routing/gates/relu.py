@@ -6,6 +6,7 @@ Suffixes: T tokens, H hidden, E experts, G token sets (scopes.py).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,7 @@ class ReLUGate(LinearGate):
     varies_k = True
     takes_switch_loss = False
     takes_z_loss = False
+    state_follows = MappingProxyType({"coefficient": "counts"})
     coefficient: Tensor
 
     def __init__(self, hidden_size: int, num_experts: int, options: ReLUOptions | None = None) -> None:

@@ -29,6 +29,8 @@ def advice(config: RunConfig) -> dict[str, str]:
         rate, name = balancing.bias.rate, "router.balancing.bias.rate"
         balance.append(f"a larger {name} (it is {rate:g})" if rate else f"{name}=0.001")
     for option in gate.balance_options:
+        if not _can_grow(config, option):
+            continue
         value = bounds(getattr(gate.options, option))[1]
         balance.append(f"a larger router.options.{option} (it is {value:g})")
     if not balance:
@@ -41,7 +43,8 @@ def advice(config: RunConfig) -> dict[str, str]:
     if gate.takes_z_loss:
         coefficient, name = bounds(balancing.z_loss)[1], "router.balancing.z_loss"
         calmer.append(f"a larger {name} (it is {coefficient:g})" if coefficient else f"{name}=0.001")
-    calmer += [*slower, f"a smaller train.gradient_clipping (it is {config.train.gradient_clipping:g})"]
+    clipping, name = config.train.gradient_clipping, "train.gradient_clipping"
+    calmer += [*slower, f"a smaller {name} (it is {clipping:g})" if clipping else f"{name}=1"]
     against_imbalance = ", or ".join([*balance, *slower])
     return {
         "dead_experts": against_imbalance,
@@ -49,3 +52,16 @@ def advice(config: RunConfig) -> dict[str, str]:
         "entropy": against_imbalance,
         "z_growth": ", or ".join(calmer),
     }
+
+
+def _can_grow(config: RunConfig, option: str) -> bool:
+    """Whether the gate takes a larger value of its option beside the others: where every token has all experts, say,
+    there is no load to even out."""
+    options = config.router.options
+    value = bounds(getattr(blank_gate(config.router.gate, options, config.model.moe.num_experts).options, option))[1]
+    larger = options | {option: 2 * value or 0.01}
+    try:
+        blank_gate(config.router.gate, larger, config.model.moe.num_experts)
+    except ValueError:
+        return False
+    return True

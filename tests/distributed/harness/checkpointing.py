@@ -105,13 +105,14 @@ def weights_of_model(case: Case, directory: str, whole: dict[str, Tensor]) -> li
     return [n for n, p in model.named_parameters() if not torch.equal(p, local_part(whole[n], p, groups))]
 
 
-def begin_with(case: Case, directory: str) -> dict[str, Tensor]:
-    """Weights of a fresh engine with other initial weights that begins with those of a checkpoint; on rank 0."""
+def begin_with(case: Case, directory: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights (on rank 0) and gate state of a fresh engine with other initial weights that begins with those of a
+    checkpoint."""
     engine = make_engine(case.with_(seed=case.seed + 1), groups_of(case))
     load_initial_weights(engine, Path(directory))
-    weights = global_tensors(engine)
+    found = global_tensors(engine), router_state(engine.module)
     engine.close()
-    return weights
+    return found
 
 
 def error_of_load(case: Case, directory: str) -> tuple[str, str]:

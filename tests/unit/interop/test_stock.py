@@ -60,5 +60,13 @@ def test_a_capacity_in_evaluation_is_exported_in_no_form() -> None:
             router = RouterOptions(capacity=CapacityOptions(1.25, 2.0))
             hub_form(MODEL, router, form, max_length=64, dtype=torch.float32)  # type: ignore[arg-type]
     dense = replace(MODEL, family="qwen3", ffn_hidden_size=64)
-    router = RouterOptions(capacity=CapacityOptions(1.25, 2.0))
+    router = RouterOptions(capacity=CapacityOptions(1.25, 2.0), forced_balance=True)
     assert hub_form(dense, router, "auto", max_length=64, dtype=torch.float32).custom is None
+
+
+def test_forced_experts_are_exported_in_no_form() -> None:
+    """The modelling file asks the gate alone; the gate of that name is one."""
+    for form in ("auto", "stock", "custom"):
+        with pytest.raises(ValueError, match="forced_balance is true: this model takes its experts by turn"):
+            hub_form(MODEL, RouterOptions(forced_balance=True), form, max_length=64, dtype=torch.float32)  # type: ignore[arg-type]
+    assert hub_form(MODEL, RouterOptions("forced_balance"), "auto", max_length=64, dtype=torch.float32).custom

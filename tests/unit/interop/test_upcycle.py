@@ -228,6 +228,17 @@ def test_what_cannot_keep_the_output(change: dict[str, Any], router: dict[str, A
         plan(DENSE, options, replace(UpcycleOptions(8), **change))
 
 
+def test_forced_experts() -> None:
+    """Whole copies may be taken by turn, slices not: the turn goes by single experts."""
+    router = replace(GATES["softmax_topk"], forced_balance=True)
+    dense = built(DENSE, RouterOptions())
+    ids_BS = torch.randint(101, (3, 20))
+    got = forward(upcycled(dense, DENSE, router, SHAPES["copies"]), ids_BS)
+    assert (got - forward(dense, ids_BS)).abs().max() <= 1e-5
+    with pytest.raises(ValueError, match="router.forced_balance takes experts by turn, not the 2 slices"):
+        plan(DENSE, router, SHAPES["slices"])
+
+
 @pytest.mark.parametrize("which", ["weight1", "weight2"])
 def test_noise_that_no_weight_can_hold(which: str) -> None:
     old = built(DENSE, RouterOptions()).state_dict()

@@ -22,6 +22,7 @@ from moe_train.routing.options import (
     RouterOptions,
     SwitchLossOptions,
 )
+from moe_train.routing.registry import own_scope
 from tests.gate_variants import VARIANTS
 
 HIDDEN, EXPERTS = 16, 8
@@ -40,7 +41,7 @@ class Case:
     @property
     def scope(self) -> str:
         """Token set of the gate's own losses."""
-        return getattr(self.gate.options, "scope", "sequence")
+        return own_scope(self.gate) or "sequence"
 
     @functools.cached_property
     def gate(self) -> Gate:
@@ -89,6 +90,7 @@ CASES_FOR: dict[str, Callable[[Case], bool]] = {
     "learned_case": lambda case: bool(list(case.gate.parameters())),
     "bounded_case": lambda case: case.gate.max_k is not None,
     "learned_bounded_case": lambda case: case.gate.max_k is not None and bool(list(case.gate.parameters())),
+    "biased_case": lambda case: case.gate.takes_bias,
     "unbounded_case": lambda case: case.gate.max_k is None,
 }
 

@@ -238,7 +238,12 @@ def test_what_looks_ahead():
         (CapacityOptions(1.0, float("inf")), "softmax_topk", "evaluation_factor is inf"),
         (CapacityOptions(1.0, minimum=0), "softmax_topk", "minimum is 0"),
         (CapacityOptions(pad=True), "softmax_topk", "pad does nothing"),
-        (CapacityOptions(1.0, pad=True), "dynamic_k", "pad needs shapes"),
+        (
+            CapacityOptions(1.0, pad=True),
+            "dynamic_k",
+            "pad needs shapes .*: set router.options.max_k, or switch pad off",
+        ),
+        (CapacityOptions(1.0, pad=True), "relu", "has no bound on experts per token: switch pad off"),
         (CapacityOptions(1.0, 2.0, pool="micro_batch"), "softmax_topk", "depend on its batch size"),
     ],
 )

@@ -7,6 +7,7 @@ import io
 
 import torch
 
+from moe_train.routing.interface import FOLLOWS
 from tests.unit.routing.conformance import LENGTHS, SEQUENCE, everything, surrogate, tokens_of
 
 
@@ -42,9 +43,8 @@ def test_resume_is_bit_for_bit(case, make_batch, step_loss):
     file = io.BytesIO()
     torch.save([gate.state_dict(), optimizer and optimizer.state_dict()], file)
     want = steps(gate, optimizer, 2, 3, make_batch, step_loss)
-    fixed = {"gate.table"} | ({"gate.prototypes", "gate.prototype_logvar"} if "frozen" in str(case) else set())
     for name, value in once.items():
-        assert torch.equal(value, started[name]) == (name in fixed), name
+        assert torch.equal(value, started[name]) == (gate.state_follows[name] == "nothing"), name
 
     other, again = made(case, seed=1)
     file.seek(0)
@@ -57,6 +57,20 @@ def test_resume_is_bit_for_bit(case, make_batch, step_loss):
     assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in got)
     for name, value in gate.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_what_state_follows_is_declared(case, make_batch, step_loss):
+    """Every buffer, in a word that the interface knows; what counts steps begins at 0 and grows by 1 whatever the data
+    are. That counts lead to the same bits: test_conformance_splits.py, tests/distributed/test_gates.py."""
+    gate, _ = made(case, seed=0)
+    assert dict(gate.named_buffers()).keys() <= gate.state_follows.keys()
+    assert set(gate.state_follows.values()) <= set(FOLLOWS)
+    counters = [b for name, b in gate.named_buffers() if gate.state_follows[name] == "steps"]
+    for step in range(3):
+        assert all(not b.is_floating_point() and b.eq(step).all() for b in counters)
+        steps(gate, None, step, step + 1, make_batch, step_loss)
+    sums = gate(tokens_of(batch := make_batch(LENGTHS, SEQUENCE), torch.float32), batch).sums
+    assert all(not sums[name].is_floating_point() for name in gate.gate.sum_units)
 
 
 def test_state_keeps_its_type_and_bits_under_a_cast(case, make_batch, step_loss):

@@ -124,6 +124,28 @@ def test_the_same_router_gives_transformers_its_own_logits(implementation):
     assert torch.equal(generated, again)
 
 
+@pytest.mark.parametrize(
+    "router",
+    [RouterOptions("uniform_random"), RouterOptions("forced_balance"), RouterOptions(forced_balance=True)],
+    ids=["by lot", "by turn", "forced"],
+)
+def test_a_cache_changes_no_choice_by_position(router):
+    """Each new token has its place in the text, not position 0."""
+    use_gate = without_training("elsewhere.md")["use_gate"]
+    model = qwen3(experts_implementation="eager").eval()
+    (first, _) = use_gate(model, router)
+    ids_BS = torch.randint(1, 100, (2, 5))
+    chosen = []
+    with torch.no_grad():
+        whole = model(input_ids=ids_BS, use_cache=False).logits
+        chosen.append(first.routing.selected_TE.view(5, 2, 8)[-2:])
+        cache = model(input_ids=ids_BS[:, :3], use_cache=True).past_key_values
+        last = model(input_ids=ids_BS[:, 3:], past_key_values=cache).logits
+        chosen.append(first.routing.selected_TE.view(2, 2, 8))
+    assert torch.equal(*chosen)
+    torch.testing.assert_close(last, whole[:, 3:], rtol=1e-4, atol=1e-5)
+
+
 def forget_memory():
     """Fills memory that is free with NaN, so that what is never written shows (row 16)."""
     junk = [torch.full((size,), float("nan")) for size in (64, 512, 1024, 4096, 16384, 65536) for _ in range(4)]

@@ -102,6 +102,20 @@ def test_one_expert_still_has_a_gradient(make_batch):
     assert bool(gate.weight.grad.any())
 
 
+@pytest.mark.parametrize("second", ["random", "all", "none"])
+def test_never_a_second_means_one_place(second, make_batch):
+    """Only where neither mode takes one; that place is the first choice's, with the weight that it has beside both."""
+    gate, batch = gate_of(second=second, second_in_evaluation="none"), make_batch([9], 9)
+    assert gate.max_k == (1 if second == "none" else 2)
+    assert gate.varies_k == (second != "none") and gate.mean_k == (1.0 if second == "none" else None)
+    x_TH = torch.randn(9, 6, dtype=torch.float64)
+    for training in (True, False):
+        routing = gate.train(training)(x_TH, batch)
+        assert routing.experts_TK.shape == (9, gate.max_k)
+        assert torch.equal(routing.experts_TK[:, 0], routing.logits_TE.argmax(1))
+    assert bool((routing.selected_TE.sum(1) == 1).all()) and bool((routing.weights_TE.sum(1) < 1).all())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

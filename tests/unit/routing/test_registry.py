@@ -18,11 +18,20 @@ from moe_train.routing import (
     gate_class,
     gate_options,
     register_gate,
+    registry,
 )
-from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions, SwitchLossOptions
+from moe_train.routing.linear_gate import LinearGate
+from moe_train.routing.options import (
+    BalancingOptions,
+    BiasOptions,
+    ImportanceLossOptions,
+    RouterOptions,
+    SwitchLossOptions,
+)
 from moe_train.routing.registry import blank_gate
 from moe_train.routing.schedule import Ramp, bounds
 from moe_train.routing.strict import parse_options
+from tests.unit.routing.conftest import Case
 
 
 def test_what_exists():
@@ -91,6 +100,9 @@ def balancing(**kwargs):
     return BalancingOptions(**kwargs)
 
 
+OF_WEIGHTS = ImportanceLossOptions(0.1, of="weights")
+
+
 def with_target(target, rate=0.1):
     return RouterOptions(balancing=balancing(bias=BiasOptions(rate, target_load=target)))
 
@@ -119,7 +131,18 @@ def test_targets_that_can_be_reached_pass():
         (RouterOptions(balancing=balancing(z_loss=-1.0)), "z_loss is -1.0"),
         (RouterOptions(balancing=balancing(z_loss=float("nan"))), "z_loss is nan"),
         (RouterOptions(balancing=balancing(switch_loss=SwitchLossOptions(-0.1))), "switch_loss.coefficient is -0.1"),
-        (RouterOptions("dynamic_k", forced_balance=True), "forced_balance"),
+        (RouterOptions("dynamic_k", forced_balance=True), "'dynamic_k' has none: set router.options.max_k, or choose"),
+        (RouterOptions("relu", forced_balance=True), "'relu' has none: choose another gate"),
+        (RouterOptions("expert_choice", forced_balance=True), "'expert_choice' has none: choose another gate"),
+        (
+            RouterOptions("hash", balancing=balancing(importance_loss=OF_WEIGHTS)),
+            "gate 'hash', which it teaches nothing: set",
+        ),
+        (
+            RouterOptions("uniform_random", balancing=balancing(importance_loss=OF_WEIGHTS)),
+            "nothing: set coefficient 0",
+        ),
+        (RouterOptions("hash", balancing=balancing(importance_loss=ImportanceLossOptions(0.1))), "set coefficient 0$"),
         (RouterOptions("nothing"), "no gate 'nothing'"),
     ],
 )
@@ -132,6 +155,25 @@ def test_a_switch_loss_is_refused_where_it_makes_no_sense(monkeypatch):
     monkeypatch.setattr(DynamicKGate, "takes_switch_loss", False)
     with pytest.raises(ValueError, match="switch_loss makes no sense"):
         check_options(RouterOptions("dynamic_k", balancing=balancing(switch_loss=SwitchLossOptions(0.1))), 8)
+
+
+def test_a_gate_may_keep_no_options(monkeypatch):
+    """As the skeleton in CONTRIBUTING.md: nothing asks for an attribute that the interface does not name."""
+
+    class Bare(LinearGate):
+        max_k = 1
+
+        def __init__(self, hidden_size, num_experts, options=None):
+            super().__init__(hidden_size, num_experts)
+
+    @dataclass(frozen=True)
+    class NoOptions:
+        pass
+
+    monkeypatch.setitem(registry._GATES, "bare", (Bare, NoOptions))
+    case = Case("bare")
+    assert case.scope == "sequence"
+    check_options(case.router(bias=0.1), 8)
 
 
 def test_every_registered_gate_passes_with_its_defaults(case):

@@ -135,6 +135,18 @@ def test_gates_with_parts_of_their_own() -> None:
     assert gate_facts(config).experts_per_token == 4
 
 
+def test_frozen_and_averaged_prototypes_cost_what_learned_ones_do() -> None:
+    """They are met in the same products, in the scores and again in the mixture, and are no parameters."""
+    lines = ["parts.router=lpr", "model.hidden_size=1024", "model.moe.num_experts=128"]
+    kinds = {
+        kind: load_run_config("demo", [*lines, f"router.options.prototypes={kind}"])
+        for kind in ("learned", "frozen", "ema")
+    }
+    assert {flops_per_token(config).gates for config in kinds.values()} == {2 * 4 * (32_768 + 16_384 + 2 * 2_048)}
+    trained = {kind: parameters(config).gates for kind, config in kinds.items()}
+    assert trained["learned"] == 4 * 54_304 and trained["frozen"] == trained["ema"] == 4 * (54_304 - 2_048)
+
+
 def test_a_varying_number_of_experts_counts_its_bound() -> None:
     bounded = load_run_config("demo", ["parts.router=dynamic_k", "router.options.max_k=6"])
     free = load_run_config("demo", ["parts.router=dynamic_k", "router.options.max_k=null"])

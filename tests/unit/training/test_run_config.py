@@ -239,6 +239,13 @@ def test_a_gate_that_looks_ahead_must_be_accepted_by_name(monkeypatch: pytest.Mo
     assert config.causal_exceptions == ["softmax_topk"]
 
 
+def test_an_exception_that_is_none_is_said_with_the_nearest_name() -> None:
+    found = paths("causal_exceptions=[sinkhorn,expert_choise]")["causal_exceptions"]
+    assert "'expert_choise' is neither a gate nor capacity; did you mean 'expert_choice'?" in found
+    assert "did you mean 'capacity'" in paths("causal_exceptions=[capacty]")["causal_exceptions"]
+    load_run_config("tiny", ["causal_exceptions=[sinkhorn,capacity]"])  # for arms that another gate joins
+
+
 def test_a_capacity_that_looks_ahead_must_be_accepted_by_name() -> None:
     """By position it does not, but for a gate without a bound on k; in evaluation as in training."""
     assert load_run_config("tiny", ["router.capacity.factor=1.25"]).router.capacity.factor == 1.25

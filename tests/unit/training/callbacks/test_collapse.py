@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from moe_train.model.options import ModelOptions, MoEOptions
 from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions
 from moe_train.training.callbacks.alarms import advice, alarms
 from moe_train.training.callbacks.base import Callback, Callbacks, Record, RunInfo
@@ -16,7 +17,7 @@ from moe_train.training.callbacks.collapse import CollapseAlarm
 from moe_train.training.callbacks.console import console_line
 from moe_train.training.callbacks.layer_watch import CAUSES, LayerWatch
 from moe_train.training.callbacks.tags import scalar_tags
-from moe_train.training.options import AlarmOptions
+from moe_train.training.options import AlarmOptions, TrainOptions
 from moe_train.training.run_config import RunConfig
 from moe_train.training.step import NO_REQUESTS, StepResult
 
@@ -198,6 +199,18 @@ def test_advice_names_the_gates_own_losses() -> None:
         "a larger router.options.importance (it is 0.1), or a larger router.options.load (it is 0.2)"
         in noisy["entropy"]
     )
+
+
+def test_advice_names_only_what_can_be_set() -> None:
+    """0 is no clipping, so that there is nothing smaller; with all experts there is no load to even out."""
+    assert "a smaller train.gradient_clipping (it is 1)" in advice(RunConfig())["z_growth"]
+    unclipped = advice(RunConfig(train=TrainOptions(gradient_clipping=0.0)))["z_growth"]
+    assert "train.gradient_clipping=1" in unclipped and "smaller train.gradient_clipping" not in unclipped
+    every = RunConfig(
+        router=RouterOptions("noisy_topk", {"top_k": 8, "load": 0.0}), model=ModelOptions(moe=MoEOptions(8))
+    )
+    assert "router.options.importance" in advice(every)["load_share"]
+    assert "router.options.load" not in advice(every)["load_share"]
 
 
 def test_the_option_switches_it_off() -> None:
