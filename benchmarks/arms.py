@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -91,7 +91,9 @@ class EngineArm:
         from moe_train.training.engine import Engine
 
         config = run_config(setting.geometry, forced_balance=setting.forced_balance, precision=setting.precision)
-        self.engine = Engine(model, groups, config.train, config.optimizer, {})  # type: ignore[arg-type]
+        # Each process has a batch of its own.
+        train = replace(config.train, global_batch_size=config.train.global_batch_size * groups.data_size)
+        self.engine = Engine(model, groups, train, config.optimizer, {})  # type: ignore[arg-type]
         self.module: nn.Module = self.engine.module
         self.steps = 0
 

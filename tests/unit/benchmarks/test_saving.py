@@ -7,16 +7,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 
 
-def test_each_arm_saves_what_it_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_each_arm_saves_what_it_says(tmp_path: Path, processes: int) -> None:
     output, folder = tmp_path / "saving.json", tmp_path / "saved"
-    command = [sys.executable, BENCHMARKS / "saving.py", "--preset", "test", "--rounds", "2", "--warmup", "0"]
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+    command = [*start, BENCHMARKS / "saving.py", "--preset", "test", "--rounds", "2", "--warmup", "0"]
     command += ["--steps", "2", "--folder", folder, "--output", output]
     result = subprocess.run(list(map(str, command)), check=True, timeout=300, capture_output=True, text=True)
     found = json.loads(output.read_text(encoding="utf-8"))
-    assert found["checkpoint_bytes"] > 0 and len(found["rounds"]) == found["rounds_measured"] == 2
+    assert found["world_size"] == processes and found["checkpoint_bytes"] > 0
+    assert len(found["rounds"]) == found["rounds_measured"] == 2
     for round_ in found["rounds"]:
         assert set(round_["none"]) == {"round"}
         for name in ("at once", "in the background"):
