@@ -160,10 +160,11 @@ def test_the_page_names_every_control() -> None:
     assert {arm for arm in experiment.arms if f"`{arm}`" not in section} == set()
 
 
-def test_the_dense_twin_is_as_large_as_what_a_token_passes() -> None:
+@pytest.mark.parametrize("name", ["gates_small", "twin_small"])
+def test_the_dense_twin_is_as_large_as_what_a_token_passes(name: str) -> None:
     from moe_train.training.account import active_parameters, gate_facts
 
-    configs = {run.arm: run.config for run in prepare(Request(experiment="gates_small")).everything}
+    configs = {run.arm: run.config for run in prepare(Request(experiment=name)).everything}
     moe, dense = configs["softmax_topk"], configs["dense_twin"]
     assert active_parameters(dense) == active_parameters(moe) - moe.model.num_layers * gate_facts(moe).parameters
     assert moe.model.num_layers >= 4 and moe.model.moe.num_experts >= 16
