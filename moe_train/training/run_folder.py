@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -22,6 +23,19 @@ def default_run_dir(config: RunConfig) -> Path:
 def holds_run(run_dir: Path) -> bool:
     """Whether a run has got as far as its first step in this folder; a configuration alone loses nothing."""
     return any((run_dir / name).exists() for name in (METRICS, CHECKPOINTS))
+
+
+def holds_evaluation(run_dir: Path, step: int) -> bool:
+    """Whether the run has recorded its validation of this step."""
+    path = run_dir / METRICS
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:  # cut short by a crash
+            continue
+        if isinstance(record, dict) and (record.get("kind"), record.get("step")) == ("eval", step):
+            return True
+    return False
 
 
 def prepare(run_dir: Path, config: RunConfig, resume: str | None, init_from: Path | None = None) -> None:

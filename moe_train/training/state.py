@@ -48,7 +48,7 @@ def run_state(
 
     ``samples``: which samples there are and in which order, so that a resumed run can tell whether they are the same.
     ``history``: who took the steps up to here (training/history.py). ``guard``: what it remembers (training/guard).
-    ``validation_owed``: the run stops instead of validating after this step.
+    ``validation_owed``: one is due after this step, and was not made when this was saved.
     """
     return {
         "consumed_samples": consumed,

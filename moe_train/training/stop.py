@@ -23,7 +23,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
         self.obeyed = False
-        """Whether the run has stopped before its last step, everything saved: this or another rank was asked to."""
+        """Whether the run has stopped before its end, everything saved: this or another rank was asked to."""
         self._interrupts = 0
         self._agent = False
 

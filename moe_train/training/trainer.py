@@ -15,6 +15,7 @@ from moe_train.data.steps import StepReader
 from moe_train.data.training_set import open_training_set
 from moe_train.model.language_model import build_language_model
 from moe_train.parallel.device import memory_used
+from moe_train.parallel.first_rank import from_rank_0
 from moe_train.parallel.groups import Groups, initialize
 from moe_train.parallel.once import once_per_node
 from moe_train.training.beginning import begin
@@ -33,12 +34,12 @@ from moe_train.training.interval import Interval
 from moe_train.training.origin import carry_origin, forget_origin
 from moe_train.training.record import build_eval_record
 from moe_train.training.run_config import RunConfig, to_dict
-from moe_train.training.run_folder import CHECKPOINTS, index_folder, initial_weights, prepare
+from moe_train.training.run_folder import CHECKPOINTS, holds_evaluation, index_folder, initial_weights, prepare
 from moe_train.training.run_lock import only_run
 from moe_train.training.schedules import lr_factor
 from moe_train.training.step import Requests, StepResult, left_out_step, train_step
 from moe_train.training.stop import StopRequest
-from moe_train.training.validation import ValidationSet, check_ids, check_vocabulary
+from moe_train.training.validation import BeforeEachBatch, ValidationSet, check_ids, check_vocabulary
 
 LOCK_SECONDS = 60.0
 """How long a run waits for another one in its folder to end."""
@@ -93,6 +94,10 @@ def _train(
     return finished
 
 
+class _Stopped(Exception):
+    """A rank was asked to stop; raised on all of them at the same place."""
+
+
 class Trainer:
     """Samples, engine and callbacks of one run; the position is ``step`` (optimizer steps taken)."""
 
@@ -104,7 +109,7 @@ class Trainer:
         self.step = 0
         self.tokens = 0
         self.validation_owed = False
-        """Of a step after which the run was stopped, and did not wait for it."""
+        """Of this step, and not made yet: a run that stops or dies before goes on with it."""
         self.elsewhere: Path | None = None
         """The checkpoint of another run or model that this one began with, as long as it has saved none of its own."""
         self.names = all_names(config.data)
@@ -156,7 +161,8 @@ class Trainer:
         self.step, self.tokens, self.elsewhere = begun.step, begun.tokens, begun.elsewhere
         self.checkpoints.newest = begun.checkpoint
         self.watch.restore(begun.guard)
-        self.validation_owed = begun.validation_owed
+        made = partial(holds_evaluation, self.run_dir, self.step)
+        self.validation_owed = self.validation is not None and begun.validation_owed and not from_rank_0(made)
         own = Stretch(
             after=self.step,
             run=str(self.run_dir.resolve()),
@@ -168,12 +174,12 @@ class Trainer:
         self.checkpoints.restore_best()
 
     def run(self, stop: StopRequest) -> bool:
-        """Returns True when the last step was taken, False when it stopped on request."""
+        """Returns True when everything was done, False when it stopped on request before."""
         config, options = self.config, self.config.train
         self._announce()
+        if self.validation_owed and not self._validate(stop):
+            return False
         interval = Interval()
-        if self.validation_owed:
-            self._validate()
         while self.step < options.steps:
             self.beat.note("train", self.step)
             self.profile.start_step(self.step + 1)
@@ -193,25 +199,32 @@ class Trainer:
                 self._record(interval)
             self._check_replicas()
             self._tell(self.checkpoints.poll())
-            stopping = result.requests.stop and self.step < options.steps
-            validates = bool(config.eval.every) and (self.step % config.eval.every == 0 or self.step == options.steps)
-            if self.checkpoints.wanted(self.step, asked=result.requests.save, last=last):
-                self.beat.note("save", self.step)
-                self.validation_owed = validates and stopping
-                self._tell(self.checkpoints.save(self.step, self._state(), last=last, final=last and not stopping))
-                if last:
-                    # In place before anything else can fail or take long.
-                    self._tell(self.checkpoints.finish())
+            done = self.step == options.steps
+            self.validation_owed = self.validation is not None and (done or self.step % config.eval.every == 0)
+            saves = self.checkpoints.wanted(self.step, asked=result.requests.save, last=last)
+            if saves:
+                self._save(last=last)
                 interval.restart_clock()
-            if stopping:
+            if result.requests.stop:
                 break
-            if validates:
-                self.beat.note("validate", self.step)
-                self._validate()
+            if self.validation_owed:
+                if not self._validate(stop):
+                    if not saves:
+                        self._save(last=True)
+                    break
                 interval.restart_clock()
         self.beat.note("end", self.step)
         self._tell(self.checkpoints.finish())
-        return self.step >= options.steps
+        return self.step >= options.steps and not self.validation_owed
+
+    def _save(self, *, last: bool) -> None:
+        """``last``: the process ends after it, or after a validation."""
+        self.beat.note("save", self.step)
+        final = self.step == self.config.train.steps
+        self._tell(self.checkpoints.save(self.step, self._state(), last=last, final=final))
+        if last:
+            # In place before anything else can fail or take long.
+            self._tell(self.checkpoints.finish())
 
     def close(self, status: Status) -> None:
         if self.groups.rank == 0 and (summary := self.watch.summary()):
@@ -288,15 +301,28 @@ class Trainer:
         )
         self.callbacks.on_record(record)
 
-    def _validate(self) -> None:
-        self.validation_owed = False
-        if self.validation is None:
-            return
+    def _validate(self, stop: StopRequest) -> bool:
+        """False where it was given up for a request to stop."""
+        self.beat.note("validate", self.step)
         self.engine.set_training(False)
-        result = self.validation.evaluate(self.engine)
+
+        def between() -> None:
+            """A validation can take long: neither a checkpoint nor a stop waits for its end."""
+            self._tell(self.checkpoints.poll())
+            if self.groups.largest(int(stop.requested)):
+                raise _Stopped
+
+        try:
+            assert self.validation is not None, "none is owed without"
+            result = self.validation.evaluate(self.engine, [BeforeEachBatch(between)])
+        except _Stopped:
+            return False
+        self.validation_owed = False
         found = result.to_json(step=self.step)
-        self.callbacks.on_record(build_eval_record(self.step, found))
         self._tell(self.checkpoints.save_if_best(self.step, self._state(), found["loss"]))
+        # Recorded when nothing of it can be lost any more: what is recorded is not made again.
+        self.callbacks.on_record(build_eval_record(self.step, found))
+        return True
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint says of the position."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -85,6 +85,20 @@ def watched(forward: Forward, watchers: Sequence[Watcher]) -> Forward:
     for watcher in watchers:
         forward = watcher.watch(forward)
     return forward
+
+
+@dataclass(frozen=True)
+class BeforeEachBatch:
+    """A watcher that does something else in between; what it raises ends the evaluation."""
+
+    action: Callable[[], None]
+
+    def watch(self, forward: Forward) -> Forward:
+        def watching(batch: Batch) -> tuple[Tensor, list[Routing]]:
+            self.action()
+            return forward(batch)
+
+        return watching
 
 
 class ValidationSet:

@@ -33,20 +33,58 @@ def test_without_latest_a_run_goes_on_all_the_same(processes: Processes, data: P
     assert [r["step"] for r in records(tmp_path / "run") if r["kind"] == "train"] == list(range(1, STEPS + 1))
 
 
-def test_a_stop_does_not_wait_for_a_validation(processes: Processes, data: Path, tmp_path: Path) -> None:
-    """The checkpoint is in place first, and the run validates when it goes on: the records are those of one that was
-    never stopped."""
-    options = overrides(data, "parallel.expert=1", "eval.every=5", "eval.steps=1")
-    stopped, alone = tmp_path / "stopped", tmp_path / "alone"
-    assert run(processes, stopped, options, Trouble(stop=4)) == [""]  # as the step begins: it ends after the next one
-    assert latest(stopped).name == "step_00000005"
-    assert [r["step"] for r in records(stopped) if r["kind"] == "eval"] == []
-    assert run(processes, stopped, options, Trouble(), resume="auto") == [""]
-    assert run(processes, alone, options, Trouble()) == [""]
-    found = [
-        [(r["step"], r["eval/loss"]) for r in records(folder) if r["kind"] == "eval"] for folder in (stopped, alone)
-    ]
-    assert found[0] == found[1] and [step for step, _ in found[0]] == [5, STEPS]
+def evaluations(folder: Path) -> list[tuple[int, float]]:
+    return [(record["step"], record["eval/loss"]) for record in records(folder) if record["kind"] == "eval"]
+
+
+@pytest.fixture(scope="module")
+def validating(processes: Processes, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """Options of a run on two ranks that validates after steps 5 and 8, and the folder of one that nothing befell."""
+    options = overrides(data, "parallel.expert=2", "eval.every=5", "eval.steps=2", "checkpoint.best=true")
+    folder = tmp_path_factory.mktemp("alone")
+    assert run(processes, folder, options, Trouble()) == ["", ""]
+    assert [step for step, _ in evaluations(folder)] == [5, STEPS]
+    return options, folder
+
+
+@pytest.mark.parametrize(
+    ("trouble", "at", "made"),
+    [
+        (Trouble(stop=4), 5, 0),  # as the step begins: it ends after the next one
+        (Trouble(stop=STEPS - 1), STEPS, 1),
+        (Trouble(in_validation="stop"), 5, 0),
+        (Trouble(in_validation="die"), 3, 0),
+    ],
+)
+def test_no_validation_is_lost(
+    processes: Processes, validating: tuple[list[str], Path], tmp_path: Path, trouble: Trouble, at: int, made: int
+) -> None:
+    """A stop does not wait for one, and gives up one that is under way; the checkpoint is in place before. The run that
+    goes on makes it: its records are those of one that nothing befell."""
+    options, alone = validating
+    died = "InterruptedError: died" if trouble.in_validation == "die" else ""
+    assert run(processes, tmp_path, options, trouble) == [died] * 2
+    assert latest(tmp_path).name == f"step_{at:08d}" and len(evaluations(tmp_path)) == made
+    assert run(processes, tmp_path, options, Trouble(), resume="auto") == ["", ""]
+    assert evaluations(tmp_path) == evaluations(alone)
+    assert_same_end(tmp_path, alone)
+    best = [(folder / "checkpoints" / "best").read_text() for folder in (tmp_path, alone)]
+    assert best[0] == best[1]
+
+
+def test_a_run_that_died_in_a_validation_makes_it_again(
+    processes: Processes, validating: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    """One that was made is not made again by a run that goes on from the same step."""
+    options, alone = validating
+    options = [*options, "checkpoint.every_steps=5", "checkpoint.asynchronous=false"]
+    assert run(processes, tmp_path, options, Trouble(in_validation="die")) == ["InterruptedError: died"] * 2
+    assert latest(tmp_path).name == "step_00000005" and evaluations(tmp_path) == []
+    assert run(processes, tmp_path, options, Trouble(die=7), resume="auto") == ["InterruptedError: died"] * 2
+    assert latest(tmp_path).name == "step_00000005" and evaluations(tmp_path) == evaluations(alone)[:1]
+    assert run(processes, tmp_path, options, Trouble(in_validation="die"), resume="auto") != ["", ""]
+    assert run(processes, tmp_path, options, Trouble(), resume="auto") == ["", ""]
+    assert evaluations(tmp_path) == evaluations(alone)
 
 
 @pytest.mark.parametrize("stop", [0, 4])

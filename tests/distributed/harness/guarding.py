@@ -7,12 +7,12 @@ import unittest.mock
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 
-from moe_train.training import trainer
+from moe_train.training import trainer, validation
 from moe_train.training.engine import Engine
 from moe_train.training.guard.explain import Place, place_of
 from moe_train.training.guard.policy import Policy
@@ -22,6 +22,7 @@ from moe_train.training.options import GuardOptions
 from moe_train.training.run_config import load_run_config
 from moe_train.training.step import Measured, StepResult, train_step
 from moe_train.training.stop import StopRequest
+from moe_train.training.validation import forward_function
 from tests.distributed.harness.checkpointing import Snapshot, snapshot
 from tests.distributed.harness.training import Case, groups_for, groups_of, make_engine, micro_batches_of
 
@@ -127,6 +128,8 @@ class Trouble:
     """The process is told to stop."""
     full_disk_from: int = 0
     """No checkpoint can be written any more."""
+    in_validation: Literal["", "die", "stop"] = ""
+    """The same in the second batch of the first validation; only one rank is told to stop."""
     left_out: Sequence[int] = ()
     """The run never sees the data of these steps."""
     rank: int = 1
@@ -156,11 +159,28 @@ def whole_run(run_dir: str, overrides: Sequence[str], trouble: Trouble, resume: 
             bias_E.view(torch.int32)[0] ^= 1
         return result
 
+    validated = 0
+
+    def forward_with_trouble(model: Any, groups: Any) -> Any:
+        forward = forward_function(model, groups)
+
+        def watched(batch: Any) -> Any:
+            nonlocal validated
+            validated += 1
+            if validated == 2 and trouble.in_validation == "die":
+                raise InterruptedError("died")
+            if validated == 2 and mine and trouble.in_validation == "stop":
+                stop.signal = 15
+            return forward(batch)
+
+        return watched
+
     leaves_out = Watch.leaves_out
     no_space = OSError(errno.ENOSPC, "No space left on device")
     full_disk: Any = unittest.mock.patch("moe_train.checkpoint.writing._Stream.write", side_effect=no_space)
     patches: list[Any] = [
         unittest.mock.patch.object(trainer, "train_step", step_with_trouble),
+        unittest.mock.patch.object(validation, "forward_function", forward_with_trouble),
         unittest.mock.patch.object(trainer, "initialize", lambda options: groups_for(options.expert)),
     ]
     if trouble.left_out:
