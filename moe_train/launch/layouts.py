@@ -167,7 +167,7 @@ def _best_micro_batch(
         layout = dataclasses.replace(first, micro_batch=size)
         tried = _with(config, micro_batch=size, **values)
         memory, buffers = memory_per_rank(tried, hardware.gpus, "cuda"), buffers_per_rank(tried, hardware.gpus)
-        host = host_memory_per_rank(tried, hardware.gpus)
+        host = host_memory_per_rank(tried, hardware.gpus, "cuda")
         if lack := _lack(memory, buffers, host, weight_bytes(tried), hardware):
             # More sequences at a time need more memory still.
             return best or RuledOut(str(layout), lack, need(memory, buffers))

@@ -43,7 +43,8 @@ class HostMemory:
     """An offloaded one: masters, moments, the gradients that it reads; under ZeRO 1 and 2 the new parameters on their
     way back, under ZeRO 3 gradients of earlier micro-batches."""
     save_copy: int
-    """What background saves write from: masters and moments, wherever they lie. It is there from the first save on."""
+    """What background saves write from: masters and moments, wherever they lie. It is there from the first save on. A
+    bound where they lie on a GPU: torch makes pinned memory in powers of two."""
 
     @property
     def total(self) -> int:
@@ -67,14 +68,15 @@ def memory_per_rank(config: RunConfig, world_size: int, device: str = "cpu") -> 
     )
 
 
-def host_memory_per_rank(config: RunConfig, world_size: int) -> HostMemory:
-    """Bytes per rank."""
+def host_memory_per_rank(config: RunConfig, world_size: int, device: str = "cpu") -> HostMemory:
+    """Bytes per rank that trains on ``device``."""
     shard = sum(part.shard for part in parts(config, world_size))
     way = weight_bytes(config) if config.train.zero_stage < 3 else FLOAT32
     offload, copied = config.train.offload_optimizer == "cpu", config.checkpoint.asynchronous
+    rounding = 2 if device == "cuda" and not offload else 1
     return HostMemory(
         optimizer=int((_optimizer_bytes(config) + FLOAT32 + way) * shard) if offload else 0,
-        save_copy=int(_optimizer_bytes(config) * shard) if copied else 0,
+        save_copy=int(rounding * _optimizer_bytes(config) * shard) if copied else 0,
     )
 
 

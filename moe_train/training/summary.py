@@ -47,7 +47,7 @@ def summary(config: RunConfig, world_size: int, run_dir: Path, device: str) -> s
                             f"{_bytes(memory.gradients)}, optimizer {_bytes(memory.optimizer)}, activations about "
                             f"{_bytes(memory.activations)}"),
         *_worst_case(config, memory),
-        *_host(config, world_size),
+        *_host(config, world_size, device),
         ("", f"ZeRO stage {train.zero_stage}, {train.precision}; DeepSpeed's buffers, at most "
              f"{_bytes(buffers_per_rank(config, world_size).total)}, and libraries come on top"),
         ("layout", f"{world_size} process{'es' if world_size > 1 else ''} on {device}: {_layout(config, world_size)}"),
@@ -106,8 +106,8 @@ def _worst_case(config: RunConfig, memory: Memory) -> list[tuple[str, str]]:
                  f"{bound}")]  # fmt: skip
 
 
-def _host(config: RunConfig, world_size: int) -> list[tuple[str, str]]:
-    host = host_memory_per_rank(config, world_size)
+def _host(config: RunConfig, world_size: int, device: str) -> list[tuple[str, str]]:
+    host = host_memory_per_rank(config, world_size, device)
     kinds = {
         "the offloaded optimizer": host.optimizer,
         "the copy that is saved in the background (checkpoint.asynchronous)": host.save_copy,
