@@ -44,7 +44,7 @@ def prepare(run_dir: Path, config: RunConfig, resume: str | None, init_from: Pat
     elif resume != "auto" and store.is_step(Path(resume)) and Path(resume).resolve().parent == _checkpoints(run_dir):
         # Back to an earlier one: should the run die before it saves, it must not go on from one that it has left.
         store.point(Path(resume), store.LATEST)
-    elif not _goes_on(run_dir, resume):
+    elif not goes_on(run_dir, resume):
         _write(run_dir / _STARTED_FROM, str(Path(resume).resolve()))
     if init_from is not None:
         _write(run_dir / _INITIAL_WEIGHTS, str(init_from.resolve()))
@@ -57,7 +57,7 @@ def check_free(run_dir: Path, resume: str | None) -> None:
         raise ValueError(f"{run_dir} is a file; choose another folder with --run-dir")
     if resume is not None and resume != "auto" and not Path(resume).is_dir():
         raise ValueError(f"--resume {resume}: there is no such checkpoint folder; use --resume auto for the latest")
-    if holds_run(run_dir) and not _goes_on(run_dir, resume):
+    if holds_run(run_dir) and not goes_on(run_dir, resume):
         raise ValueError(
             f"{run_dir} holds a run already: go on with it by --resume auto, or choose another folder with --run-dir"
         )
@@ -105,7 +105,8 @@ def lies_in(run_dir: Path, checkpoint: Path) -> bool:
     return checkpoint.resolve().is_relative_to(run_dir.resolve())
 
 
-def _goes_on(run_dir: Path, resume: str | None) -> bool:
+def goes_on(run_dir: Path, resume: str | None) -> bool:
+    """Whether it is the folder's own run that is to go on, from its latest checkpoint or another one of its own."""
     return resume is not None and (resume == "auto" or lies_in(run_dir, Path(resume)))
 
 

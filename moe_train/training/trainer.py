@@ -33,15 +33,16 @@ from moe_train.training.interval import Interval
 from moe_train.training.origin import carry_origin, forget_origin
 from moe_train.training.record import build_eval_record
 from moe_train.training.run_config import RunConfig, to_dict
-from moe_train.training.run_folder import CHECKPOINTS, index_folder, initial_weights, prepare
+from moe_train.training.run_folder import CHECKPOINTS, goes_on, index_folder, initial_weights, prepare
 from moe_train.training.run_lock import only_run
 from moe_train.training.schedules import lr_factor
 from moe_train.training.step import Requests, StepResult, left_out_step, train_step
 from moe_train.training.stop import StopRequest
 from moe_train.training.validation import ValidationSet, check_ids, check_vocabulary
 
-LOCK_SECONDS = 60.0
-"""How long a run waits for another one in its folder to end."""
+LOCK_SECONDS = 120.0
+"""How long a run waits for another one in its folder to end: longer than an NFSv4 server keeps the locks of a machine
+that is gone (90 s)."""
 
 
 def train(
@@ -60,7 +61,8 @@ def train(
     beat = beat or Heartbeat(None, 0)
     beat.note("load")
     groups = initialize(config.parallel)
-    with only_run(run_dir, min(LOCK_SECONDS, config.parallel.timeout_seconds / 2)):
+    seconds = min(LOCK_SECONDS, config.parallel.timeout_seconds / 2)
+    with only_run(run_dir, seconds, goes_on=goes_on(run_dir, resume)):
         return _train(config, run_dir, resume, stop, init_from, beat, groups)
 
 
