@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from moe_train.checkpoint import store
 from moe_train.training.run_config import RunConfig, load_run_config, to_yaml
 
 CONFIG = "config.yaml"
@@ -41,10 +40,7 @@ def prepare(run_dir: Path, config: RunConfig, resume: str | None, init_from: Pat
     if resume is None:
         for name in (_STARTED_FROM, _INITIAL_WEIGHTS):
             (run_dir / name).unlink(missing_ok=True)  # of an attempt that took no step
-    elif resume != "auto" and store.is_step(Path(resume)) and Path(resume).resolve().parent == _checkpoints(run_dir):
-        # Back to an earlier one: should the run die before it saves, it must not go on from one that it has left.
-        store.point(Path(resume), store.LATEST)
-    elif not goes_on(run_dir, resume):
+    elif not _goes_on(run_dir, resume):
         _write(run_dir / _STARTED_FROM, str(Path(resume).resolve()))
     if init_from is not None:
         _write(run_dir / _INITIAL_WEIGHTS, str(init_from.resolve()))
@@ -57,7 +53,7 @@ def check_free(run_dir: Path, resume: str | None) -> None:
         raise ValueError(f"{run_dir} is a file; choose another folder with --run-dir")
     if resume is not None and resume != "auto" and not Path(resume).is_dir():
         raise ValueError(f"--resume {resume}: there is no such checkpoint folder; use --resume auto for the latest")
-    if holds_run(run_dir) and not goes_on(run_dir, resume):
+    if holds_run(run_dir) and not _goes_on(run_dir, resume):
         raise ValueError(
             f"{run_dir} holds a run already: go on with it by --resume auto, or choose another folder with --run-dir"
         )
@@ -105,13 +101,8 @@ def lies_in(run_dir: Path, checkpoint: Path) -> bool:
     return checkpoint.resolve().is_relative_to(run_dir.resolve())
 
 
-def goes_on(run_dir: Path, resume: str | None) -> bool:
-    """Whether it is the folder's own run that is to go on, from its latest checkpoint or another one of its own."""
+def _goes_on(run_dir: Path, resume: str | None) -> bool:
     return resume is not None and (resume == "auto" or lies_in(run_dir, Path(resume)))
-
-
-def _checkpoints(run_dir: Path) -> Path:
-    return (run_dir / CHECKPOINTS).resolve()
 
 
 def _unused(run_dir: Path) -> Path:

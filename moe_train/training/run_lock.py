@@ -21,7 +21,7 @@ _SOMEBODY = "another process"
 
 
 class InUseError(OSError):
-    """Another process has the folder. ``passing``: its run is what was to go on, so that a later start may have it."""
+    """Another process has the folder. ``passing``: another start is to try again."""
 
     def __init__(self, text: str, *, passing: bool) -> None:
         super().__init__(text)
@@ -32,9 +32,9 @@ class InUseError(OSError):
 def only_run(run_dir: Path, seconds: float, *, goes_on: bool) -> Iterator[None]:
     """Keeps other runs out of the folder while the body runs; collective, rank 0 holds the lock.
 
-    seconds: that another run may take to end.   goes_on: whether the folder's own run is wanted, not a new one; what
-    rank 0 says counts. Only that is worth another start: it has waited for its predecessor, where a new run would go on
-    with what somebody else has begun meanwhile.
+    seconds: that another run may take to end.   goes_on: whether what the folder's run has saved last is wanted; what
+    rank 0 says counts. Only that is worth another start, since restarts ask for just that: a new run, or one from
+    another checkpoint, would go on with what somebody else has done meanwhile.
     Errors: InUseError, on every rank, where another process has the folder still.
 
     The lock goes with its process, however that ends; on a network disk only while the machine lives. One that is gone

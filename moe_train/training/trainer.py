@@ -26,6 +26,7 @@ from moe_train.training.checkpoints import Checkpoints, check_disk
 from moe_train.training.checks import check_gate_files
 from moe_train.training.engine import Engine
 from moe_train.training.facts import device_facts, write_facts
+from moe_train.training.going_back import going_back
 from moe_train.training.guard.watch import Watch
 from moe_train.training.heartbeat import Heartbeat
 from moe_train.training.history import Stretch, continued, to_plain, write_history
@@ -33,7 +34,7 @@ from moe_train.training.interval import Interval
 from moe_train.training.origin import carry_origin, forget_origin
 from moe_train.training.record import build_eval_record
 from moe_train.training.run_config import RunConfig, to_dict
-from moe_train.training.run_folder import CHECKPOINTS, goes_on, index_folder, initial_weights, prepare
+from moe_train.training.run_folder import CHECKPOINTS, index_folder, initial_weights, prepare
 from moe_train.training.run_lock import only_run
 from moe_train.training.schedules import lr_factor
 from moe_train.training.step import Requests, StepResult, left_out_step, train_step
@@ -62,7 +63,7 @@ def train(
     beat.note("load")
     groups = initialize(config.parallel)
     seconds = min(LOCK_SECONDS, config.parallel.timeout_seconds / 2)
-    with only_run(run_dir, seconds, goes_on=goes_on(run_dir, resume)):
+    with only_run(run_dir, seconds, goes_on=resume == "auto"):
         return _train(config, run_dir, resume, stop, init_from, beat, groups)
 
 
@@ -76,8 +77,9 @@ def _train(
         torch.use_deterministic_algorithms(True)
     # Nothing of ours draws from torch's own generators, but libraries might, and their state is in checkpoints.
     torch.manual_seed(config.seed * groups.world_size + groups.rank)
-    trainer = Trainer(config, run_dir, groups, beat)
-    trainer.restore(resume, init_from)
+    with going_back(run_dir, resume):
+        trainer = Trainer(config, run_dir, groups, beat)
+        trainer.restore(resume, init_from)
     if groups.rank == 0:
         # Not earlier: what cannot start must not leave its configuration in the folder of a run that could.
         prepare(run_dir, config, resume, initial_weights(run_dir, resume, init_from))

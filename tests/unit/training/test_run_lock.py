@@ -23,41 +23,42 @@ with only_run(Path(sys.argv[1]), 0, goes_on=True):
     print("held", flush=True)
     time.sleep(600)
 """
-
-
-def start(run_dir: Path) -> subprocess.Popen[str]:
-    """A process that takes the folder, or fails at once."""
-    path = os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(run_dir)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": path},
-    )
+TRY = """
+import fcntl, sys
+try:
+    fcntl.lockf(open(sys.argv[1], "a"), fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    sys.exit(5)
+"""
 
 
 @pytest.fixture
 def other(tmp_path: Path):
     """A process that has the folder."""
-    process = start(tmp_path)
+    path = os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     yield process
     process.kill()
-    process.communicate()
+    process.wait()
 
 
 def is_ours(run_dir: Path) -> bool:
-    """Whether a third process is refused because of this one."""
-    _, errors = start(run_dir).communicate(timeout=60)
-    return f"InUseError: {run_dir}: process {os.getpid()} on " in errors
+    """Whether a process that comes now finds the lock of the folder held by this one."""
+    code = subprocess.run([sys.executable, "-c", TRY, str(run_dir / ".lock")], check=False).returncode
+    return code == 5 and f"process {os.getpid()} on " in (run_dir / ".lock").read_text()
 
 
 @pytest.mark.parametrize("goes_on", [True, False])
 def test_a_second_run_is_refused(
     tmp_path: Path, other: subprocess.Popen[str], capsys: pytest.CaptureFixture[str], goes_on: bool
 ) -> None:
-    """A start that goes on with the run may come again; a new run would go on with what the other has begun."""
+    """A start that goes on with the run may come again; a new one would go on with what the other has begun."""
     message = f"process {other.pid} on .* trains in this folder.*--run-dir.*remove {tmp_path / '.lock'}"
     with pytest.raises(InUseError, match=message) as raised:
         with only_run(tmp_path, 0.3, goes_on=goes_on):
