@@ -163,8 +163,7 @@ class Saver:
         # What is saved later counts as newer, also where the clock has gone back since (another host, a correction).
         at = max([save.state["saved_at"], *(one.at + 1e-3 for one in earlier)])
         # Of weights that are saved again as the best: they stay those of the end as well.
-        final = store.says(save.final, "final")
-        state = save.state | {"saved_at": at} | ({} if final is None else {"final": final})
+        state = save.state | {"saved_at": at} | ({"final": True} if store.are_of_the_end(save.final) else {})
         store.finish(store.temporary_of(save.final), merge(parts), state)
         outdated = store.weights_named_by(self.root, save.pointers)
         store.put_in_place(save.final, save.pointers)

@@ -31,6 +31,8 @@ _NAME = re.compile(rf"({STEP}|{WEIGHTS})\d+")
 _SAVING = ".saving"
 _REPLACED = ".replaced"
 _REMOVING = ".removing"
+_told: set[Path] = set()
+"""What could not be removed: each save tries again, but says no more."""
 
 
 def folder_of(root: Path, step: int, kind: str = STEP) -> Path:
@@ -101,15 +103,18 @@ def named_or_none(root: Path, pointer: str) -> Path | None:
 def weights_named_by(root: Path, pointers: Iterable[str]) -> list[Path]:
     """Weights that go when the pointers name others: those of the end of a run stay."""
     found = [path for pointer in pointers if (path := named_or_none(root, pointer))]
-    return [path for path in found if path.name.startswith(WEIGHTS) and says(path, "final") is None]
+    return [path for path in found if path.name.startswith(WEIGHTS) and not are_of_the_end(path)]
 
 
-def says(directory: Path, key: str) -> Any:
-    """An entry of a checkpoint's state; None where there is none, or the checkpoint cannot be read."""
+def are_of_the_end(directory: Path) -> bool:
+    """Whether these are weights of the end of a run, which stay; also where there are weights that cannot be read (of
+    another format, damaged, on a disk that is away): nobody may judge them, and so they stay too."""
+    if not directory.name.startswith(WEIGHTS) or not directory.is_dir():
+        return False
     try:
-        return read_state(directory).get(key)
-    except ValueError:
-        return None
+        return read_state(directory).get("final") is not None
+    except (OSError, ValueError):
+        return True
 
 
 def checkpoint_at(path: Path, step: int | None = None) -> Path:
@@ -141,10 +146,13 @@ def finish(directory: Path, index: Index, state: dict[str, Any]) -> None:
 
 
 def begin(root: Path, final: Path) -> Path:
-    """Makes the folder that a checkpoint is written into, and tidies up behind saves that were cut off."""
+    """Makes the folder that a checkpoint is written into, and tidies up behind saves that were cut off. OSError where
+    that cannot be made; not where old folders cannot be removed."""
     root.mkdir(parents=True, exist_ok=True)
-    tidy(root)
     temporary = temporary_of(final)
+    if temporary.exists():
+        temporary.rename(_free(temporary))
+    tidy(root)
     temporary.mkdir()
     return temporary
 
@@ -171,15 +179,28 @@ def point(directory: Path, pointer: str) -> None:
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """Old checkpoints; one that cannot be removed is told and stays."""
+    """What is not wanted any more; what cannot be removed is told, once, and stays."""
     for path in paths:
         try:
-            # First its name: one that is cut off here is no checkpoint, and is found again.
-            going = path.with_name(path.name + _REMOVING)
-            os.rename(path, going)
-            shutil.rmtree(going)
+            if path.suffix != _REMOVING:
+                # First its name: one that is cut off here is no checkpoint, and is found again.
+                path = path.rename(_free(path))
+            shutil.rmtree(path)
         except OSError as error:
-            print(f"moe-train: old checkpoint {path} could not be removed: {error}", file=sys.stderr, flush=True)
+            if path not in _told:
+                print(f"moe-train: {path} could not be removed, and stays: {error}", file=sys.stderr, flush=True)
+            _told.add(path)
+
+
+def _free(path: Path) -> Path:
+    """A name for what is being removed. One of before may be there still: of another owner, or with a file that is open
+    on a network disk."""
+    number = 1
+    going = path.with_name(path.name + _REMOVING)
+    while going.exists():
+        number += 1
+        going = path.with_name(f"{path.name}.{number}{_REMOVING}")
+    return going
 
 
 def replaced(root: Path) -> list[Path]:
@@ -188,14 +209,13 @@ def replaced(root: Path) -> list[Path]:
 
 
 def tidy(root: Path) -> None:
-    """What saves that were cut off have left: unfinished ones go, one that was about to be replaced comes back."""
-    for path in (*root.glob(f"*{_SAVING}"), *root.glob(f"*{_REMOVING}")):
-        shutil.rmtree(path)
+    """What saves that were cut off have left: unfinished ones go, one that was about to be replaced comes back.
+
+    What cannot be removed keeps no save from being written."""
+    remove([path for kind in (_SAVING, _REMOVING) for path in root.glob(f"*{kind}")])
+    remove(replaced(root))
     for path in root.glob(f"*{_REPLACED}"):
-        original = path.with_name(_original(path))
-        if original.exists():
-            shutil.rmtree(path)
-        else:
+        if not (original := path.with_name(_original(path))).exists():
             os.rename(path, original)
 
 

@@ -6,7 +6,6 @@ import json
 import os
 from pathlib import Path
 
-from moe_train.checkpoint import store
 from moe_train.training.run_config import RunConfig, load_run_config, to_yaml
 
 CONFIG = "config.yaml"
@@ -55,9 +54,6 @@ def prepare(run_dir: Path, config: RunConfig, resume: str | None, init_from: Pat
     if resume is None:
         for name in (_STARTED_FROM, _INITIAL_WEIGHTS):
             (run_dir / name).unlink(missing_ok=True)  # of an attempt that took no step
-    elif resume != "auto" and store.is_step(Path(resume)) and Path(resume).resolve().parent == _checkpoints(run_dir):
-        # Back to an earlier one: should the run die before it saves, it must not go on from one that it has left.
-        store.point(Path(resume), store.LATEST)
     elif not _goes_on(run_dir, resume):
         _write(run_dir / _STARTED_FROM, str(Path(resume).resolve()))
     if init_from is not None:
@@ -121,10 +117,6 @@ def lies_in(run_dir: Path, checkpoint: Path) -> bool:
 
 def _goes_on(run_dir: Path, resume: str | None) -> bool:
     return resume is not None and (resume == "auto" or lies_in(run_dir, Path(resume)))
-
-
-def _checkpoints(run_dir: Path) -> Path:
-    return (run_dir / CHECKPOINTS).resolve()
 
 
 def _unused(run_dir: Path) -> Path:

@@ -27,6 +27,7 @@ from moe_train.training.checkpoints import Checkpoints, check_disk
 from moe_train.training.checks import check_gate_files
 from moe_train.training.engine import Engine
 from moe_train.training.facts import device_facts, write_facts
+from moe_train.training.going_back import going_back
 from moe_train.training.guard.watch import Watch
 from moe_train.training.heartbeat import Heartbeat
 from moe_train.training.history import Stretch, continued, to_plain, write_history
@@ -41,8 +42,9 @@ from moe_train.training.step import Requests, StepResult, left_out_step, train_s
 from moe_train.training.stop import StopRequest
 from moe_train.training.validation import BeforeEachBatch, ValidationSet, check_ids, check_vocabulary
 
-LOCK_SECONDS = 60.0
-"""How long a run waits for another one in its folder to end."""
+LOCK_SECONDS = 120.0
+"""How long a run waits for another one in its folder to end: longer than an NFSv4 server keeps the locks of a machine
+that is gone (90 s)."""
 
 
 def train(
@@ -61,7 +63,8 @@ def train(
     beat = beat or Heartbeat(None, 0)
     beat.note("load")
     groups = initialize(config.parallel)
-    with only_run(run_dir, min(LOCK_SECONDS, config.parallel.timeout_seconds / 2)):
+    seconds = min(LOCK_SECONDS, config.parallel.timeout_seconds / 2)
+    with only_run(run_dir, seconds, goes_on=resume == "auto"):
         return _train(config, run_dir, resume, stop, init_from, beat, groups)
 
 
@@ -75,8 +78,9 @@ def _train(
         torch.use_deterministic_algorithms(True)
     # Nothing of ours draws from torch's own generators, but libraries might, and their state is in checkpoints.
     torch.manual_seed(config.seed * groups.world_size + groups.rank)
-    trainer = Trainer(config, run_dir, groups, beat)
-    trainer.restore(resume, init_from)
+    with going_back(run_dir, resume):
+        trainer = Trainer(config, run_dir, groups, beat)
+        trainer.restore(resume, init_from)
     if groups.rank == 0:
         # Not earlier: what cannot start must not leave its configuration in the folder of a run that could.
         prepare(run_dir, config, resume, initial_weights(run_dir, resume, init_from))

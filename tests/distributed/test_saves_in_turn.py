@@ -61,3 +61,13 @@ def test_weights_of_the_end_that_are_the_best_too_stay(processes: Processes, tmp
     saved(processes, tmp_path, Save(5, 1.0, final=True), Save(5, 2.0, best=True), Save(9, 3.0, best=True))
     assert names(tmp_path) == ["best", "weights_00000005", "weights_00000009"]
     assert read_state(tmp_path / "weights_00000005")["final"] is True
+
+
+def test_weights_that_cannot_be_read_stay(processes: Processes, tmp_path: Path) -> None:
+    """They may be those of the end; so may those that take their place."""
+    saved(processes, tmp_path, Save(5, 1.0, final=True, best=True), Save(7, 2.0, best=True))
+    for step in (5, 7):
+        (tmp_path / f"weights_0000000{step}" / "state.json").write_text('{"format": 1}')
+    assert saved(processes, tmp_path, Save(5, 3.0, best=True), Save(9, 4.0, best=True)) == ["", ""]
+    assert names(tmp_path) == ["best", "weights_00000005", "weights_00000007", "weights_00000009"]
+    assert read_state(tmp_path / "weights_00000005")["final"] is True

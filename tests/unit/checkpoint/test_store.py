@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,6 +99,50 @@ def test_a_deletion_that_is_cut_off_is_ended_by_the_next_save(tmp_path: Path, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000002"]
 
 
+def busy(*names: str) -> Callable[..., None]:
+    """shutil.rmtree where these folders cannot be deleted: an open file on a network disk, or another owner."""
+    real = shutil.rmtree
+
+    def rmtree(path: Path) -> None:
+        if path.name in names:
+            raise OSError(errno.EBUSY, "Device or resource busy", str(path / ".nfs0001"))
+        real(path)
+
+    return rmtree
+
+
+def test_what_cannot_be_removed_keeps_nothing_from_being_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stays = ["step_00000001.removing", "step_00000001.2.removing", "step_00000004.saving.removing"]
+    monkeypatch.setattr("shutil.rmtree", busy(*stays))
+    for _ in range(2):  # a run that went back saves the step again, and deletes it again
+        store.remove([write(tmp_path, 1)])
+    store.temporary_of(store.folder_of(tmp_path, 4)).mkdir()
+    (store.temporary_of(store.folder_of(tmp_path, 4)) / "__0_0.distcp").touch()
+    for step in (2, 3, 4):
+        assert write(tmp_path, step) == store.latest(tmp_path)
+    assert list(damages(tmp_path / "step_00000004")) == []
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == sorted(stays)
+    told = capsys.readouterr().err
+    assert [told.count(f"{name} could not be removed") for name in stays] == [1, 1, 1], "each is said once"
+    monkeypatch.undo()
+    write(tmp_path, 5)
+    assert list(tmp_path.glob("*.*")) == [], "and tried again"
+
+
+def test_a_folder_in_the_way_of_a_save_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = store.temporary_of(store.folder_of(tmp_path, 4))
+    temporary.mkdir()
+
+    def rename(path: Path, target: Path) -> Path:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(PermissionError, match="step_00000004.saving"):
+        write(tmp_path, 4)
+
+
 def test_without_latest_it_is_what_was_saved_last(tmp_path: Path) -> None:
     """A copy without it, or a run that was killed between its first checkpoint and `latest`."""
     for step, at in ((1, 10.0), (3, 20.0), (2, 30.0), (4, 40.0)):
@@ -111,5 +158,7 @@ def test_weights_that_a_pointer_no_longer_names(tmp_path: Path) -> None:
     assert store.weights_named_by(tmp_path, (store.BEST,)) == [first]
     write(tmp_path, 2, store.WEIGHTS, (store.BEST,), final=True)
     assert store.weights_named_by(tmp_path, (store.BEST,)) == [], "weights of the end of a run stay"
+    (store.folder_of(tmp_path, 2, store.WEIGHTS) / "state.json").write_text("{}")
+    assert store.weights_named_by(tmp_path, (store.BEST,)) == [], "and those that cannot be read"
     write(tmp_path, 3)
     assert store.weights_named_by(tmp_path, (store.LATEST,)) == [], "a checkpoint goes by the rules of retention"

@@ -75,20 +75,6 @@ def test_an_own_checkpoint_does(tmp_path: Path) -> None:
     prepare(tmp_path, load_run_config("tiny"), str(checkpoint))
 
 
-def test_going_back_to_an_own_checkpoint_makes_it_the_latest(tmp_path: Path) -> None:
-    """Else a run that dies before it saves would go on from the one that it has left."""
-    folder = tmp_path / "checkpoints"
-    for name in ("step_00000100", "step_00000150", "weights_00000100"):
-        (folder / name).mkdir(parents=True)
-    (folder / "latest").write_text("step_00000150")
-    prepare(tmp_path, load_run_config("tiny"), "auto")
-    prepare(tmp_path, load_run_config("tiny"), str(folder / "weights_00000100"))
-    assert (folder / "latest").read_text() == "step_00000150"
-    prepare(tmp_path, load_run_config("tiny"), str(folder / "step_00000100"))
-    assert (folder / "latest").read_text() == "step_00000100"
-    assert started_from(tmp_path) is None
-
-
 def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such checkpoint"):
         prepare(tmp_path / "new", load_run_config("tiny"), str(tmp_path / "nothing"))
