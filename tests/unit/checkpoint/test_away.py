@@ -105,6 +105,13 @@ def test_no_older_checkpoint_is_gone_on_with(checkpoint: Path, monkeypatch: pyte
     assert may_pass(error.value)
 
 
+def test_nobody_judges_what_is_away(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save neither removes it nor fails."""
+    assert [one.step for one in store.readable(checkpoint.parent)] == [3]
+    away(monkeypatch, STATE, errno.EIO)
+    assert store.readable(checkpoint.parent) == []
+
+
 def test_verifying_goes_on_with_the_other_files(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     away(monkeypatch, "__0_0.distcp", errno.EIO)
     assert list(damages(checkpoint)) == [f"__0_0.distcp cannot be read ({os.strerror(errno.EIO)})"]
