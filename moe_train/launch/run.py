@@ -27,6 +27,7 @@ from moe_train.launch.remote import RemoteHosts, check_pdsh
 from moe_train.launch.restart import keep_running
 from moe_train.launch.slurm import check_devices, launch_of_step
 from moe_train.launch.supervise import Limits, supervise
+from moe_train.parallel.passing import may_pass
 from moe_train.training.packed import pack
 from moe_train.training.run_config import RunConfig, check, to_yaml
 from moe_train.training.run_folder import CHECKPOINTS, check_free, check_initial_weights, holds_run
@@ -116,7 +117,12 @@ def launch_run(
             # Else the start would fail, and a few of those are the end; and what is left there may still write.
             hosts.wait(HOSTS_SECONDS, say)
             hosts.sweep(earlier)
-        again = "auto" if number and holds_run(run_dir) else resume
+        try:
+            again = "auto" if number and holds_run(run_dir) else resume
+        except OSError as error:
+            if not may_pass(error):
+                raise
+            return Ending(1, f"the folder of the run cannot be read: {error}", restart=True)
         arguments = worker_arguments(run_dir, again, config_path, init_from=init_from, config_text=text)
         earlier.append(_new_launch())
         return launch_module(WORKER, arguments, run_dir, options, environment, limits=limits, launch=earlier[-1])

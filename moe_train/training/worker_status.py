@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -98,8 +99,16 @@ def read_statuses(run_dir: Path, launch: str) -> list[WorkerStatus]:
     return sorted(_statuses(run_dir, launch), key=lambda status: status.rank)
 
 
+def files_of(run_dir: Path, pattern: str) -> list[Path]:
+    """Those of launches; none where their disk is away for a moment: who watches over a launch looks again."""
+    try:
+        return list((run_dir / FOLDER).glob(pattern))
+    except OSError:
+        return []
+
+
 def _statuses(run_dir: Path, launch: str) -> Iterator[WorkerStatus]:
-    for path in (run_dir / FOLDER).glob(f"{launch}.rank_*.json"):
+    for path in files_of(run_dir, f"{launch}.rank_*.json"):
         try:
             yield WorkerStatus(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -113,8 +122,9 @@ def _has_ended(run_dir: Path, launch: str) -> bool:
 
 def forget(run_dir: Path, launch: str, rank: int | None = None) -> None:
     """Removes the files of a launch that has ended, or only those of one of its ranks."""
-    for path in (run_dir / FOLDER).glob(f"{launch}.rank_{'*' if rank is None else f'{rank}.*'}"):
-        path.unlink(missing_ok=True)
+    for path in files_of(run_dir, f"{launch}.rank_{'*' if rank is None else f'{rank}.*'}"):
+        with suppress(OSError):  # it is gone, or its disk is away; it means nothing to other launches
+            path.unlink()
     try:
         (run_dir / FOLDER).rmdir()
     except OSError:
