@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from moe_train.parallel.passing import may_pass
+
 INDEX = "index.json"
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -129,11 +131,14 @@ def index_bytes(index: Index) -> bytes:
 
 
 def read_index(directory: Path) -> Index:
-    """Errors: ValueError where there is none, or it says what cannot be (it may come from anywhere)."""
+    """Errors: ValueError where there is none, or it says what cannot be (it may come from anywhere); OSError where that
+    cannot be said now, as the disk is away."""
     path = directory / INDEX
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
+        if may_pass(error):
+            raise
         raise ValueError(f"checkpoint {directory} cannot be read ({INDEX}: {error})") from error
     try:
         return _parsed(content)

@@ -11,6 +11,7 @@ from moe_train.checkpoint.reading import StoredTensors
 from moe_train.checkpoint.slices import OwnedSlice, cut
 from moe_train.checkpoint.state import has_index, read_state
 from moe_train.checkpoint.verify import damaged_files
+from moe_train.parallel.passing import PassingError, may_pass
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -20,21 +21,32 @@ def load(directory: Path, slices: list[OwnedSlice], expected: Shapes, *, verify:
 
     ``expected``: global name -> shape of everything that all ranks together want; it must equal what is stored.
     ``verify``: compares all files with their checksums first, each rank its share of them.
-    Errors: ValueError, on every rank, where it is of another model, damaged or cannot be read on any.
+    Errors: ValueError, on every rank, where it is of another model, damaged or cannot be read on any; PassingError, on
+    every rank, where nothing worse has happened than that the disk was away.
     """
-    message = None
+    wrong = away = None
     try:
         _load(directory, slices, expected, verify)
     except ValueError as error:
-        message = str(error)
+        wrong = str(error)
     except OSError as error:
-        message = f"checkpoint {directory} cannot be read ({error}); choose another with --resume PATH"
-    messages: list[str | None] = [message]
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        messages = [None] * dist.get_world_size()
-        dist.all_gather_object(messages, message)
-    if found := [text for text in messages if text is not None]:
-        raise ValueError(found[0] if message is None else message)
+        if may_pass(error):
+            away = f"checkpoint {directory} cannot be read now ({error}); start again when the disk answers"
+        else:
+            wrong = f"checkpoint {directory} cannot be read ({error}); choose another with --resume PATH"
+    if (text := _first(wrong)) is not None:
+        raise ValueError(text)
+    if (text := _first(away)) is not None:
+        raise PassingError(text)
+
+
+def _first(text: str | None) -> str | None:
+    """This rank's text, or that of the first rank that has one; collective."""
+    texts: list[str | None] = [text]
+    if _world_size() > 1:
+        texts = [None] * _world_size()
+        dist.all_gather_object(texts, text)
+    return text if text is not None else next((other for other in texts if other is not None), None)
 
 
 def _load(directory: Path, slices: list[OwnedSlice], expected: Shapes, verify: bool) -> None:

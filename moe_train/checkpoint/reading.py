@@ -20,6 +20,7 @@ from torch import Tensor
 
 from moe_train.checkpoint.index import read_index
 from moe_train.checkpoint.ranges import memory_of, read_range
+from moe_train.parallel.passing import may_pass
 
 
 @dataclass
@@ -110,6 +111,9 @@ class StoredTensors:
                 window = _Window(self._descriptor(piece.file), piece.start, piece.length)
                 record = next(i for i in zipfile.ZipFile(window).infolist() if i.filename.endswith("/data/0"))
             except (zipfile.BadZipFile, StopIteration, OSError) as error:
+                origin = error.__context__ or error  # what cannot be read is no archive either, says zipfile
+                if may_pass(origin):
+                    raise origin from None
                 raise ValueError(f"{where} ({error or 'no values'})") from error
             if (
                 record.compress_type != zipfile.ZIP_STORED

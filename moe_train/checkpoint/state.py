@@ -8,6 +8,8 @@ from typing import Any
 
 import xxhash
 
+from moe_train.parallel.passing import may_pass
+
 FORMAT = 3
 STATE = "state.json"
 _CHECKSUM = "checksum"
@@ -22,10 +24,13 @@ def state_bytes(state: dict[str, Any], index: bytes) -> bytes:
 
 
 def read_state(directory: Path) -> dict[str, Any]:
-    """The non-tensor state of a checkpoint. ValueError when it is not one of ours, damaged, or of another format."""
+    """The non-tensor state of a checkpoint. ValueError when it is not one of ours, damaged, or of another format;
+    OSError where that cannot be said now, as the disk is away."""
     try:
         state = json.loads((directory / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        if may_pass(error):
+            raise
         raise ValueError(f"{directory} is not a checkpoint of moe_train ({error})") from error
     if not isinstance(state, dict):
         raise ValueError(f"{directory} is not a checkpoint of moe_train ({STATE} holds no object)")

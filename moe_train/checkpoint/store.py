@@ -61,15 +61,21 @@ def latest(root: Path) -> Path | None:
     """
     if (root / LATEST).exists():
         return named_by(root, LATEST)
-    found = readable(root)
+    # One that is away for a moment must not let the run go on from an older one: that is an OSError.
+    found = _saved(root, (ValueError,))
     return folder_of(root, max(found, key=lambda one: (one.at, one.step)).step) if found else None
 
 
 def readable(root: Path) -> list[Saved]:
-    """The complete checkpoints, by step; without those of other formats and damaged ones, which nobody may judge."""
+    """The complete checkpoints, by step; without those of other formats, damaged ones and those that are away for a
+    moment, which nobody may judge."""
+    return _saved(root, (ValueError, OSError))
+
+
+def _saved(root: Path, unreadable: tuple[type[Exception], ...]) -> list[Saved]:
     found = []
     for step in steps_of(root):
-        with suppress(ValueError):
+        with suppress(*unreadable):
             found.append(Saved(step, float(read_state(folder_of(root, step)).get("saved_at", 0.0))))
     return found
 

@@ -21,20 +21,21 @@ def damages(directory: Path) -> Iterator[str]:
     except (ValueError, OSError) as error:
         yield str(error)
         return
-    yield from damaged_files(directory, index, index.files)
+    for name in index.files:
+        try:
+            yield from damaged_files(directory, index, [name])
+        except OSError as error:
+            yield f"{name} cannot be read ({error.strerror or error})"
 
 
 def damaged_files(directory: Path, index: Index, names: Iterable[str]) -> Iterator[str]:
-    """Those of the named files that are not as written, with what is wrong."""
+    """Those of the named files that are not as written, with what is wrong. OSError where one cannot be read."""
     for name in names:
         wanted, path = index.files[name], directory / name
-        try:
-            size = os.stat(path).st_size
-            if size != wanted.bytes:
-                yield f"{name} has {size:,} bytes, and {wanted.bytes:,} were written"
-                continue
-            with open(path, "rb") as stream:
-                if xxh3_of(stream) != wanted.xxh3:
-                    yield f"{name} is damaged: its checksum is another one"
-        except OSError as error:
-            yield f"{name} cannot be read ({error.strerror or error})"
+        size = os.stat(path).st_size
+        if size != wanted.bytes:
+            yield f"{name} has {size:,} bytes, and {wanted.bytes:,} were written"
+            continue
+        with open(path, "rb") as stream:
+            if xxh3_of(stream) != wanted.xxh3:
+                yield f"{name} is damaged: its checksum is another one"

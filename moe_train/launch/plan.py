@@ -151,7 +151,7 @@ def command(
     environment: Mapping[str, str] = os.environ,
     module: str = WORKER,
 ) -> list[str]:
-    """The command line of the launcher. ``scratch`` is a folder for a generated hostfile."""
+    """The command line of the launcher. ``scratch`` is a folder of this launch, for a generated hostfile."""
     several = options.node_count > 1 or options.by_ssh
     port = options.master_port or (DEFAULT_PORT if several else free_port())
     if options.launcher == "torchrun":
@@ -202,8 +202,7 @@ def _torchrun(options: LaunchOptions, port: int) -> list[str]:
 
 def _hostfile(options: LaunchOptions, scratch: Path) -> Path:
     """DeepSpeed counts nodes by a hostfile, also where it logs in nowhere."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    path = scratch / f"hostfile.node_{options.node_rank}"
+    path = scratch / "hostfile"
     lines = [f"node-{node} slots={options.processes}\n" for node in range(options.nodes)]
     path.write_text("".join(lines), encoding="utf-8")
     return path

@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import xxhash
+
 from moe_train.checkpoint.state import read_state
 from moe_train.checkpoint.store import latest
 from moe_train.data.dataset import data_prefixes
+from moe_train.data.files import write_atomically
 from moe_train.data.indexed import bin_path
 from moe_train.data.options import members_of
 from moe_train.launch.ending import Ending
@@ -24,6 +27,7 @@ from moe_train.launch.remote import RemoteHosts, check_pdsh
 from moe_train.launch.restart import keep_running
 from moe_train.launch.slurm import check_devices, launch_of_step
 from moe_train.launch.supervise import Limits, supervise
+from moe_train.parallel.passing import may_pass
 from moe_train.training.packed import pack
 from moe_train.training.run_config import RunConfig, check, to_yaml
 from moe_train.training.run_folder import CHECKPOINTS, check_free, check_initial_weights, holds_run
@@ -100,16 +104,12 @@ def launch_run(
     if hosts is not None:
         check_pdsh()
         hosts.check()
-    # Each node's own: the run's folder may or may not be on a disk that all see. Rank 0 makes it the run's when it is
-    # about to take its first step.
-    config_path = run_dir / "nodes" / f"config.node_{options.node_rank}.yaml"
-    config_path.parent.mkdir(parents=True, exist_ok=True)
-    config_path.write_text(to_yaml(config), encoding="utf-8")
+    # Other hosts need not see this one's disk to begin.
+    text = to_yaml(config) if hosts is not None else None
+    config_path = _config_file(run_dir, to_yaml(config)) if text is None else None
     if options.launcher == "none" and in_process and not options.max_restarts:
         arguments = worker_arguments(run_dir, resume, config_path, init_from=init_from)
         return run_alone(arguments, environment, run_dir, _new_launch())
-    # Other hosts need not see this one's disk to begin.
-    text = to_yaml(config) if hosts is not None else None
     earlier: list[str] = []
 
     def start(number: int) -> Ending:
@@ -117,16 +117,33 @@ def launch_run(
             # Else the start would fail, and a few of those are the end; and what is left there may still write.
             hosts.wait(HOSTS_SECONDS, say)
             hosts.sweep(earlier)
-        again = "auto" if number and holds_run(run_dir) else resume
-        arguments = worker_arguments(
-            run_dir, again, None if text else config_path, init_from=init_from, config_text=text
-        )
+        try:
+            again = "auto" if number and holds_run(run_dir) else resume
+        except OSError as error:
+            if not may_pass(error):
+                raise
+            return Ending(1, f"the folder of the run cannot be read: {error}", restart=True)
+        arguments = worker_arguments(run_dir, again, config_path, init_from=init_from, config_text=text)
         earlier.append(_new_launch())
         return launch_module(WORKER, arguments, run_dir, options, environment, limits=limits, launch=earlier[-1])
 
     # torchrun starts its workers again by itself.
     restarts = 0 if options.launcher == "torchrun" else options.max_restarts
     return keep_running(start, lambda: _latest_step(run_dir), restarts)
+
+
+def _config_file(run_dir: Path, text: str) -> Path:
+    """The configuration where the workers of this node find it, at later starts too: the run's folder may or may not be
+    on a disk that all nodes see. Rank 0 makes it the run's when it is about to take its first step.
+
+    It is named by what it says: a launch in the folder of a run that trains gets as far as this before it is refused,
+    and must not change what that run starts again with.
+    """
+    content = text.encode()
+    path = run_dir / "nodes" / f"config.{xxhash.xxh3_64_hexdigest(content)}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
+    return path
 
 
 def _is_later_task(options: LaunchOptions, environment: Mapping[str, str]) -> bool:
@@ -186,7 +203,7 @@ def launch_module(
         if options.launcher == "none":
             line = [sys.executable, "-m", module, *arguments]
         else:
-            line = command(options, arguments, scratch=run_dir / "nodes", environment=environment, module=module)
+            line = command(options, arguments, scratch=Path(scratch), environment=environment, module=module)
         return supervise(
             line,
             run_dir=run_dir,

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
+from moe_train.parallel.passing import PassingError, may_pass
+
 _POLL_SECONDS = 0.05
 _SLOWEST_POLL_SECONDS = 1.0
 _BEAT_SECONDS = 10.0
@@ -29,8 +31,8 @@ def once_per_node(work: Callable[[], None], what: str = "the work of local rank 
     now and then that they wait, and for what (`what`). They give up when, for as long as a collective may take, nobody
     has arrived, finished or given a sign of life.
     Whoever returns may end at once, even the process that holds the store.
-    Errors: the error of `work` in the process where it happened, as soon as it happens ValueError with its text in all
-    others; RuntimeError where a process is gone.
+    Errors: the error of `work` in the process where it happened, as soon as it happens one with its text in all others
+    (ValueError, or PassingError where another start may go better); RuntimeError where a process is gone.
     """
     builds = int(os.environ.get("LOCAL_RANK", "0")) == 0
     if not dist.is_initialized() or dist.get_world_size() == 1:
@@ -45,7 +47,8 @@ def once_per_node(work: Callable[[], None], what: str = "the work of local rank 
                 work()
         except Exception as problem:  # whatever it is: the others wait for an answer
             with suppress(RuntimeError):  # the store is gone, and with it those who could be told
-                call.fail(str(problem) or type(problem).__name__)
+                wrong = isinstance(problem, (ValueError, OSError)) and not may_pass(problem)
+                call.fail(str(problem) or type(problem).__name__, wrong)
             raise
     call.finish()
     call.wait()
@@ -105,10 +108,12 @@ class _Call:
             over.set()
             thread.join()
 
-    def fail(self, text: str) -> None:
+    def fail(self, text: str, wrong: bool) -> None:
+        """wrong: another start would meet the same."""
         with self._answered():
             self.store.set(f"{self.name}/error/{self.rank}", text)
-        self.add("failed", 1)
+        self.add("wrong", int(wrong))
+        self.add("failed", 1)  # last: who sees it asks for the rest
         self._leave()
 
     def finish(self) -> None:
@@ -121,9 +126,9 @@ class _Call:
         signs, pause = -1, _POLL_SECONDS
         while (finished := self.add("finished", 0)) < self.world_size:
             if self.add("failed", 0):
-                text = "; ".join(self._errors())
+                text, wrong = "; ".join(self._errors()), self.add("wrong", 0)
                 self._leave()
-                raise ValueError(text)
+                raise (ValueError if wrong else PassingError)(text)
             now = time.monotonic()
             if (found := self.add("signs", 0)) != signs:
                 signs, seen = found, now

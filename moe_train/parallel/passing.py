@@ -21,6 +21,12 @@ _PASSING = {
 }
 
 
+class PassingError(OSError):
+    """Such an error, in the words of another process or of a caller."""
+
+    passing = True
+
+
 def may_pass(error: BaseException) -> bool:
     """Whether it is a fault of a machine, a disk or a network, not of what the program was given: a full disk or a
     missing file will be met again, a network file system that was away for a moment will not."""

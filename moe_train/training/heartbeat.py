@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from moe_train.parallel.collectives import LastCollective
-from moe_train.training.worker_status import FOLDER
+from moe_train.training.worker_status import files_of
 
 INTERVAL = 1.0
 _PACKAGE = f"{os.sep}moe_train{os.sep}"
@@ -149,7 +149,7 @@ def describe(beat: Beat, now: float | None = None) -> str:
 def read_beats(run_dir: Path, launch: str) -> list[Beat]:
     """The last ones of a launch's workers, by rank."""
     found = []
-    for path in (run_dir / FOLDER).glob(f"{launch}.rank_*.beat"):
+    for path in files_of(run_dir, f"{launch}.rank_*.beat"):
         try:
             found.append(Beat(**json.loads(path.read_text(encoding="utf-8"))))
         except (OSError, ValueError, TypeError):

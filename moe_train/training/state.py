@@ -16,6 +16,7 @@ from moe_train.checkpoint.slices import OwnedSlice
 from moe_train.checkpoint.state import read_state
 from moe_train.model.experts.module import Experts
 from moe_train.parallel.groups import Groups
+from moe_train.parallel.passing import may_pass
 from moe_train.parallel.shard import shard_of
 from moe_train.routing.interface import Gate
 from moe_train.training.engine import Engine
@@ -106,11 +107,14 @@ def load_initial_weights(engine: Engine, directory: Path) -> None:
 
 
 def _stored_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Empty where it cannot be read: ``load`` says that, to all ranks alike."""
+    """Empty where it cannot be read: ``load`` says that, to all ranks alike. OSError where the disk is away, for
+    ``load`` may find it back, and would take the checkpoint for that of another model."""
     try:
         with StoredTensors(directory) as stored:
             return dict(stored.shapes)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if may_pass(error):
+            raise
         return {}
 
 

@@ -10,6 +10,8 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -62,8 +64,9 @@ class StatusFile:
     def __init__(self, run_dir: Path, launch: str, rank: int) -> None:
         self.path = run_dir / FOLDER / f"{launch}.rank_{rank}.json" if launch else None
         created = psutil.Process().create_time()
-        self.is_later = bool(launch) and any(s.exit_code is not None or s.died for s in read_statuses(run_dir, launch))
-        """Whether the launch has had workers before, which are gone."""
+        # All ranks do as the first one says: the others need not read the files of all on a disk that they share.
+        self.is_later = rank == 0 and bool(launch) and _has_ended(run_dir, launch)
+        """Whether the launch has had workers before, which are gone; known on rank 0."""
         self.status = WorkerStatus(rank, os.getpid(), socket.gethostname(), created)
 
     @property
@@ -93,19 +96,35 @@ class StatusFile:
 
 def read_statuses(run_dir: Path, launch: str) -> list[WorkerStatus]:
     """The workers of one launch that have started, by rank."""
-    found = []
-    for path in (run_dir / FOLDER).glob(f"{launch}.rank_*.json"):
+    return sorted(_statuses(run_dir, launch), key=lambda status: status.rank)
+
+
+def files_of(run_dir: Path, pattern: str) -> list[Path]:
+    """Those of launches; none where their disk is away for a moment: who watches over a launch looks again."""
+    try:
+        return list((run_dir / FOLDER).glob(pattern))
+    except OSError:
+        return []
+
+
+def _statuses(run_dir: Path, launch: str) -> Iterator[WorkerStatus]:
+    for path in files_of(run_dir, f"{launch}.rank_*.json"):
         try:
-            found.append(WorkerStatus(**json.loads(path.read_text(encoding="utf-8"))))
+            yield WorkerStatus(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             continue  # not readable yet; the next look will see it
-    return sorted(found, key=lambda status: status.rank)
+
+
+def _has_ended(run_dir: Path, launch: str) -> bool:
+    """Whether any worker of the launch has."""
+    return any(status.exit_code is not None or status.died for status in _statuses(run_dir, launch))
 
 
 def forget(run_dir: Path, launch: str, rank: int | None = None) -> None:
     """Removes the files of a launch that has ended, or only those of one of its ranks."""
-    for path in (run_dir / FOLDER).glob(f"{launch}.rank_{'*' if rank is None else f'{rank}.*'}"):
-        path.unlink(missing_ok=True)
+    for path in files_of(run_dir, f"{launch}.rank_{'*' if rank is None else f'{rank}.*'}"):
+        with suppress(OSError):  # it is gone, or its disk is away; it means nothing to other launches
+            path.unlink()
     try:
         (run_dir / FOLDER).rmdir()
     except OSError:

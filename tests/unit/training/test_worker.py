@@ -18,7 +18,7 @@ from moe_train.training.run_config import load_run_config
 from moe_train.training.run_folder import prepare
 from moe_train.training.stop import StopRequest
 from moe_train.training.worker import main
-from moe_train.training.worker_status import read_statuses
+from moe_train.training.worker_status import StatusFile, read_statuses
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +97,20 @@ def test_a_later_start_of_a_launch_goes_on(run_dir: Path) -> None:
     for launch, resume in (("x", "none"), ("x", "none"), ("y", path), ("y", path), ("z", "none")):
         assert main(["--run-dir", str(run_dir), "--status", launch, "--resume", resume], train) == 0
     assert seen == [None, "auto", path, "auto", None]
+
+
+@pytest.mark.parametrize(("rank", "reads"), [(0, 1), (1, 0)])
+def test_not_every_rank_looks_for_what_all_have_left(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, rank: int, reads: int
+) -> None:
+    """On a shared disk that would be the square of their number; and the first that has ended says enough."""
+    for other in range(5):
+        StatusFile(run_dir, "x", other).start()
+        StatusFile(run_dir, "x", other).finish(1)
+    real, seen = Path.read_text, []
+    monkeypatch.setattr(Path, "read_text", lambda path, **options: seen.append(path) or real(path, **options))
+    assert StatusFile(run_dir, "x", rank).is_later == (rank == 0)
+    assert len(seen) == reads
 
 
 def test_a_world_that_does_not_fit_is_refused(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
