@@ -26,7 +26,9 @@ define run_tests
 	exit $$failed)
 endef
 STAMP := $(VENV)/.installed
-# Python compiles what it imports by itself; pip would compile everything, which takes longer than the rest.
+# Python compiles what it imports by itself; pip would compile everything, which takes longer than the rest. It must then
+# be allowed to keep that: else each of many processes compiles torch and DeepSpeed anew, 12 seconds of processor time.
+unexport PYTHONDONTWRITEBYTECODE
 PIP_FLAGS := --quiet --disable-pip-version-check --no-compile $(if $(CONSTRAINTS),--constraint $(VENV)/constraints.txt)
 
 .PHONY: demo test test-all lint install clean
