@@ -153,7 +153,7 @@ RESUMES = [
     (2, CASE.with_(expert=2, zero=1, model=MODELS["mixed"], recompute=True)),
     (2, CASE.with_(zero=2, model=MODELS["llama3"])),
 ]
-SLOW_RESUMES = (4, 6, 9)
+SLOW_RESUMES = (4, 6, 7, 9, 12)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from moe_train.routing.options import (
 from moe_train.routing.schedule import Ramp
 from tests.distributed.harness import training
 from tests.distributed.harness.expected import Processes, away_from_ties, check, expected
+from tests.distributed.harness.selection import every_second
 from tests.distributed.harness.training import Case
 from tests.distributed.test_families import DEEPSEEK
 
@@ -37,18 +38,13 @@ WAYS = [(1, 1, 4, 1, False), (2, 2, 2, 3, True), (2, 1, 4, 2, False), (4, 2, 2, 
 """(processes, EP, accumulation, ZeRO, recomputation)."""
 
 
-def laid_out(case: Case, way: tuple[int, int, int, int, bool]) -> Case:
-    _, expert, accumulation, zero, recompute = way
-    return case.with_(expert=expert, accumulation=accumulation, zero=zero, recompute=recompute)
-
-
-@pytest.mark.parametrize("router", ROUTERS)
-@pytest.mark.parametrize(
-    "way", [pytest.param(w, marks=pytest.mark.slow) if w[:2] == (4, 2) else w for w in WAYS], ids=str
-)
-def test_equals_the_whole_batch_under_every_split(processes: Processes, router: str, way: Any) -> None:
-    case = away_from_ties(processes, laid_out(Case(router=ROUTERS[router]), way))
-    check(processes, case, processes(way[0]).run(training.train, case=case))
+@pytest.mark.parametrize(("router", "size", "expert", "accumulation", "zero", "recompute"), every_second(ROUTERS, WAYS))
+def test_equals_the_whole_batch_under_every_split(
+    processes: Processes, router: str, size: int, expert: int, accumulation: int, zero: int, recompute: bool
+) -> None:
+    case = Case(router=ROUTERS[router], expert=expert, accumulation=accumulation, zero=zero, recompute=recompute)
+    case = away_from_ties(processes, case)
+    check(processes, case, processes(size).run(training.train, case=case))
 
 
 @pytest.mark.parametrize("router", ROUTERS)

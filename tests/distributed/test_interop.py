@@ -19,6 +19,7 @@ from moe_train.training.convert import export_model, import_model
 from moe_train.training.origin import carry_origin
 from tests.distributed.harness import interop
 from tests.distributed.harness.expected import Processes
+from tests.distributed.harness.selection import every_second
 from tests.reference import hub
 
 WITH_EXPERTS = [name for name in hub.MODELS if not name.startswith(("qwen3_tied", "llama3")) and name != "qwen3"]
@@ -93,8 +94,7 @@ def test_names_and_shapes_are_the_models_own(processes: Processes, imported, nam
     assert got == want
 
 
-@pytest.mark.parametrize("expert", [2, 4])
-@pytest.mark.parametrize("name", WITH_EXPERTS)
+@pytest.mark.parametrize(("name", "expert"), every_second(WITH_EXPERTS, [2, 4]))
 def test_expert_parallel_layouts_load_it(processes: Processes, imported, seed: int, name: str, expert: int) -> None:
     folder, run = imported(name)
     want = hub.logits(folder, ids(seed))
@@ -102,7 +102,7 @@ def test_expert_parallel_layouts_load_it(processes: Processes, imported, seed: i
         torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", hub.MODELS)
+@pytest.mark.parametrize("name", every_second(hub.MODELS))
 def test_generation_is_that_of_transformers(processes: Processes, imported, seed: int, name: str) -> None:
     """Greedy, by one process and with the experts on two ranks, wherever the chosen token leads by 1e-4."""
     folder, run = imported(name)

@@ -11,6 +11,7 @@ import torch
 from moe_train.routing.options import BalancingOptions, RouterOptions, SwitchLossOptions
 from tests.distributed.harness import bits, training
 from tests.distributed.harness.expected import Processes, away_from_ties, check, expected, relative
+from tests.distributed.harness.selection import every_second
 from tests.distributed.harness.training import MODEL, Case, Record
 from tests.distributed.test_parity import ROUTERS
 
@@ -83,8 +84,10 @@ def test_everything_on_two_experts(processes: Processes, size: int, expert: int,
     check(processes, case, records)
 
 
-@pytest.mark.parametrize("gate", ROUTERS)
-@pytest.mark.parametrize(("size", "expert", "zero", "recompute"), [(1, 1, 1, True), (2, 2, 3, True), (4, 2, 2, False)])
+@pytest.mark.parametrize(
+    ("gate", "size", "expert", "zero", "recompute"),
+    every_second(ROUTERS, [(1, 1, 1, True), (2, 2, 3, True), (4, 2, 2, False)]),
+)
 def test_exact_ties(processes: Processes, gate: str, size: int, expert: int, zero: int, recompute: bool) -> None:
     """Pitfall 27 and 28: equal logits everywhere choose the lower indices. Pitfall 8: vmoe PR218 (a balancing loss with
     NaN gradient at perfect balance): probabilities are exactly uniform here."""
@@ -97,8 +100,7 @@ def test_exact_ties(processes: Processes, gate: str, size: int, expert: int, zer
     check(processes, case, records)
 
 
-@pytest.mark.parametrize("gate", ROUTERS)
-@pytest.mark.parametrize(("size", "expert", "zero"), [(1, 1, 1), (2, 2, 3)])
+@pytest.mark.parametrize(("gate", "size", "expert", "zero"), every_second(ROUTERS, [(1, 1, 1), (2, 2, 3)]))
 def test_recomputation_replays_the_selection(
     processes: Processes, gate: str, size: int, expert: int, zero: int
 ) -> None:
@@ -140,10 +142,10 @@ def test_the_same_bits_every_time(processes: Processes, gate: str) -> None:
     assert processes(2).run(bits.repeated_layer, case=case, times=20) == [True, True]
 
 
-@pytest.mark.parametrize("gate", ["softmax_topk", "sigmoid_topk in groups"])
-@pytest.mark.parametrize("dense", [[], [0], [1]], ids=lambda layers: f"dense={layers}")
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize(("size", "expert", "accumulation"), [(1, 1, 4), (2, 2, 2)])
+@pytest.mark.parametrize(
+    ("gate", "dense", "recompute", "size", "expert", "accumulation"),
+    every_second(["softmax_topk", "sigmoid_topk in groups"], [[], [0], [1]], [False, True], [(1, 1, 4), (2, 2, 2)]),
+)
 def test_bias_moves_once_per_step(
     processes: Processes, size: int, expert: int, accumulation: int, recompute: bool, dense: list[int], gate: str
 ) -> None:
