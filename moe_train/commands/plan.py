@@ -1,7 +1,9 @@
 """Propose layouts for a number of GPUs: memory per rank, bytes sent, expected time of a step, best first.
 
 Arithmetic only: no accelerator is needed, and nothing is started. A layout's keys that are given as key=value (such as
-parallel.expert=8 or train.zero_stage=1) keep their value. Exit code 1 if no layout fits, with what would help.
+parallel.expert=8 or train.zero_stage=1) keep their value. Where the configuration's global batch is too small for the
+GPUs, and none is given, the next one that they can share is planned with. Exit code 1 if no layout fits, with what
+would help.
 docs/parallelism.md says how figures are computed and how they compare with what was measured.
 """
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 INTERMIXED = True
 """Overrides may stand between options."""
+BATCH = "train.global_batch_size"
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +54,7 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from moe_train.launch.advice import advice
+    from moe_train.launch.advice import advice, with_even_batch
     from moe_train.launch.layout_table import print_json, print_text
     from moe_train.launch.layouts import KEYS, START, propose
     from moe_train.training.run_config import load_run_config
@@ -60,15 +63,25 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.show < 1:
         raise ValueError(f"--show must be at least 1, got {arguments.show}")
     config = load_run_config(arguments.config, [*START, *arguments.overrides])
-    given = {text.split("=", 1)[0] for text in arguments.overrides}
+    overrides = list(arguments.overrides)
+    given = {text.split("=", 1)[0] for text in overrides}
     pinned = [key for key in KEYS if key in given]
     proposal = propose(config, hardware, pinned)
+    note = ""
+    if not proposal.plans and BATCH not in given:
+        larger = with_even_batch(config, hardware)
+        if (found := propose(larger, hardware, pinned)).plans:
+            overrides.append(f"{BATCH}={larger.train.global_batch_size}")
+            note = f"planned with {overrides[-1]}: {hardware.gpus} GPUs cannot share {config.train.global_batch_size}"
+            config, proposal = larger, found
     helpful = [] if proposal.plans else advice(config, hardware, proposal, pinned)
     if arguments.json:
         print_json(config, hardware, proposal, helpful)
     else:
         every = arguments.all
-        command = ["moe-train", "train", arguments.config, *arguments.overrides]
+        command = ["moe-train", "train", arguments.config, *overrides]
+        if note:
+            print(note)
         print_text(config, hardware, proposal, helpful, command, None if every else arguments.show)
     return 0 if proposal.plans else 1
 

@@ -27,8 +27,17 @@ def advice(config: RunConfig, hardware: Hardware, proposal: Proposal, pinned: It
     return found + _more_gpus(config, hardware, pinned)
 
 
+def with_even_batch(config: RunConfig, hardware: Hardware) -> RunConfig:
+    """The next larger batch that all GPUs can share, however they are laid out."""
+    batch = -(-config.train.global_batch_size // hardware.gpus) * hardware.gpus
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, global_batch_size=batch))
+
+
 def _changes(config: RunConfig, hardware: Hardware) -> Iterator[tuple[str, RunConfig]]:
     train, data, section = config.train, config.data, config.deepspeed.get("zero_optimization", {})
+    even = with_even_batch(config, hardware)
+    if even.train.global_batch_size != train.global_batch_size:
+        yield f"train.global_batch_size={even.train.global_batch_size}", even
     if train.precision == "float32":
         changed = dataclasses.replace(train, precision="bfloat16")
         yield "train.precision=bfloat16", dataclasses.replace(config, train=changed)

@@ -23,6 +23,7 @@ def print_json(config: RunConfig, hardware: Hardware, proposal: Proposal, helpfu
     """One object: all layouts, best first, and all that were ruled out. Bytes and seconds."""
     result = {
         "name": config.name,
+        "global_batch_size": config.train.global_batch_size,
         "hardware": dataclasses.asdict(hardware),
         "layouts": [_described(plan, hardware) for plan in proposal.plans],
         "ruled_out": [dataclasses.asdict(item) for item in proposal.ruled_out],

@@ -10,6 +10,7 @@ import pytest
 
 from moe_train import cli
 
+ROOT = Path(__file__).parents[3]
 MACHINE = ["--gpus", "8", "--memory", "80"]
 
 
@@ -47,6 +48,26 @@ def test_json_holds_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert kinds <= set(best["memory"])
     assert all(item["sent"] > 0 for item in best["sent"])
     assert result["hardware"]["network_bandwidth"] == 40 and result["would_help"] == []
+
+
+def test_a_batch_that_is_too_small_for_the_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    """The shipped configurations have batches for few GPUs."""
+    assert cli.main(["plan", "qwen3_30b_a3b", "--gpus", "64", "--memory", "80"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("planned with train.global_batch_size=64: 64 GPUs cannot share 4\n")
+    [best] = re.findall("best: moe-train (.*)", text)
+    assert "train.global_batch_size=64" in best.split()
+    assert cli.main(["plan", "qwen3_30b_a3b", "--gpus", "64", "--memory", "80", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["global_batch_size"] == 64
+    pinned = ["train.global_batch_size=4", "--gpus", "64", "--memory", "80"]
+    assert cli.main(["plan", "qwen3_30b_a3b", *pinned]) == 1
+    assert "What would help:\n  train.global_batch_size=64\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["README.md", "moe_train/cli.py"])
+def test_examples_find_layouts(page: str) -> None:
+    [example] = re.findall(r"moe-train (plan [^`\"]*--memory \d+)", (ROOT / page).read_text())
+    assert cli.main(example.split()) == 0
 
 
 def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
