@@ -17,12 +17,13 @@ import pytest
 import yaml
 
 from moe_train.data.indexed import IndexedWriter
+from moe_train.training.checks import problems
+from moe_train.training.run_config import load_run_config
 from tests.e2e.checkpoints import records
 from tests.e2e.conftest import moe_train
 
 VOCAB, NOISE = 64, 0.15
 ARMS = yaml.safe_load((Path(__file__).parents[2] / "configs" / "experiments" / "gates_small.yaml").read_text())["arms"]
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +43,8 @@ def trigrams(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(data: Path, run: Path, batch: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records of a run of a thousand steps of ``batch`` x 64 tokens; 16 experts of width 32."""
+def settings(data: Path, batch: int, own: dict[str, Any]) -> list[str]:
+    """A thousand steps of ``batch`` x 64 tokens; 16 experts of width 32."""
     common = {
         "data.train": f"{data}/train",
         "data.validation": f"{data}/validation",
@@ -61,9 +62,19 @@ def train(data: Path, run: Path, batch: int, settings: dict[str, Any]) -> list[d
         "eval.steps": 8,
         "logging.tensorboard": False,
     }
-    if settings.get("parts.model") != "lab_3m_dense":
+    if own.get("parts.model") != "lab_3m_dense":
         common |= {"model.moe.num_experts": 16, "model.moe.expert_hidden_size": 32}
-    values = [f"{key}={json.dumps(value)}" for key, value in (common | settings).items()]
+    return [f"{key}={json.dumps(value)}" for key, value in (common | own).items()]
+
+
+def of_arm(arm: str) -> dict[str, Any]:
+    smaller = {"dense_twin": {"model.ffn_hidden_size": 64}, "hash": {"router.options.vocab_size": VOCAB}}
+    return {**ARMS[arm], **smaller.get(arm, {})}
+
+
+def train(data: Path, run: Path, batch: int, own: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records of the run."""
+    values = settings(data, batch, own)
     result = moe_train(
         "train", "lab_3m", *values, "--processes", 1, "--launcher", "none", "--run-dir", run, timeout=1800
     )
@@ -76,6 +87,14 @@ def validation_loss(found: list[dict[str, Any]]) -> float:
     return float(loss)
 
 
+@pytest.mark.parametrize("arm", ARMS)
+def test_each_arm_can_be_trained(trigrams: Path, arm: str) -> None:
+    """What the slow tests below would find out after hours."""
+    config = load_run_config("lab_3m", settings(trigrams, 4, of_arm(arm)))
+    assert problems(config, 1) == []
+
+
+@pytest.mark.slow
 def test_experts_beat_a_dense_model_of_equal_active_parameters(trigrams: Path, tmp_path: Path) -> None:
     """Pitfall 30, M#894: a refactoring made experts useless, and nobody noticed for weeks. Measured 1.325 against 1.561
     (2026-11-23); the noise alone costs 1.03."""
@@ -85,11 +104,11 @@ def test_experts_beat_a_dense_model_of_equal_active_parameters(trigrams: Path, t
     assert validation_loss(routed) < validation_loss(dense) - 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ARMS)
 def test_a_gate_is_stable_over_a_thousand_steps(trigrams: Path, tmp_path: Path, arm: str) -> None:
     """Pitfall 43: minimind#47, Megatron-DeepSpeed#39, SM3Det#22 (divergence, NaN)."""
-    settings = ARMS[arm] | ({"model.ffn_hidden_size": 64} if arm == "dense_twin" else {})
-    found = train(trigrams, tmp_path / "run", 4, settings)
+    found = train(trigrams, tmp_path / "run", 4, of_arm(arm))
     losses = [record["loss"] for record in found if record["kind"] == "train"]
     assert len(losses) == 100 and all(map(math.isfinite, losses))
     assert not [record for record in found if record["kind"] == "guard"]
