@@ -13,7 +13,7 @@ def verify(folder: Path) -> int:
     Errors: ValueError where there is none.
     """
     from moe_train.checkpoint.index import read_index
-    from moe_train.checkpoint.store import STEP, WEIGHTS
+    from moe_train.checkpoint.store import BEST, LATEST, STEP, WEIGHTS, named_by
     from moe_train.checkpoint.verify import damages
 
     inside = [*folder.glob(f"checkpoints/{STEP}????????"), *folder.glob(f"checkpoints/{WEIGHTS}????????")]
@@ -23,11 +23,19 @@ def verify(folder: Path) -> int:
     code = 0
     for checkpoint in checkpoints:
         found = list(damages(checkpoint))
-        if found:
+        if checkpoint != folder and not checkpoint.is_dir():
+            print(f"{checkpoint}: removed meanwhile, as its run keeps fewer")
+        elif found:
             code = DAMAGED
             print(f"{checkpoint}: DAMAGED", *(f"  {line}" for line in found), sep="\n")
         else:
             files = read_index(checkpoint).files
             size = sum(file.bytes for file in files.values())
             print(f"{checkpoint}: {len(files)} files, {size:,} bytes, all as they were written")
+    for pointer in (LATEST, BEST):
+        try:
+            named_by(folder / "checkpoints", pointer)
+        except ValueError as error:
+            code = DAMAGED
+            print(f"DAMAGED: {error}")
     return code

@@ -17,6 +17,7 @@ from moe_train.launch.facts import MARK
 
 ANSWER_SECONDS = 180.0
 """For one answer: torch takes long to load from a network disk."""
+OTHER_VERSION = "answers as another version of moe_train does: install the same one on all hosts"
 _CLOCK_SAMPLES = 10
 
 
@@ -52,10 +53,14 @@ class Conversation:
             raise HostError(f"no answer within {seconds:g} s") from None
         if line is None:
             raise HostError(self._why())
-        reply = json.loads(line)
-        if "error" in reply:
-            raise HostError(reply["error"])
-        return reply["value"]
+        try:
+            reply = json.loads(line)
+            value, error = reply.get("value"), reply.get("error")
+        except (ValueError, AttributeError):
+            raise HostError(OTHER_VERSION) from None
+        if error is not None:
+            raise HostError(str(error))
+        return value
 
     def clock(self) -> tuple[float, float]:
         """Seconds that the host's clock is ahead of ours, and how wrong that may be."""

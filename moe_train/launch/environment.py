@@ -61,11 +61,15 @@ def remote_variables(environment: Mapping[str, str], folders: Iterable[Path]) ->
     paths = list(dict.fromkeys(path for folder in folders if (path := folder / name).is_file()))
     if "DS_ENV_FILE" in environment and not paths:
         raise ValueError(f"DS_ENV_FILE={name}: there is no such file")
-    lines = [line for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [
+        (f"{path}, line {number}", line)
+        for path in paths
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    ]
     ours = {key: value for key, value in environment.items() if key in _OURS or key.startswith(_EXPORTED)}
     # Where the launcher finds this package the others do as well, if the folders are the same.
     ours["PYTHONPATH"] = os.pathsep.join(filter(None, [os.path.abspath("."), environment.get("PYTHONPATH", "")]))
-    return merged_variables(lines, ours, " and ".join(map(str, paths)))
+    return merged_variables(lines, ours)
 
 
 def ssh_options(environment: Mapping[str, str]) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from moe_train.launch import bandwidth
-from moe_train.launch.conversation import Conversation, HostError
+from moe_train.launch.conversation import OTHER_VERSION, Conversation, HostError
 from moe_train.launch.environment import remote_variables, ssh_options, worker_environment
 from moe_train.launch.hosts import THIS_MACHINE, environment_file
 from moe_train.launch.judgement import Report
@@ -76,6 +76,8 @@ def _facts(talk: Conversation, run_dir: Path) -> Report:
     try:
         found = Report(**talk.ask("facts", folder=str(run_dir)))
         offset, doubt = talk.clock()
+    except (TypeError, ValueError):  # other facts than ours, or none
+        return Report(error=OTHER_VERSION)
     except HostError as error:
         return Report(error=str(error))
     return replace(found, clock=offset, clock_doubt=doubt)

@@ -7,7 +7,7 @@ DeepSpeed's launcher hands pdsh words that the shell of every host reads again, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 THIS_MACHINE = ("localhost", "127.0.0.1")
@@ -119,20 +119,21 @@ def is_one_line(name: str, value: str) -> bool:
     return bool(_NAME.fullmatch(name)) and not set(value) & {"\n", "\r"}
 
 
-def merged_variables(given: Sequence[str], ours: Mapping[str, str], where: str = "") -> dict[str, str]:
+def merged_variables(given: Iterable[tuple[str, str]], ours: Mapping[str, str]) -> dict[str, str]:
     """The variables for other hosts.
 
-    given: lines ``NAME=value`` that somebody wrote for DeepSpeed's launcher.   ours: variables with their values. Lines
-    win over variables of the same name. Raises ValueError where a line says what only a shell could tell.
+    given: lines ``NAME=value`` that somebody wrote for DeepSpeed's launcher, each after where it stands.   ours:
+    variables with their values. Lines win over variables of the same name. Raises ValueError where a line says what
+    only a shell could tell; it does not repeat the line, which may hold a password.
     """
     found = {name: value for name, value in ours.items() if is_one_line(name, value)}
-    for line in given:
+    for where, line in given:
         line = line.strip()
         if not line or line.startswith("#"):
             continue
         name, equals, value = line.partition("=")
         if not equals or not _NAME.fullmatch(name.strip()):
-            raise ValueError(f"{where}: a line reads `NAME=value`, got {line!r}")
+            raise ValueError(f"{where}: a line reads `NAME=value`, without `export` and without spaces")
         if any(character in value for character in _READ_IN_QUOTES):
             raise ValueError(
                 f"{where}: {name} holds one of {_READ_IN_QUOTES}, which the shells of other hosts would read"

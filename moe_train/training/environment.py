@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy", "transformers", "sentencepiece", "pyarrow", "triton")
-_NAME = r"[\w.-]*(?:api[_-]?key|secret|passw(?:or)?d|credential|(?:auth|access)[_-]?token)[\w.-]*"
+_TOKEN = r"(?:auth|access|bearer|secret|hf|hub|gh|github|wandb)[_-]?token"
+_NAME = rf"[\w.-]*(?:api[_-]?key|secret|passw(?:or)?d|credential|{_TOKEN})[\w.-]*|--?token"
 _SECRET = re.compile(rf"(?i)({_NAME})([=:]).*")
-_SECRET_FLAG = re.compile(rf"(?i)-{_NAME}")
+_SECRET_FLAG = re.compile(rf"(?i)-(?:{_NAME})|--?token")
+_IN_ADDRESS = re.compile(r"(\w://)[^/@\s]+@")
+"""Name and password before the host of a URL."""
 
 
 def environment(*, processes: int, hosts: int = 1, model: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -90,7 +93,8 @@ def without_secrets(arguments: Sequence[str]) -> list[str]:
     cleaned: list[str] = []
     hide_next = False
     for argument in arguments:
-        cleaned.append("***" if hide_next else _SECRET.sub(r"\1\2***", argument))
+        shown = _SECRET.sub(r"\1\2***", _IN_ADDRESS.sub(r"\1***@", argument))
+        cleaned.append("***" if hide_next else shown)
         hide_next = bool(_SECRET_FLAG.fullmatch(argument))
     return cleaned
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from moe_train.checkpoint.streaming import write_weights
+from moe_train.checkpoint.verify import damages
 from moe_train.checkpoint.writing import LazyBox
 from moe_train.cli import main
 
@@ -32,6 +35,26 @@ def test_all_checkpoints_of_a_run(run_dir: Path, capsys: pytest.CaptureFixture[s
     told = capsys.readouterr().out
     assert f"{victim}: DAMAGED\n  {file.name} has" in told and "step_00000002: 1 files" in told
     assert main(["inspect", str(run_dir / "checkpoints" / "step_00000002"), "--verify"]) == 0
+
+
+@pytest.mark.parametrize("pointer", ["latest", "best"])
+def test_a_pointer_that_names_none(run_dir: Path, capsys: pytest.CaptureFixture[str], pointer: str) -> None:
+    (run_dir / "checkpoints" / pointer).write_text("step_00000007\n")
+    assert main(["inspect", str(run_dir), "--verify"]) == 1
+    assert "DAMAGED" in (told := capsys.readouterr().out) and f"{pointer} names step_00000007" in told
+
+
+def test_a_checkpoint_that_its_run_removes_meanwhile(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def removed_before(directory: Path) -> Iterator[str]:
+        if directory.name.endswith("1"):
+            shutil.rmtree(directory)
+        yield from damages(directory)
+
+    monkeypatch.setattr("moe_train.checkpoint.verify.damages", removed_before)
+    assert main(["inspect", str(run_dir), "--verify"]) == 0
+    assert "step_00000001: removed meanwhile" in capsys.readouterr().out
 
 
 def test_what_has_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

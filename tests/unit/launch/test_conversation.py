@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from moe_train.launch import examination
 from moe_train.launch.conversation import Conversation, HostError
 from moe_train.launch.facts import MARK, digest
 
@@ -39,6 +40,15 @@ def test_clock_and_disk(tmp_path: Path) -> None:
 def test_what_a_login_shell_prints_is_no_answer() -> None:
     with Conversation([sys.executable, "-u", "-c", CHATTY]) as host:
         assert [host.ask(word) for word in ("clock", "x")] == ["clock", "x"]
+
+
+@pytest.mark.parametrize(
+    "answer", ['{"value": ', "[]", "5", '{"value": {"kernel": 6}}', '{"value": 3}', '{"value": null}']
+)
+def test_another_version_of_this_package_is_said_to_be_one(tmp_path: Path, answer: str) -> None:
+    script = f"import sys\nfor _ in sys.stdin: print({MARK + answer!r}, flush=True)"
+    with Conversation([sys.executable, "-u", "-c", script]) as host:
+        assert "another version of moe_train" in examination._facts(host, tmp_path).error
 
 
 def test_a_host_that_fails_says_why() -> None:

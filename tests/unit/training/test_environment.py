@@ -23,6 +23,11 @@ def test_secrets_in_a_command_line() -> None:
     line = ["x", "--api-key", "abc", "--password=abc", "tokenizer=a.model", "--auth-token", "abc", "data.train=p"]
     expected = ["x", "--api-key", "***", "--password=***", "tokenizer=a.model", "--auth-token", "***", "data.train=p"]
     assert without_secrets(line) == expected
+    line = ["HF_TOKEN=abc", "--token", "abc", "--token=abc", "data=https://me:abc@host/x", "tokens=3", "end_token=5"]
+    expected = ["HF_TOKEN=***", "--token", "***", "--token=***", "data=https://***@host/x", "tokens=3", "end_token=5"]
+    assert without_secrets([*line, "hub_token", "router.options.groups_per_token=2"]) == [
+        *expected, "hub_token", "router.options.groups_per_token=2",
+    ]  # fmt: skip
 
 
 def test_an_earlier_start_is_kept(tmp_path: Path) -> None:
