@@ -60,7 +60,7 @@ def test_sbatch_script(tmp_path: Path, code: str, requeued: bool) -> None:
     calls = tmp_path / "calls"
     environment = {
         "PATH": f"{tmp_path}:/usr/bin:/bin", "CALLS": str(calls), "ENTRY": str(ROOT / "docker" / "entrypoint.sh"),
-        "FAKE_CODE": code, "IMAGE": "/shared/image.sqsh", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_JOB_ID": "77",
+        "FAKE_CODE": code, "IMAGE": "/shared/image.sqsh", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_JOB_ID": "1234577",
         "SLURM_CPUS_PER_TASK": "64",
     }  # fmt: skip
     result = subprocess.run(
@@ -73,7 +73,7 @@ def test_sbatch_script(tmp_path: Path, code: str, requeued: bool) -> None:
     )
     assert result.returncode == (138 if code == "wait" else int(code)), result.stderr
     lines = calls.read_text().splitlines()
-    assert ("scontrol requeue 77" in lines) is (code in ("143", "wait"))
+    assert ("scontrol requeue 1234577" in lines) is (code in ("143", "wait"))
     assert ("USR1" in lines) is (code == "wait"), "the signal goes on to the step"
     assert (
         "--container-image=/shared/image.sqsh" in lines[1] and f"--container-mounts={tmp_path}:/workspace" in lines[1]
@@ -82,6 +82,6 @@ def test_sbatch_script(tmp_path: Path, code: str, requeued: bool) -> None:
     train = next(line for line in lines if line.startswith("moe-train train"))
     assert train == (
         "moe-train train demo name=a b --resume auto --max-restarts 10 --launcher torchrun --no-ssh "
-        "--num-nodes 2 --node-rank 1 --master-addr node-a --master-port 20077"
+        "--num-nodes 2 --node-rank 1 --master-addr node-a --master-port 24577"
     )
     assert parse("train", ["demo", "name=ab", *train.split()[5:]]).resume == "auto"
