@@ -50,6 +50,7 @@ class Watch:
 
     root: Path
     named: set[str] = field(default_factory=set)
+    verified: int = 0
     damaged: list[str] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -65,8 +66,9 @@ class Watch:
                 return
             self.named.add(stamp)
             found = list(damages(self.root / name))
-            # Meanwhile a newer one may have taken its place, and it may have been removed by rule.
-            if found and (self.root / store.LATEST).read_text().strip() == name:
+            # One that was removed by rule meanwhile, as newer ones had taken its place, says nothing and does not count.
+            if not found or f"{name} {os.stat(self.root / name).st_ino}" == stamp:
+                self.verified += 1
                 self.damaged += [f"{name}: {line}" for line in found]
 
     def close(self) -> None:
@@ -196,7 +198,7 @@ def disturbed_run(options: argparse.Namespace, data: Path, run: Path, number: in
         "code": code,
         "kills": [vars(kill) for kill in done],
         "restarts": sum(kill.resumed is not None for kill in done),
-        "verified": len(watch.named),
+        "verified": watch.verified,
         "damaged": watch.damaged,
         "end": text[-2000:] if code else "",
     }
