@@ -104,10 +104,10 @@ def beats(run: Path, host: str) -> list[dict[str, Any]]:
     return [beat for beat in found if beat["host"] == host]
 
 
-def trains(run: Path, host: str, workers: int, step: int = 1) -> bool:
-    """Whether its workers do so now, and have taken so many steps."""
-    now = time.time()
-    living = [beat for beat in beats(run, host) if now - beat["time"] < 5 and beat["phase"] == "train"]
+def trains(run: Path, host: str, workers: int, step: int = 1, since: float = 0.0) -> bool:
+    """Whether its workers do so now, and have taken so many steps. ``since``: what died before left its beats."""
+    recent = max(since, time.time() - 5)
+    living = [beat for beat in beats(run, host) if beat["time"] > recent and beat["phase"] == "train"]
     return len(living) >= workers and all(beat["step"] >= step for beat in living)
 
 
@@ -129,8 +129,9 @@ def test_one_node_dies_stops_and_finishes(nodes: list[Container], folder: Path) 
     first.kill()
     time.sleep(3)
     assert live(2) == 1, "what died left its files, which grow old"
+    killed = time.time()
     second = begin("second.log", "train.steps=1000")
-    second.until(lambda: trains(run, "node-0", 2, step=2))
+    second.until(lambda: trains(run, "node-0", 2, step=2, since=killed))
     second.signal(signal.SIGTERM)
     assert second.wait() == 128 + signal.SIGTERM, second.log.read_text()[-3000:]
     saved = saved_step(run)
