@@ -43,7 +43,8 @@ class LatentPrototypeOptions:
     input_shift: bool = True
     """Whether experts see the decoded mixture of prototypes added to their input."""
     mode: Literal["paper", "published"] = "paper"
-    """published: target of the alignment as published code takes it; see ``prototype_alignment``."""
+    """published: target of the alignment, and of averaged prototypes, as published code takes it; see
+    ``prototype_alignment``."""
     reg_scale: float = 1.0
     """Factor on all losses. Published runs added them once per micro-batch without dividing by the number of
     micro-batches: 27 in effect for their Qwen3 and Mixtral models, 18 for DeepSeek-V3."""
@@ -68,6 +69,13 @@ class LatentPrototypeOptions:
             raise ValueError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
         if self.ema_decay != 0.8 and self.prototypes != "ema":
             raise ValueError(f"ema_decay is for prototypes ema, not for {self.prototypes}: leave it out")
+        if self.prototypes != "learned" and self.align_weight not in (LatentPrototypeOptions.align_weight, 0):
+            raise ValueError(
+                "align_weight is for prototypes learned, as only they learn from the alignment, not for"
+                f" {self.prototypes}: leave it out"
+            )
+        if self.prototypes == "frozen" and self.mode != "paper":
+            raise ValueError(f"mode {self.mode} is for prototypes that move, not for frozen: leave it out")
         if self.diversity == "euclidean" and self.scope == "global_batch":
             raise ValueError(
                 "diversity euclidean needs every pair of tokens, which no sum over ranks gives: choose scope sequence"
