@@ -66,7 +66,7 @@ class Watch:
                 return
             self.named.add(stamp)
             found = list(damages(self.root / name))
-            # One that was removed by rule meanwhile, as newer ones had taken its place, says nothing and does not count.
+            # One that was removed by rule meanwhile, as newer ones took its place, says nothing and does not count.
             if not found or f"{name} {os.stat(self.root / name).st_ino}" == stamp:
                 self.verified += 1
                 self.damaged += [f"{name}: {line}" for line in found]

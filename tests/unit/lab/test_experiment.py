@@ -162,9 +162,9 @@ def test_the_page_names_every_control() -> None:
 
 @pytest.mark.parametrize("name", ["gates_small", "twin_small"])
 def test_the_dense_twin_is_as_large_as_what_a_token_passes(name: str) -> None:
-    from moe_train.training.account import active_parameters, gate_facts
+    from moe_train.training.account import active_parameters, gate_facts, parameters
 
     configs = {run.arm: run.config for run in prepare(Request(experiment=name)).everything}
     moe, dense = configs["softmax_topk"], configs["dense_twin"]
     assert active_parameters(dense) == active_parameters(moe) - moe.model.num_layers * gate_facts(moe).parameters
-    assert moe.model.num_layers >= 4 and moe.model.moe.num_experts >= 16
+    assert moe.model.num_layers >= 4 and moe.model.moe.num_experts >= 16 and parameters(moe).total >= 3_000_000
