@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import json
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from moe_train.evaluation.run_files import Record
@@ -17,15 +15,38 @@ from moe_train.training.run_config import RunConfig
 Number = float | None
 
 
-def alarms(metrics: Path) -> dict[str, int]:
-    """Cause -> number of layers in which an alarm of it began, from the records of kind "alarm" of metrics.jsonl."""
-    found: defaultdict[str, set[object]] = defaultdict(set)
-    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []:
-        if '"alarm"' in line:
-            record = json.loads(line)
-            if record.get("kind") == "alarm" and record.get("state") == "began":
-                found[str(record.get("cause"))].add(record.get("layer"))
-    return {cause: len(layers) for cause, layers in found.items()}
+def alarms(records: Sequence[Record]) -> dict[str, int]:
+    """Cause -> number of layers in which an alarm of it began.   records: those of kind "alarm"."""
+    return _layers((cause, layer) for layer, cause, _ in _begun(records))
+
+
+def alarms_on_at_end(
+    records: Sequence[Record], started: Collection[int], steps: int, window: int
+) -> dict[str, int] | None:
+    """Cause -> number of layers in which an alarm of it is on after the last step, for each cause that ever began.
+
+    started: steps behind which processes of the run began.   steps: of the whole run.   window: steps after which an
+    alarm ends that has no cause any more. Processes know nothing of the alarms before them, and say again what still
+    holds: what the last ones said counts. None where one was on when they began and they had no ``window`` of steps.
+    """
+    begun = _begun(records)
+    last = max(step for step in started if step < steps)
+    on = begun - {(r.get("layer"), str(r.get("cause")), r.get("began")) for r in records if r.get("state") == "ended"}
+    forgotten = {alarm for alarm in on if alarm[2] <= last}
+    if forgotten and steps - last < window:
+        return None
+    none = {cause: 0 for _, cause, _ in begun}
+    return none | _layers((cause, layer) for layer, cause, _ in on - forgotten)
+
+
+def _begun(records: Sequence[Record]) -> set[tuple[Any, str, int]]:
+    """Layer, cause and step of all that began."""
+    return {(r.get("layer"), str(r.get("cause")), r["step"]) for r in records if r.get("state") == "began"}
+
+
+def _layers(found: Iterable[tuple[str, Any]]) -> dict[str, int]:
+    """Pairs of a cause and a layer -> the number of different layers of each cause."""
+    return dict(sorted(Counter(cause for cause, _ in set(found)).items()))
 
 
 def measured_flops(config: RunConfig, mean_k: float | None) -> float:

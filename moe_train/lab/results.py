@@ -18,15 +18,24 @@ from moe_train.data.files import write_atomically
 from moe_train.data.options import label_of
 from moe_train.evaluation.result import evaluation_path, read_evaluation
 from moe_train.evaluation.run_files import read_run
-from moe_train.lab.measures import alarms, measured_flops, published_metrics, starts, throughput, training_mean
+from moe_train.lab.measures import (
+    alarms,
+    alarms_on_at_end,
+    measured_flops,
+    published_metrics,
+    starts,
+    throughput,
+    training_mean,
+)
 from moe_train.lab.plan import PlannedRun
 from moe_train.training.account import active_parameters, parameters
 from moe_train.training.run_config import to_dict
 from moe_train.training.run_folder import CHECKPOINTS, METRICS, holds_run, load
 
 RESULT = "result.json"
-FORMAT = 3
-"""1 (without this key): no figures of `measures.published_metrics`, drops of the evaluation only."""
+FORMAT = 4
+"""1 (without this key): no figures of `measures.published_metrics`, drops of the evaluation only; 2: no mean k of the
+training; 3: not which alarms were on at the end."""
 _SHOWN = 6
 
 
@@ -68,6 +77,8 @@ def current_result(run: PlannedRun) -> dict[str, Any]:
     found = read_result(run)
     if found.get("format", 1) >= FORMAT:
         return found
+    if found.get("format") == 3:
+        return found | {"alarms_on_at_end": _on_at_end(run)}
     try:
         evaluation = evaluated(run, evaluation_file(run))
     except (OSError, ValueError):
@@ -91,9 +102,19 @@ def _as_far_as_known(run: PlannedRun, found: dict[str, Any]) -> dict[str, Any]:
     return {
         **found,
         "gate": run.config.router.gate,
+        "alarms_on_at_end": _on_at_end(run),
         "metrics": metrics | known,
         "active_parameters": active_parameters(run.config, metrics.get("mean_k")),
     }
+
+
+def _on_at_end(run: PlannedRun) -> dict[str, int] | None:
+    """None where the records are gone, or do not say it."""
+    if not (run.folder / METRICS).is_file():
+        return None
+    files, config = read_run(run.folder), run.config
+    started = starts(files.environment, files.train, config.logging.every)
+    return alarms_on_at_end(files.alarms, started, config.train.steps, config.alarm.window)
 
 
 def write_result(run: PlannedRun, evaluation: Mapping[str, Any], processes: int) -> None:
@@ -120,7 +141,8 @@ def write_result(run: PlannedRun, evaluation: Mapping[str, Any], processes: int)
             "tokens_per_second": throughput(files.train, started),
             **published_metrics(evaluation),
         },
-        "alarms": alarms(run.folder / METRICS),
+        "alarms": alarms(files.alarms),
+        "alarms_on_at_end": _on_at_end(run),
         "parameters": parameters(config).total,
         "active_parameters": active_parameters(config, mean.get("mean_k")),
         "trained_tokens": files.train[-1].get("tokens") if files.train else None,

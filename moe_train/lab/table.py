@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,7 @@ def build_table(
                 "gate": found[0]["gate"] if found else None,
                 "seeds": [result["seed"] for result in found],
                 "alarms": {str(result["seed"]): result.get("alarms") or {} for result in found},
+                "alarms_on_at_end": {str(result["seed"]): result.get("alarms_on_at_end") for result in found},
                 "steps": found[0]["step"] if found else None,
                 "parameters": found[0]["parameters"] if found else None,
                 "active_parameters": _mean(_all(found, "active_parameters")),
@@ -101,18 +102,26 @@ def build_table(
 
 
 def _alarms(results: Sequence[Result]) -> str:
-    """Cause by cause: in how many layers it began, in runs of which seeds."""
-    layers: dict[str, dict[int, int]] = {}
+    """Cause by cause: in how many layers it began, and was on at the end if that is known, in runs of which seeds."""
+    began: dict[str, dict[int, int]] = {}
+    on: dict[str, list[int | None]] = {}
     for result in results:
         for cause, count in (result.get("alarms") or {}).items():
-            layers.setdefault(cause, {})[result["seed"]] = count
+            began.setdefault(cause, {})[result["seed"]] = count
+            on.setdefault(cause, []).append((result.get("alarms_on_at_end") or {}).get(cause))
     parts = []
-    for cause, by_seed in layers.items():
-        low, high = min(by_seed.values()), max(by_seed.values())
-        where = f"{low} layer{'s' * (low > 1)}" if low == high else f"{low} to {high} layers"
+    for cause, by_seed in began.items():
+        known = [count for count in on[cause] if count is not None]
+        end = f", on at the end in {_range(known)}" if len(known) == len(by_seed) else ""
+        layers = f"{_range(by_seed.values())} layer{'s' * (max(by_seed.values()) > 1)}"
         seeds = ", ".join(map(str, by_seed))
-        parts.append(f"{cause} began in {where} (seed{'s' * (len(by_seed) > 1)} {seeds})")
+        parts.append(f"{cause} began in {layers}{end} (seed{'s' * (len(by_seed) > 1)} {seeds})")
     return "; ".join(parts)
+
+
+def _range(counts: Collection[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low} to {high}" if low < high else str(low or "none")
 
 
 def _commits(results: Sequence[Result]) -> list[str]:

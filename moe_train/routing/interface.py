@@ -123,6 +123,8 @@ class Gate(nn.Module):
     """Whether a capacity makes sense for this gate; False where experts choose a set number of tokens."""
     balance_options: tuple[str, ...] = ()
     """The gate's own options that even out the load where they are larger: what the collapse alarm says to try."""
+    remedies: tuple[str, ...] = ()
+    """What else evens out the load, by this gate's options, in words: what the collapse alarm says to try first."""
     reads_hidden: bool = True
     """False for a gate whose decisions and weights depend on no hidden state (token ids or noise alone)."""
     ties: str = "expert"

@@ -53,6 +53,8 @@ class BaseGate(LinearGate):
         self.options = options or BaseOptions()
         self.max_k = 1
         self.pool = self.options.pool
+        larger = "router.options.pool=micro_batch" if self.pool == "sequence" else "a larger train.micro_batch_size"
+        self.remedies = (f"pools of more tokens than experts ({larger})",)
 
     def forward(
         self,

@@ -65,6 +65,11 @@ class HashGate(Gate):
         check_top_k_fits(options.top_k, num_experts)
         self.max_k = options.top_k
         self.vocab_size = options.vocab_size
+        whose = "a new run with" if options.counts is None else "another file, of this run's own training data, for"
+        self.remedies = (
+            f"{whose} router.options.counts, the number of times that each token id occurs (moe-train inspect DATA"
+            " --token-counts FILE)",
+        )
         self.initial_files = () if options.counts is None else (options.counts,)
         self.register_buffer("table", torch.empty(options.vocab_size, options.top_k, dtype=torch.int64))
         if not self.table.is_meta:

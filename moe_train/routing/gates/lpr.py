@@ -76,6 +76,7 @@ class LatentPrototypeGate(Gate):
         if options.prototypes == "ema":
             self.register_buffer("prototype_mass", torch.ones(num_experts))
             state["prototype_mass"] = self.prototype_mass
+            self.remedies = ("router.options.prototypes: learned (averages leave experts without tokens behind)",)
         self.expert_rows = tuple(state)
         if options.prototypes != "learned":
             self.state_follows = dict.fromkeys(state, "nothing" if options.prototypes == "frozen" else "floats")

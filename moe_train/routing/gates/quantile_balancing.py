@@ -77,6 +77,9 @@ class QuantileBalancingGate(LinearGate):
                 f" {num_experts}"
             )
         self.max_k = self.options.top_k
+        self.remedies = (f"a larger router.options.ema (it is {self.options.ema:g}) where the load swings",)
+        if self.options.scope == "sequence":
+            self.remedies += ("router.options.scope=micro_batch where sequences differ much",)
         self.register_buffer("beta", torch.zeros(num_experts, dtype=torch.float32))
 
     @property

@@ -73,6 +73,11 @@ class ReLUGate(LinearGate):
         self.options = options or ReLUOptions()
         if self.options.mean_k > num_experts:
             raise ValueError(f"mean_k is {self.options.mean_k}, but there are only {num_experts} experts")
+        self.remedies = (
+            *(() if self.options.balanced else ("router.options.balanced=true",)),
+            "an importance loss of the combine weights (router.balancing.importance_loss: of weights, coefficient 0.1"
+            " or more)",
+        )
         self.register_buffer("coefficient", torch.full((1,), self.options.initial_coefficient))
 
     @property

@@ -61,6 +61,10 @@ class SinkhornGate(LinearGate):
         check_top_k_fits(self.options.top_k, num_experts)
         self.max_k = self.options.top_k
         self.pool = self.options.pool
+        self.remedies = (
+            f"a smaller router.options.temperature (it is {self.options.temperature:g}) with more"
+            f" router.options.iterations (now {self.options.iterations})",
+        )
 
     def forward(
         self,

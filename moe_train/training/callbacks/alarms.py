@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moe_train.model.families import family_of
+from moe_train.routing.interface import Gate
 from moe_train.routing.registry import blank_gate
 from moe_train.routing.schedule import bounds
 from moe_train.training.callbacks.collapse import CollapseAlarm
@@ -17,41 +18,47 @@ def alarms(config: RunConfig) -> list[CollapseAlarm]:
 
 
 def advice(config: RunConfig) -> dict[str, str]:
-    """By cause. Only what the run's gate can take is named."""
+    """By cause, without those that the run's gate cannot ring. Only what it can take is named."""
     gate = blank_gate(config.router.gate, config.router.options, config.model.moe.num_experts)
-    balancing = config.router.balancing
-    balance: list[str] = []
-    if gate.takes_switch_loss:
-        coefficient = bounds(balancing.switch_loss.coefficient)[1]
-        name = "router.balancing.switch_loss.coefficient"
-        balance.append(f"a larger {name} (it is {coefficient:g})" if coefficient else f"{name}=0.01")
-    if gate.takes_bias:
-        rate, name = balancing.bias.rate, "router.balancing.bias.rate"
-        balance.append(f"a larger {name} (it is {rate:g})" if rate else f"{name}=0.001")
-    for option in gate.balance_options:
-        if not _can_grow(config, option):
-            continue
-        value = bounds(getattr(gate.options, option))[1]
-        balance.append(f"a larger router.options.{option} (it is {value:g})")
-    if not balance:
-        balance.append("the gate's own options (docs/routing/index.md)")
     slower = [
         f"a smaller optimizer.lr (it is {config.optimizer.lr:g})",
         f"more schedule.warmup_steps (now {config.schedule.warmup_steps:,})",
     ]
-    calmer: list[str] = []
+    balance = [*gate.remedies, *_balancing(config, gate)]
+    if not balance:
+        balance = ["a larger alarm.window or alarm.min_slots: nothing but chance makes the load of this gate uneven"]
+    elif gate.reads_hidden:  # else nothing of its routing learns
+        balance += slower
+    found = dict.fromkeys(("dead_experts", "load_share", "entropy"), ", or ".join(balance))
     if gate.takes_z_loss:
-        coefficient, name = bounds(balancing.z_loss)[1], "router.balancing.z_loss"
-        calmer.append(f"a larger {name} (it is {coefficient:g})" if coefficient else f"{name}=0.001")
-    clipping, name = config.train.gradient_clipping, "train.gradient_clipping"
-    calmer += [*slower, f"a smaller {name} (it is {clipping:g})" if clipping else f"{name}=1"]
-    against_imbalance = ", or ".join([*balance, *slower])
-    return {
-        "dead_experts": against_imbalance,
-        "load_share": against_imbalance,
-        "entropy": against_imbalance,
-        "z_growth": ", or ".join(calmer),
-    }
+        coefficient, name = bounds(config.router.balancing.z_loss)[1], "router.balancing.z_loss"
+        calmer = [_larger(name, coefficient, 0.001), *slower]
+        clipping, name = config.train.gradient_clipping, "train.gradient_clipping"
+        calmer.append(f"a smaller {name} (it is {clipping:g})" if clipping else f"{name}=1")
+        found["z_growth"] = ", or ".join(calmer)
+    return found
+
+
+def _balancing(config: RunConfig, gate: Gate) -> list[str]:
+    """What of the balancing of any gate, and of the gate's own losses, can be larger."""
+    balancing, found = config.router.balancing, []
+    if gate.takes_switch_loss:
+        coefficient = bounds(balancing.switch_loss.coefficient)[1]
+        found.append(_larger("router.balancing.switch_loss.coefficient", coefficient, 0.01))
+    if importance := bounds(balancing.importance_loss.coefficient)[1]:
+        found.append(_larger("router.balancing.importance_loss.coefficient", importance, importance))
+    if gate.takes_bias:
+        found.append(_larger("router.balancing.bias.rate", balancing.bias.rate, 0.001))
+    for option in gate.balance_options:
+        if _can_grow(config, option):
+            value = bounds(getattr(gate.options, option))[1]
+            found.append(f"a larger router.options.{option} (it is {value:g})")
+    return found
+
+
+def _larger(name: str, value: float, first: float) -> str:
+    """first: what to begin with where the value is 0."""
+    return f"a larger {name} (it is {value:g})" if value else f"{name}={first:g}"
 
 
 def _can_grow(config: RunConfig, option: str) -> bool:

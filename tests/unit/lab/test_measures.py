@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from moe_train.lab.measures import alarms, measured_flops, published_metrics, starts, throughput, training_mean
+from moe_train.lab.measures import (
+    alarms,
+    alarms_on_at_end,
+    measured_flops,
+    published_metrics,
+    starts,
+    throughput,
+    training_mean,
+)
 from moe_train.training.account import active_parameters, flops_per_token
 from moe_train.training.run_config import load_run_config
 
@@ -91,17 +97,45 @@ def test_published_meters_are_averaged_over_layers_where_all_have_them() -> None
     assert set(published_metrics({"layers": []}).values()) == {None}
 
 
-def test_alarms_that_began_are_counted(tmp_path: Path) -> None:
+def alarm(state: str, cause: str, layer: int, step: int, began: int | None = None) -> dict[str, object]:
+    known = {} if began is None else {"began": began}
+    return {"kind": "alarm", "state": state, "cause": cause, "layer": layer, "step": step, **known}
+
+
+def test_alarms_that_began_are_counted() -> None:
     """Each layer once, however often it rang there."""
-    lines = [
-        ("alarm", "began", "entropy", 0),
-        ("alarm", "ended", "entropy", 0),
-        ("alarm", "began", "entropy", 0),
-        ("alarm", "began", "entropy", 2),
-        ("train", "", "", 0),
+    records = [
+        alarm("began", "entropy", 0, 120),
+        alarm("ended", "entropy", 0, 150, began=120),
+        alarm("began", "entropy", 0, 160),
+        alarm("began", "entropy", 2, 160),
     ]
-    records = [dict(zip(("kind", "state", "cause", "layer"), line, strict=True)) for line in lines]
-    text = "".join(json.dumps(record) + "\n" for record in records)
-    (tmp_path / "metrics.jsonl").write_text(text)
-    assert alarms(tmp_path / "metrics.jsonl") == {"entropy": 2}
-    assert alarms(tmp_path / "nothing") == {}
+    assert alarms(records) == {"entropy": 2}
+    assert alarms([]) == {}
+
+
+def test_alarms_that_are_on_at_the_end() -> None:
+    records = [
+        alarm("began", "entropy", 0, 120),
+        alarm("began", "load_share", 0, 120),
+        alarm("began", "load_share", 1, 130),
+        alarm("ended", "load_share", 1, 150, began=130),
+        alarm("ended", "entropy", 0, 150, began=120),
+        alarm("began", "load_share", 1, 190),
+        alarm("began", "load_share", 2, 190),
+        alarm("ended", "load_share", 2, 300, began=190),
+    ]
+    assert alarms_on_at_end(records, {0}, steps=300, window=20) == {"entropy": 0, "load_share": 2}
+    assert alarms_on_at_end(records, {0, 300}, steps=300, window=20) == {"entropy": 0, "load_share": 2}
+    assert alarms_on_at_end([], {0}, steps=300, window=20) == {}
+
+
+def test_what_was_on_before_the_last_start_counts_only_if_it_was_said_again() -> None:
+    """Processes know nothing of alarms before them. What they had no time for is not known."""
+    before = [alarm("began", "entropy", 0, 120), alarm("began", "entropy", 1, 130)]
+    again = [*before, alarm("began", "entropy", 1, 220)]
+    assert alarms_on_at_end(again, {0, 200}, steps=300, window=20) == {"entropy": 1}
+    assert alarms_on_at_end(before, {0, 200}, steps=300, window=20) == {"entropy": 0}
+    assert alarms_on_at_end(before, {0, 290}, steps=300, window=20) is None
+    over = [*before, alarm("ended", "entropy", 0, 160, began=120), alarm("ended", "entropy", 1, 170, began=130)]
+    assert alarms_on_at_end(over, {0, 290}, steps=300, window=20) == {"entropy": 0}

@@ -15,7 +15,7 @@ from moe_train.lab.runner import execute
 from moe_train.training.account import active_parameters
 from tests.unit.lab.experiments import FakeRunner, planned, write
 
-NEW = ("format", "gate")
+NEW = ("format", "gate", "alarms_on_at_end")
 
 
 def finished(folder: Path, runs: list[PlannedRun] | None = None) -> list[PlannedRun]:
@@ -59,6 +59,27 @@ def test_a_result_of_format_2_without_its_evaluation_learns_the_mean_k_of_the_tr
     found = current_result(run)["metrics"]
     assert found["training_mean_k"] == expected["metrics"]["training_mean_k"] == pytest.approx(3.5)
     assert found["evaluation_drop_rate"] == 0.2 and found["drop_rate"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("records", ["there", "gone"])
+def test_a_result_of_format_3_learns_from_the_records_which_alarms_were_on_at_the_end(
+    tmp_path: Path, records: str
+) -> None:
+    run = finished(tmp_path)[1]
+    old = read_result(run) | {"format": 3, "alarms": {"entropy": 2}}
+    del old["alarms_on_at_end"]
+    (run.folder / "result.json").write_text(json.dumps(old))
+    metrics = run.folder / "metrics.jsonl"
+    if records == "gone":
+        metrics.unlink()
+    else:
+        began = [{"kind": "alarm", "state": "began", "cause": "entropy", "layer": n, "step": 3} for n in range(2)]
+        ended = began[0] | {"state": "ended", "began": 3, "step": 7}
+        metrics.write_text(metrics.read_text() + "".join(json.dumps(line) + "\n" for line in [*began, ended]))
+    evaluation_file(run).unlink()
+    found = current_result(run)
+    assert found == old | {"alarms_on_at_end": {"entropy": 1} if records == "there" else None}
+    assert read_result(run) == old, "nothing is written"
 
 
 def test_a_result_of_a_later_version_is_left_as_it_is(tmp_path: Path) -> None:

@@ -164,19 +164,27 @@ def test_runs_that_do_not_compare_are_noted(tmp_path: Path) -> None:
     path.write_text(json.dumps(result))
     notes = " ".join(made(tmp_path)["notes"])
     assert "different numbers of processes" in notes and "different numbers of tokens" in notes
-    assert "Collapse alarm in free: entropy began in 2 layers (seed 1)." in notes
+    assert "Collapse alarm in free: entropy began in 2 layers (seed 1)." in notes, "what is not known is not said"
 
 
 def test_alarms_of_an_arm_are_one_note(tmp_path: Path) -> None:
     runs = planned(tmp_path, seeds=[1, 2, 3])
     execute(runs, FakeRunner(), lambda text: None)
-    for run, alarms in zip([run for run in runs if run.arm == "free"], ({"a": 1}, {"a": 3, "b": 1}, {}), strict=True):
+    for run, began, on in zip(
+        [run for run in runs if run.arm == "free"],
+        ({"a": 1}, {"a": 3, "b": 1, "c": 2}, {"c": 2}),
+        ({"a": 0}, {"a": 2, "b": 0, "c": 2}, None),
+        strict=True,
+    ):
         path = run.folder / "result.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"alarms": alarms}))
+        found = json.loads(path.read_text()) | {"alarms": began, "alarms_on_at_end": on}
+        path.write_text(json.dumps(found))
+    table = made(tmp_path, seeds=[1, 2, 3])
     assert (
-        "Collapse alarm in free: a began in 1 to 3 layers (seeds 1, 2); b began in 1 layer (seed 2)."
-        in made(tmp_path, seeds=[1, 2, 3])["notes"]
+        "Collapse alarm in free: a began in 1 to 3 layers, on at the end in 0 to 2 (seeds 1, 2);"
+        " b began in 1 layer, on at the end in none (seed 2); c began in 2 layers (seeds 2, 3)." in table["notes"]
     )
+    assert table["arms"][1]["alarms_on_at_end"] == {"1": {"a": 0}, "2": {"a": 2, "b": 0, "c": 2}, "3": None}
 
 
 def test_the_commit_of_the_runs_is_told_apart_from_that_of_the_table(tmp_path: Path) -> None:

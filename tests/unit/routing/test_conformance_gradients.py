@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.unit.routing.conformance import LENGTHS, SEQUENCE, gradients, surrogate, tokens_of
+from tests.unit.routing.conformance import LENGTHS, SEQUENCE, both_modes, gradients, surrogate, tokens_of
 
 
 def test_gradient_to_every_parameter(case, make_batch, step_loss):
@@ -41,3 +41,21 @@ def test_balancing_gradient_is_finite_at_perfect_balance(case, make_batch):
     routing = gate(x_TH, batch)
     for term in routing.losses.values():
         assert all(torch.isfinite(g).all() for g in gradients(gate, term.sum, x_TH))
+
+
+@both_modes
+def test_gradients_are_finite_where_real_tokens_have_no_expert(case, training, make_batch):
+    """All tokens, or every third one: nothing is divided by what they lack, in the backward pass either."""
+    batch = make_batch(LENGTHS, SEQUENCE)
+    none_TE = torch.zeros(batch.padding_T.numel(), case.gate.num_experts, dtype=torch.bool)
+    for dtype in (torch.float32, torch.float64):
+        gate = case.balanced(dtype, training=training)
+        x_TH = tokens_of(batch, dtype).requires_grad_()
+        some_TE = gate(x_TH, batch).selected_TE.clone()
+        some_TE[::3] = False
+        for selected_TE in (none_TE, some_TE):
+            routing = gate(x_TH, batch, replay_TE=selected_TE)
+            assert torch.equal(routing.selected_TE, selected_TE)
+            assert not bool(routing.weights_TE[~selected_TE.any(dim=1)].any())
+            loss = surrogate(routing) + sum(term.sum for term in routing.losses.values())
+            assert all(torch.isfinite(value).all() for value in (loss, *gradients(gate, loss, x_TH)))

@@ -9,15 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from moe_train.model.options import ModelOptions, MoEOptions
-from moe_train.routing.options import BalancingOptions, BiasOptions, RouterOptions
-from moe_train.training.callbacks.alarms import advice, alarms
+from moe_train.training.callbacks.alarms import alarms
 from moe_train.training.callbacks.base import Callback, Callbacks, Record, RunInfo
 from moe_train.training.callbacks.collapse import CollapseAlarm
 from moe_train.training.callbacks.console import console_line
-from moe_train.training.callbacks.layer_watch import CAUSES, LayerWatch
+from moe_train.training.callbacks.layer_watch import LayerWatch
 from moe_train.training.callbacks.tags import scalar_tags
-from moe_train.training.options import AlarmOptions, TrainOptions
+from moe_train.training.options import AlarmOptions
 from moe_train.training.run_config import RunConfig
 from moe_train.training.step import NO_REQUESTS, StepResult
 
@@ -177,40 +175,6 @@ def test_the_end_says_that_it_was_quiet() -> None:
         watched.on_end("finished")
     assert quiet.stream.getvalue() == "collapse alarm: quiet\n"  # type: ignore[attr-defined]
     assert unjudged.stream.getvalue() == ""  # type: ignore[attr-defined]
-
-
-def test_advice_names_what_the_gate_can_take() -> None:
-    plain = advice(RunConfig())
-    assert set(plain) == set(CAUSES)
-    assert "router.balancing.switch_loss.coefficient=0.01" in plain["dead_experts"]
-    assert (
-        "router.balancing.bias.rate=0.001" in plain["entropy"] and "router.balancing.z_loss=0.001" in plain["z_growth"]
-    )
-    has_bias = RouterOptions(balancing=BalancingOptions(bias=BiasOptions(rate=0.01)))
-    assert "a larger router.balancing.bias.rate (it is 0.01)" in advice(RunConfig(router=has_bias))["load_share"]
-    assert "bias" not in advice(RunConfig(router=RouterOptions("dynamic_k")))["load_share"]
-
-
-def test_advice_names_the_gates_own_losses() -> None:
-    lpr = advice(RunConfig(router=RouterOptions("lpr", {"coefficient": 0.27})))
-    assert "a larger router.options.coefficient (it is 0.27)" in lpr["load_share"]
-    noisy = advice(RunConfig(router=RouterOptions("noisy_topk", {"load": {"start": 0.2, "end": 0.1, "steps": 5}})))
-    assert (
-        "a larger router.options.importance (it is 0.1), or a larger router.options.load (it is 0.2)"
-        in noisy["entropy"]
-    )
-
-
-def test_advice_names_only_what_can_be_set() -> None:
-    """0 is no clipping, so that there is nothing smaller; with all experts there is no load to even out."""
-    assert "a smaller train.gradient_clipping (it is 1)" in advice(RunConfig())["z_growth"]
-    unclipped = advice(RunConfig(train=TrainOptions(gradient_clipping=0.0)))["z_growth"]
-    assert "train.gradient_clipping=1" in unclipped and "smaller train.gradient_clipping" not in unclipped
-    every = RunConfig(
-        router=RouterOptions("noisy_topk", {"top_k": 8, "load": 0.0}), model=ModelOptions(moe=MoEOptions(8))
-    )
-    assert "router.options.importance" in advice(every)["load_share"]
-    assert "router.options.load" not in advice(every)["load_share"]
 
 
 def test_the_option_switches_it_off() -> None:
