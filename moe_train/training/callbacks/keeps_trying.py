@@ -68,8 +68,8 @@ class KeepsTrying(Callback):
                 self._lost += 1
             return
         if self._fails:
-            lost = f"; {_records(self._lost)} before them are lost" if self._lost else ""
-            _say(f"{self.name} can be written again: {_records(waited)} that had to wait are in it{lost}")
+            lost = f", {_records(self._lost)} before them got lost" if self._lost else ""
+            _say(f"{self.name} can be written again: {_records(waited)} that had to wait went into it{lost}")
         self._fails, self._lost = False, 0
 
 

@@ -65,6 +65,7 @@ class TensorBoardWriter(Callback):
                 with suppress(OSError):
                     self._writer.close()
             # Each writer leaves a file, also one that fails: not one for each record of a disk that is still full.
+            self.folder.mkdir(parents=True, exist_ok=True)
             probe = self.folder / ".probe"
             try:
                 probe.write_bytes(bytes(PROBE_BYTES))
