@@ -38,7 +38,7 @@ class CsvWriter(Callback):
         try:
             if new:
                 rows = self._read()
-                self._rewrite(rows, [*self._columns, *new])
+                self._rewrite(rows, list(dict.fromkeys([*self._columns, *new])))
             self._lines.append(_format([row], self._columns).encode())
         except OSError as error:
             raise write_error(self.path, error) from None
