@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -149,14 +150,26 @@ class Saver:
         errors = _gathered(save.error)
         failed = next((error for error in errors if error is not None), None)
         if failed is not None:
+            self._remove(save)
             raise CheckpointError(_failure(save.final, failed[0]), passing=failed[1])
         parts: list[Index | None] = [None] * dist.get_world_size()
         if dist.get_world_size() > 1:
             dist.gather_object(save.written, parts if dist.get_rank() == 0 else None)
         else:
             parts = [save.written]
-        self._on_rank_0(lambda: self._publish(save, [part for part in parts if part is not None]), save.final)
+        try:
+            self._on_rank_0(lambda: self._publish(save, [part for part in parts if part is not None]), save.final)
+        except CheckpointError:
+            self._remove(save)
+            raise
         return save.final
+
+    def _remove(self, save: _Save) -> None:
+        """Of a save that failed, once all ranks have ended theirs: a disk that it has filled is needed by others."""
+        temporary = store.temporary_of(save.final)
+        with suppress(OSError):  # the failure itself is what the ranks are to hear of
+            if dist.get_rank() == 0 and temporary.exists():
+                store.remove([temporary])
 
     def _publish(self, save: _Save, parts: list[Index]) -> None:
         earlier = store.readable(self.root)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,9 +44,15 @@ def write_atomically(path: Path, content: bytes) -> None:
     The temporary name holds the process, so that several may write the same file at once.
     """
     temporary = path.with_name(f"{path.name}.{process_name()}{PARTIAL_SUFFIX}")
-    temporary.write_bytes(content)
-    sync(temporary)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        sync(temporary)
+        os.replace(temporary, path)
+    except OSError:
+        # A part of a file has no use, and others may wait for its space.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 

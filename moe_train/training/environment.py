@@ -13,6 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from moe_train.data.files import write_atomically
+
+ENVIRONMENT = "environment.json"
 PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy", "transformers", "sentencepiece", "pyarrow", "triton")
 _TOKEN = r"(?:auth|access|bearer|secret|hf|hub|gh|github|wandb)[_-]?token"
 _NAME = rf"[\w.-]*(?:api[_-]?key|secret|passw(?:or)?d|credential|{_TOKEN})[\w.-]*|--?token"
@@ -52,14 +55,14 @@ def versions() -> dict[str, str | None]:
 
 def write_environment(run_dir: Path, content: Mapping[str, Any]) -> None:
     """Writes <run_dir>/environment.json; that of an earlier start of the same run is kept under "earlier"."""
-    path = run_dir / "environment.json"
+    path = run_dir / ENVIRONMENT
     content = dict(content)
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         content["earlier"] = [*before.pop("earlier", []), before]
     except (OSError, ValueError):
         pass
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def device_facts() -> dict[str, Any]:

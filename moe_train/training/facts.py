@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,10 +16,11 @@ from moe_train.training.account import (
     flops_without_experts,
     parameters,
 )
-from moe_train.training.environment import environment, write_environment
+from moe_train.training.environment import ENVIRONMENT, environment, write_environment
 from moe_train.training.peak import peak_flops
 from moe_train.training.record import DeviceFacts
 from moe_train.training.run_config import RunConfig
+from moe_train.training.side_files import spared
 
 
 def device_facts(config: RunConfig, groups: Groups) -> DeviceFacts:
@@ -45,5 +47,6 @@ def write_facts(config: RunConfig, groups: Groups, run_dir: Path, samples: Train
         "flops_per_token": flops_per_token(config).total,
     }
     content = environment(processes=groups.world_size, hosts=hosts, model=model)
-    write_environment(run_dir, content | {"after_step": step})
+    # A run that goes back to a checkpoint comes by again: a full disk need not end it then.
+    spared(config.checkpoint, ENVIRONMENT, partial(write_environment, run_dir, content | {"after_step": step}))
     print(samples.describe(config.train.steps * config.train.global_batch_size), flush=True)

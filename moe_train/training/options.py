@@ -72,7 +72,8 @@ class CheckpointOptions:
     """Training waits only while the state is copied in memory; a thread writes the files. Needs the host memory of that
     copy on each rank: 12 bytes per parameter of the rank's share."""
     on_error: Literal["stop", "continue"] = "stop"
-    """When a checkpoint cannot be written: end the run (earlier ones are untouched), or say so and train on."""
+    """When a checkpoint, or a record of the metrics, cannot be written: end the run (what was written before is
+    untouched), or say so and train on."""
     verify: bool = True
     """Compare all files with their checksums before a checkpoint is loaded."""
     best: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from moe_train.training.run_config import RunConfig, to_dict
 from moe_train.training.run_folder import CHECKPOINTS, holds_evaluation, index_folder, initial_weights, prepare
 from moe_train.training.run_lock import only_run
 from moe_train.training.schedules import lr_factor
+from moe_train.training.side_files import spared
 from moe_train.training.step import Requests, StepResult, left_out_step, train_step
 from moe_train.training.stop import StopRequest
 from moe_train.training.validation import BeforeEachBatch, ValidationSet, check_ids, check_vocabulary
@@ -188,7 +190,7 @@ class Trainer:
             self.beat.note("train", self.step)
             self.profile.start_step(self.step + 1)
             result = self._train_step(Requests(stop=stop.requested, save=self.checkpoints.is_due()))
-            self.profile.end_step(self.step)
+            self._spare("the profile", lambda: self.profile.end_step(self.step))
             if self.watch.wants_rewind:
                 self._rewind()
                 interval = Interval()
@@ -233,7 +235,7 @@ class Trainer:
     def close(self, status: Status) -> None:
         if self.groups.rank == 0 and (summary := self.watch.summary()):
             print(f"bad numbers: {summary}", flush=True)
-        self.profile.close()
+        self._spare("the profile", self.profile.close)
         self.callbacks.on_end(status)
 
     def _train_step(self, requests: Requests) -> StepResult:
@@ -268,6 +270,7 @@ class Trainer:
         self.callbacks = self._build_callbacks()
         self.restore(str(self.checkpoints.newest))
         self.watch.rewound(self.step)
+        self._spare("rewinds.json, which the next checkpoint holds as well", self.watch.keep)
         self._announce()
         self._tell(self.watch.take_records())
 
@@ -278,7 +281,13 @@ class Trainer:
             self._tell(self.watch.take_records())
 
     def _build_callbacks(self) -> Callbacks:
-        return build_callbacks(self.config.logging, self.run_dir, self.groups.rank, alarms(self.config))
+        goes_on = self.config.checkpoint.on_error == "continue"
+        more = alarms(self.config)
+        return build_callbacks(self.config.logging, self.run_dir, self.groups.rank, more, goes_on=goes_on)
+
+    def _spare(self, what: str, write: Callable[[], None]) -> None:
+        """Not collective: only rank 0 writes these."""
+        spared(self.config.checkpoint, what, write)
 
     def _batches(self) -> list[Batch]:
         """This rank's micro-batches of the next step."""

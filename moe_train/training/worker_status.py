@@ -18,6 +18,10 @@ from pathlib import Path
 import psutil
 
 FOLDER = "processes"
+_ROOM = 4096
+"""Bytes of a status with spaces behind."""
+_SHORT = 300
+"""Characters of an error that fit in, whatever they are."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +86,34 @@ class StatusFile:
         try:
             self._write()
         except OSError:
-            # A full disk may be why we end; the exit code of the process says the same.
-            pass
+            # A full disk may be why we end. Without a word we would count as killed, and be started again.
+            with suppress(OSError):
+                self._write_in_place()
 
     def _write(self) -> None:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self.status)), encoding="utf-8")
-        temporary.replace(self.path)
+        try:
+            temporary.write_bytes(_content(self.status))
+            temporary.replace(self.path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+    def _write_in_place(self) -> None:
+        """Over what ``start`` has written, which takes no new space on most disks."""
+        if self.path is not None:
+            short = replace(self.status, error=self.status.error and self.status.error[:_SHORT])
+            with open(self.path, "r+b", buffering=0) as file:
+                file.write(_content(short))
+
+
+def _content(status: WorkerStatus) -> bytes:
+    """As JSON, with room for what there is to say at the end."""
+    return json.dumps(asdict(status)).encode().ljust(_ROOM)
 
 
 def read_statuses(run_dir: Path, launch: str) -> list[WorkerStatus]:

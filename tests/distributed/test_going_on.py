@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,10 +93,60 @@ def test_what_a_run_ends_with_must_be_saved(processes: Processes, data: Path, tm
     """Whatever it does about other saves that fail: a code that says "saved" would be believed."""
     options = overrides(data, "parallel.expert=1", "checkpoint.on_error=continue", "checkpoint.every_steps=2")
     options.append("checkpoint.asynchronous=false")
-    (message,) = run(processes, tmp_path, options, Trouble(stop=stop, full_disk_from=3))
+    (message,) = run(processes, tmp_path, options, Trouble(stop=stop, full_disk_from=3, room_for_records=True))
     last = stop + 1 if stop else STEPS
     assert message.startswith("CheckpointError: ") and f"step_{last:08d} could not be saved: " in message
     assert "No space left" in message
     assert latest(tmp_path).name == "step_00000002" and list(damages(latest(tmp_path))) == []
     errors = [r["step"] for r in records(tmp_path) if r["kind"] == "checkpoint" and "error" in r]
     assert errors == [step for step in (4, 6) if step < last]
+    assert not list(tmp_path.glob("checkpoints/*.saving*"))  # its space is needed
+
+
+def without_times(folder: Path) -> list[dict[str, Any]]:
+    """Records in their order, without those of saves."""
+    return [
+        {key: value for key, value in record.items() if not key.startswith(("tokens_per", "step_sec", "memory"))}
+        for record in records(folder)
+        if record["kind"] != "checkpoint"
+    ]
+
+
+def test_a_disk_that_is_full_for_a_while(
+    processes: Processes, validating: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    """Records, validations and the save of step 6 fall into that time. All that was recorded is there, once and in
+    order; what the failed save had written is gone."""
+    options, alone = validating
+    options = [*options, "checkpoint.on_error=continue", "checkpoint.asynchronous=false", "logging.csv=true"]
+    assert run(processes, tmp_path, options, Trouble(full_disk_from=4, full_disk_until=8)) == ["", ""]
+    assert without_times(tmp_path) == without_times(alone)
+    saves = [record for record in records(tmp_path) if record["kind"] == "checkpoint"]
+    assert [(r["step"], "error" in r) for r in saves] == [(3, False), (5, True), (6, True), (8, False), (8, False)]
+    assert (tmp_path / "metrics.csv").read_text().count("\neval,") == 2
+    assert_same_end(tmp_path, alone)
+
+
+def test_a_validation_that_was_not_recorded_is_made_again(
+    processes: Processes, validating: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    """The record of step 5 waited for the disk when the process died."""
+    options, alone = validating
+    options = [*options, "checkpoint.on_error=continue", "checkpoint.asynchronous=false"]
+    died = Trouble(full_disk_from=5, die=7)
+    assert run(processes, tmp_path, options, died) == ["InterruptedError: died"] * 2
+    assert [record["step"] for record in without_times(tmp_path)] == [1, 2, 3, 4]
+    assert run(processes, tmp_path, options, Trouble(), resume="auto") == ["", ""]
+    assert without_times(tmp_path) == without_times(alone)
+
+
+def test_a_rewind_with_a_full_disk(processes: Processes, data: Path, tmp_path: Path) -> None:
+    """The run goes back in place: what it writes as it begins anew waits as well."""
+    options = overrides(data, "parallel.expert=2", "guard.non_finite=rewind", "guard.rewind_steps=1")
+    options.append("checkpoint.asynchronous=false")
+    assert run(processes, tmp_path / "alone", options, Trouble(bad=[5])) == ["", ""]
+    options = [*options, "checkpoint.on_error=continue"]
+    trouble = Trouble(bad=[5], full_disk_from=5, full_disk_until=8)
+    assert run(processes, tmp_path / "run", options, trouble) == ["", ""]
+    assert without_times(tmp_path / "run") == without_times(tmp_path / "alone")
+    assert_same_end(tmp_path / "run", tmp_path / "alone")

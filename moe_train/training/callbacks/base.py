@@ -79,9 +79,14 @@ class Callbacks(Callback):
 class MetricsWriteError(OSError):
     """Metrics could not be written; the message says where and what to do."""
 
+    reason = ""
+    """In the system's words."""
+
 
 def write_error(path: Path, error: OSError) -> MetricsWriteError:
     """The error to raise when writing to ``path`` failed."""
     reason = error.strerror or str(error)
     advice = "free some space or fix the folder, then resume the run"
-    return MetricsWriteError(error.errno, f"cannot write metrics ({reason}); {advice}", str(path))
+    failure = MetricsWriteError(error.errno, f"cannot write metrics ({reason}); {advice}", str(path))
+    failure.reason = reason
+    return failure

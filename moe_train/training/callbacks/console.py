@@ -12,8 +12,10 @@ from moe_train.training.callbacks.base import Callback, Record, RunInfo, Status
 class Console(Callback):
     """Plain lines in a log; on a terminal the same lines above a progress bar."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, goes_on: bool = False) -> None:
         self.stream = stream or sys.stdout
+        self.goes_on = goes_on
+        """Where nothing can be printed, as into a log on a full disk: metrics.jsonl has it."""
         self._run: RunInfo | None = None
         self._progress: Any = None
         self._task: Any = None
@@ -54,10 +56,14 @@ class Console(Callback):
         self._progress.start()
 
     def _print(self, line: str) -> None:
-        if self._progress is not None:
-            self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(line, file=self.stream, flush=True)
+        try:
+            if self._progress is not None:
+                self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(line, file=self.stream, flush=True)
+        except OSError:
+            if not self.goes_on:
+                raise
 
 
 def console_line(record: Record, run: RunInfo) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from pathlib import Path
 
-from moe_train.training.callbacks.base import Callback, Record, RunInfo, Status, write_error
+from moe_train.data.files import write_atomically
+from moe_train.training.callbacks.appended import Appended
+from moe_train.training.callbacks.base import Callback, Record, RunInfo, write_error
 from moe_train.training.callbacks.tags import scalar_tags
 
 Row = dict[str, str]
@@ -20,12 +21,13 @@ class CsvWriter(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._columns: list[str] = ["kind", "step"]
+        self._lines = Appended(path)
 
     def on_start(self, run: RunInfo) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             rows = [row for row in self._read() if row["step"].isdigit() and int(row["step"]) <= run.start_step]
-            self._rewrite(rows)
+            self._rewrite(rows, self._columns)
         except OSError as error:
             raise write_error(self.path, error) from None
 
@@ -36,15 +38,10 @@ class CsvWriter(Callback):
         try:
             if new:
                 rows = self._read()
-                self._columns += new
-                self._rewrite(rows)
-            with open(self.path, "a", encoding="utf-8", newline="") as file:
-                file.write(_format([row], self._columns))
+                self._rewrite(rows, list(dict.fromkeys([*self._columns, *new])))
+            self._lines.append(_format([row], self._columns).encode())
         except OSError as error:
             raise write_error(self.path, error) from None
-
-    def on_end(self, status: Status) -> None:
-        """Nothing is held open."""
 
     def _read(self) -> list[Row]:
         if not self.path.is_file():
@@ -55,11 +52,10 @@ class CsvWriter(Callback):
         self._columns = list(dict.fromkeys([*self._columns, *(reader.fieldnames or [])]))
         return rows
 
-    def _rewrite(self, rows: list[Row]) -> None:
-        header = {column: column for column in self._columns}
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text(_format([header, *rows], self._columns), encoding="utf-8", newline="")
-        os.replace(temporary, self.path)
+    def _rewrite(self, rows: list[Row], columns: list[str]) -> None:
+        header = {column: column for column in columns}
+        write_atomically(self.path, _format([header, *rows], columns).encode())
+        self._columns, self._lines = columns, Appended(self.path)
 
 
 def _format(rows: list[Row], columns: list[str]) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from moe_train.data.files import write_atomically
-from moe_train.training.callbacks.base import Callback, Record, RunInfo, Status, write_error
+from moe_train.training.callbacks.appended import Appended
+from moe_train.training.callbacks.base import Callback, Record, RunInfo, write_error
 
 
 class JsonlWriter(Callback):
@@ -18,30 +18,25 @@ class JsonlWriter(Callback):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: FileIO | None = None
+        self._lines: Appended | None = None
 
     def on_start(self, run: RunInfo) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.is_file():
                 write_atomically(self.path, b"".join(_lines_until(self.path, run.start_step)))
-            self._file = open(self.path, "ab", buffering=0)
+            lines = Appended(self.path)
+            lines.append(b"")  # a folder with this file holds a run
         except OSError as error:
             raise write_error(self.path, error) from None
+        self._lines = lines
 
     def on_record(self, record: Record) -> None:
-        assert self._file is not None, "on_start comes first"
-        line = memoryview((json.dumps(jsonable(record), allow_nan=False) + "\n").encode())
+        assert self._lines is not None, "on_start comes first"
         try:
-            while line:
-                line = line[self._file.write(line) or 0 :]
+            self._lines.append((json.dumps(jsonable(record), allow_nan=False) + "\n").encode())
         except OSError as error:
             raise write_error(self.path, error) from None
-
-    def on_end(self, status: Status) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 def jsonable(value: Any) -> Any:

@@ -35,7 +35,8 @@ class WandbLogger(Callback):
             dir=str(run.run_dir),
             config=dict(run.config),
         )
-        id_file.write_text(f"{self._run.id}\n", encoding="utf-8")
+        if self._run.id != run_id:
+            id_file.write_text(f"{self._run.id}\n", encoding="utf-8")
 
     def on_record(self, record: Record) -> None:
         self._run.log(scalar_tags(record), step=record["step"])

@@ -82,10 +82,13 @@ class Watch:
         bad = record["bad_step"]
         first = max(to_step + 1, bad - self.options.rewind_steps)
         self.rewinds = merged(self.rewinds, [Rewind(bad, to_step, first, record["cause"])])
-        if self.engine.groups.rank == 0:
-            write_rewinds(self.run_dir, self.rewinds)
         text = f"{record['message']}; back to step {to_step}, and the data of steps {first} to {bad} is left out"
         self._records.append(record | {"step": to_step, "first_left_out": first, "message": text})
+
+    def keep(self) -> None:
+        """Writes down what is left out, for a run that goes on from a checkpoint of before. OSError on rank 0."""
+        if self.engine.groups.rank == 0:
+            write_rewinds(self.run_dir, self.rewinds)
 
     def leaves_out(self, step: int) -> bool:
         """Whether the data of this step (from 1) is left out: it is neither read nor taken."""

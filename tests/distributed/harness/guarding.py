@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import unittest.mock
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -127,12 +128,27 @@ class Trouble:
     stop: int = 0
     """The process is told to stop."""
     full_disk_from: int = 0
-    """No checkpoint can be written any more."""
+    """Nothing can be written into the run's folder any more..."""
+    full_disk_until: int = 0
+    """...before this step."""
+    room_for_records: bool = False
+    """Then only tensors find no place."""
     in_validation: Literal["", "die", "stop"] = ""
     """The same in the second batch of the first validation; only one rank is told to stop."""
     left_out: Sequence[int] = ()
     """The run never sees the data of these steps."""
     rank: int = 1
+
+
+@contextlib.contextmanager
+def full_disk(room_for_records: bool) -> Iterator[None]:
+    """Under checkpoints, or under records and the small files beside them as well."""
+    no_space = OSError(errno.ENOSPC, "No space left on device")
+    with contextlib.ExitStack() as patches:
+        records = ("moe_train.training.callbacks.appended.Appended.append", "pathlib.Path.write_bytes")
+        for name in ("moe_train.checkpoint.writing._Stream.write", *(records if not room_for_records else ())):
+            patches.enter_context(unittest.mock.patch(name, side_effect=no_space))
+        yield
 
 
 def whole_run(run_dir: str, overrides: Sequence[str], trouble: Trouble, resume: str | None = None) -> str:
@@ -151,8 +167,9 @@ def whole_run(run_dir: str, overrides: Sequence[str], trouble: Trouble, resume: 
         if step + 1 == trouble.stop:
             stop.signal = 15
         if step + 1 == trouble.full_disk_from:
-            patches.append(full_disk)
-            full_disk.start()
+            disk.enter_context(full_disk(trouble.room_for_records))
+        if step + 1 == trouble.full_disk_until:
+            disk.close()
         result = train_step(engine, *args, step=step, **kwargs)
         if step + 1 == trouble.corrupt and mine:
             bias_E = next(b for n, b in engine.module.named_buffers() if n.endswith("bias_E"))
@@ -176,8 +193,7 @@ def whole_run(run_dir: str, overrides: Sequence[str], trouble: Trouble, resume: 
         return watched
 
     leaves_out = Watch.leaves_out
-    no_space = OSError(errno.ENOSPC, "No space left on device")
-    full_disk: Any = unittest.mock.patch("moe_train.checkpoint.writing._Stream.write", side_effect=no_space)
+    disk = contextlib.ExitStack()
     patches: list[Any] = [
         unittest.mock.patch.object(trainer, "train_step", step_with_trouble),
         unittest.mock.patch.object(validation, "forward_function", forward_with_trouble),
@@ -196,6 +212,7 @@ def whole_run(run_dir: str, overrides: Sequence[str], trouble: Trouble, resume: 
     finally:
         for patch in patches:
             patch.stop()
+        disk.close()
         assert Watch.leaves_out is leaves_out
 
 

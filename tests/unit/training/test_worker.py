@@ -50,6 +50,23 @@ def test_it_hands_over_what_it_was_told(run_dir: Path, monkeypatch: pytest.Monke
     assert (status.rank, status.pid, status.exit_code) == (1, os.getpid(), 0)
 
 
+@pytest.mark.parametrize("text", ["No space left", "\N{GRINNING FACE}" * 1000])
+def test_a_full_disk_does_not_silence_it(run_dir: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """A worker that seems to have died without a word would be started again, on a disk that is still full."""
+
+    def train(*given: object) -> bool:
+        def fails(*given: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_bytes", fails)
+        raise CheckpointError(text)
+
+    assert main(["--run-dir", str(run_dir), "--status", "x"], train) == 2
+    (status,) = read_statuses(run_dir, "x")
+    assert status.exit_code == 2 and status.error and text.startswith(status.error)
+    assert not list((run_dir / "processes").glob("*.tmp"))
+
+
 def test_without_a_launch_no_file_is_written(run_dir: Path) -> None:
     assert main(["--run-dir", str(run_dir)], lambda *_: True) == 0
     assert not (run_dir / "processes").exists()
