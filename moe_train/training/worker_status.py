@@ -82,16 +82,44 @@ class StatusFile:
         try:
             self._write()
         except OSError:
-            # A full disk may be why we end; the exit code of the process says the same.
-            pass
+            pass  # the disk may be why we end; the exit code of the process says the same
 
     def _write(self) -> None:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self.status)), encoding="utf-8")
-        temporary.replace(self.path)
+        write_sign(self.path, json.dumps(asdict(self.status)))
+
+
+def write_sign(path: Path, text: str) -> None:
+    """Replaces the file; where a disk that is full takes no new one, what is there is written over: whoever watches
+    over the launch must not take the process for dead. OSError where neither can be done."""
+    temporary = path.with_suffix(f"{path.suffix}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        if not path.is_file():
+            raise
+        # One call, of the file's length: a shorter text would end in what is left of the old one. Who reads half of
+        # each looks again.
+        with path.open("r+b", buffering=0) as file:
+            file.write(text.encode().ljust(path.stat().st_size))
+
+
+def cannot_write(run_dir: Path) -> str:
+    """Why a file cannot be written where those of launches lie; empty where it can."""
+    path = run_dir / FOLDER / f"{socket.gethostname()}.{os.getpid()}.probe"
+    try:
+        path.write_bytes(bytes(4096))
+        return ""
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        with suppress(OSError):
+            path.unlink()
 
 
 def read_statuses(run_dir: Path, launch: str) -> list[WorkerStatus]:
