@@ -1,7 +1,8 @@
 """Train a model. CONFIG is a YAML file or the name of a shipped experiment; key=value changes single options.
 
 The run's folder (runs/<name> unless --run-dir says otherwise) is never overwritten: go on with --resume auto, or choose
-another one. Ctrl-C or SIGTERM saves a checkpoint and stops (exit code 130 or 143); a second one kills.
+another one. Ctrl-C or SIGTERM saves a checkpoint and stops (exit code 130 or 143); a second one kills
+(131: not all is saved).
 """
 
 from __future__ import annotations

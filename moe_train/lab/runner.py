@@ -11,12 +11,13 @@ from typing import Protocol
 
 from moe_train.lab.plan import PlannedRun
 from moe_train.lab.results import evaluated, evaluation_file, is_finished, is_trained, write_result
+from moe_train.launch.ending import NOT_SAVED
 from moe_train.launch.environment import worker_environment
 from moe_train.launch.plan import LaunchOptions
 from moe_train.launch.run import launch_module, launch_run
 
 EVALUATOR = "moe_train.training.evaluate"
-STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)}
+STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)} | {NOT_SAVED}
 """Exit codes of a launch that was asked to stop."""
 
 

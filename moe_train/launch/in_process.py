@@ -7,6 +7,7 @@ import signal
 from collections.abc import Mapping
 from pathlib import Path
 
+from moe_train.launch.ending import NOT_SAVED
 from moe_train.training.worker_status import forget
 
 
@@ -22,7 +23,7 @@ def run_task(arguments: list[str], environment: Mapping[str, str], run_dir: Path
     step when a task ends with another code, and passes the highest on.
     """
     code = _run(arguments, run_dir, launch, environment)
-    return 0 if code > 128 and environment["RANK"] != "0" else code
+    return 0 if code > 128 and code != NOT_SAVED and environment["RANK"] != "0" else code
 
 
 def _run(arguments: list[str], run_dir: Path, launch: str, environment: Mapping[str, str]) -> int:
@@ -38,6 +39,8 @@ def _run(arguments: list[str], run_dir: Path, launch: str, environment: Mapping[
         code = main([*arguments, "--status", launch], stop=stop)
     finally:
         forget(run_dir, launch, int(environment["RANK"]))
+    if code > 128:  # interrupted by a second Ctrl-C
+        return NOT_SAVED
     if code or not stop.obeyed:
         return code
     # Without a signal of its own it stopped because another process was told to.

@@ -95,7 +95,12 @@ class RemoteHosts:
     def tell(self, launch: str, module: str) -> None:
         """Asks the workers of a launch to save and stop."""
         # Theirs alone: what launched them ends them at once when it gets a signal itself.
-        self._everywhere(["pkill", "-TERM", "-f", "--", f" -m {re.escape(module)} .*{_pattern(launch)}"])
+        self._everywhere(["pkill", "-TERM", "-f", "--", _worker(launch, module)])
+
+    def run(self, launch: str, module: str) -> bool:
+        """Whether workers of a launch are there, on any host that answers."""
+        found = self._everywhere(["pgrep", "-f", "--", _worker(launch, module)])
+        return any(result is not None and result.returncode == 0 for _, result in found)
 
     def sweep(self, launches: Iterable[str]) -> None:
         """Kills whatever a launch has left on the hosts that answer. ssh does not end what it started when it ends."""
@@ -110,6 +115,10 @@ class RemoteHosts:
 def _pattern(launch: str) -> str:
     """A pattern that is found in the launch's command lines, and not in that of the shell which looks for it."""
     return f"[{launch[0]}]{re.escape(launch[1:])}"
+
+
+def _worker(launch: str, module: str) -> str:
+    return f" -m {re.escape(module)} .*{_pattern(launch)}"
 
 
 def _reason(result: subprocess.CompletedProcess[str] | None) -> str:

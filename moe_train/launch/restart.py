@@ -24,14 +24,15 @@ def keep_running(
     code of the last start.
 
     start: starts the run for the n-th time, from 0.   latest_step: step of its latest checkpoint, -1 without one.
-    Gives up earlier when PATIENCE starts in a row end without a new checkpoint. Says why, with a line for each start.
+    A later start that brought no worker is tried again, too. Gives up earlier when PATIENCE starts in a row end without
+    a new checkpoint. Says why, with a line for each start.
     """
     log: list[str] = []
     fruitless = 0
     before = latest_step()
     for number in range(max_restarts + 1):
         ending = start(number)
-        if not ending.restart:
+        if not ending.restart and (ending.began or not number):
             if log:
                 say(f"ended with exit code {ending.code} after {len(log)} restarts")
             return ending.code

@@ -34,6 +34,8 @@ from moe_train.training.run_folder import CHECKPOINTS, check_free, check_initial
 
 HOSTS_SECONDS = 1800.0
 """How long a restart waits for hosts that do not answer: a switch, a reboot."""
+MEETING_SECONDS = 900.0
+"""Longer than torchrun's agents wait for one another (600 s, and some more for what follows) before they give up."""
 
 
 def default_processes(config: RunConfig, accelerators: int, nodes: int = 1) -> int:
@@ -115,7 +117,10 @@ def launch_run(
     def start(number: int) -> Ending:
         if number and hosts is not None:
             # Else the start would fail, and a few of those are the end; and what is left there may still write.
-            hosts.wait(HOSTS_SECONDS, say)
+            if not hosts.wait(HOSTS_SECONDS, say):
+                reason = f"hosts have not answered for {HOSTS_SECONDS:g} s: {', '.join(hosts.silent())}"
+                say(reason)
+                return Ending(1, reason, restart=True)
             hosts.sweep(earlier)
         try:
             again = "auto" if number and holds_run(run_dir) else resume
@@ -192,6 +197,7 @@ def launch_module(
     launch = launch or _new_launch()
     arguments = [*(pack(arguments) if options.by_ssh else arguments), "--status", launch]
     itself = options.launcher == "torchrun" and options.max_restarts > 0
+    meeting = MEETING_SECONDS if options.launcher == "torchrun" and options.node_count > 1 else 0.0
     hosts = remote_hosts(options)
     with tempfile.TemporaryDirectory(prefix="moe-train-") as scratch:
         if hosts is not None:
@@ -210,7 +216,7 @@ def launch_module(
             launch=launch,
             environment=environment,
             local_processes=options.local_processes,
-            limits=replace(limits, restarts_itself=itself),
+            limits=replace(limits, restarts_itself=itself, meeting=meeting),
             saves=saves,
             elsewhere=None if hosts is None else _Elsewhere(hosts, launch, module),
         )
@@ -224,6 +230,9 @@ class _Elsewhere:
 
     def tell(self) -> None:
         self.hosts.tell(self.launch, self.module)
+
+    def run(self) -> bool:
+        return self.hosts.run(self.launch, self.module)
 
     def sweep(self) -> None:
         self.hosts.sweep([self.launch])

@@ -19,12 +19,14 @@ from typing import Protocol
 
 import psutil
 
+from moe_train.launch.absence import Absence
 from moe_train.launch.ending import Ending, Seen, judge
+from moe_train.launch.left_behind import end_processes
 from moe_train.launch.signals import Signals, caught
 from moe_train.launch.silence import Silence
 from moe_train.launch.standstill import Standstill
 from moe_train.training.heartbeat import Beat, describe, read_beats
-from moe_train.training.worker_status import WorkerStatus, forget, read_statuses
+from moe_train.training.worker_status import WorkerStatus, cannot_write, forget, read_statuses
 
 POLL_SECONDS = 0.5
 
@@ -45,7 +47,9 @@ class Limits:
     """From the end of a launcher that says it went well until workers of other machines say so: a network disk may show
     what they wrote late."""
     hang: float = 1800.0
-    """That no rank may make any progress for, before all are killed; 0: for ever."""
+    """That no rank may make any progress for, and that there may be no worker, before all are killed; 0: for ever."""
+    meeting: float = 0.0
+    """That launchers of several nodes may wait for one another before they start workers."""
     restarts_itself: bool = False
     """The launcher starts workers anew when one dies, so that a death is its affair (torchrun)."""
 
@@ -59,6 +63,9 @@ class Elsewhere(Protocol):
 
     def tell(self) -> None:
         """Asks them to save and stop."""
+
+    def run(self) -> bool:
+        """Whether there are any."""
 
     def sweep(self) -> None:
         """Ends what is left of them."""
@@ -86,14 +93,16 @@ def supervise(
         # it: Slurm sends it to all processes of a step, and would end the launcher with it.
         line = ["/bin/sh", "-c", "trap '' USR1; exec \"$@\"", "sh", *command]
         launcher = subprocess.Popen(line, env=dict(environment), start_new_session=True, stdin=subprocess.DEVNULL)
-        seen = Seen()
+        seen, code = Seen(), 1
         try:
             seen = _watch(launcher, run_dir, launch, signals, limits, saves, elsewhere, say)
+            # One that is ended now says nothing by its code.
+            code = 1 if launcher.poll() is None else launcher.returncode
         finally:
-            _end_everything(launcher, run_dir, launch)
+            end_processes(launcher, launch, lambda: read_statuses(run_dir, launch))
             if elsewhere is not None:
                 elsewhere.sweep()
-        if local_processes is None and launcher.returncode == 0:
+        if local_processes is None and code == 0:
             _await_last_words(run_dir, launch, limits.last_words)
     statuses = read_statuses(run_dir, launch)
     if limits.restarts_itself and local_processes is not None:
@@ -102,7 +111,7 @@ def supervise(
     forget(run_dir, launch)
     if signals.first and not saves:
         return Ending(128 + signals.first)
-    return judge(statuses, seen, launcher.returncode, signals.first, local_processes, saves, say)
+    return judge(statuses, seen, code, signals.first, local_processes, saves, say)
 
 
 def _watch(
@@ -112,7 +121,8 @@ def _watch(
     """Returns at the launcher's end, or when it is to be killed; with what was seen until then."""
     told: set[int] = set()
     seen = Seen()
-    silence, standstill = Silence(limits.silence), Standstill(limits.hang)
+    silence, absence = Silence(limits.silence), Absence(limits.hang + limits.meeting)
+    standstill = Standstill(limits.hang, lambda: cannot_write(run_dir), say)
     stop_at = death_at = workers_at = float("inf")
     while launcher.poll() is None:
         statuses = read_statuses(run_dir, launch)
@@ -151,8 +161,14 @@ def _watch(
         if limits.hang and (beats := standstill.look(statuses, read_beats(run_dir, launch), now)):
             _tell_state(f"no rank has made progress for {limits.hang:g} s; killing all", beats, say)
             if not limits.restarts_itself:
-                return Seen(hung=True)
+                return Seen(hung="no rank made progress")
             _kill_workers(statuses)
+        if limits.hang and not signals.count and absence.look(statuses, now):
+            what = f"no worker has started within {absence.seconds:g} s"
+            if elsewhere is None or not elsewhere.run():
+                say(f"{what}; ending the launcher")
+                return Seen(hung="no worker has started")
+            say(f"{what} as far as this machine sees, but some run on the hosts: is the run's folder on a common disk?")
         time.sleep(POLL_SECONDS)
     return seen
 
@@ -177,22 +193,6 @@ def _tell(statuses: list[WorkerStatus], told: set[int]) -> set[int]:
                 process.send_signal(signal.SIGUSR1)
             newly.add(status.pid)
     return newly
-
-
-def _end_everything(launcher: subprocess.Popen[bytes], run_dir: Path, launch: str) -> None:
-    """Nothing that was started stays behind, also when the launcher itself was killed."""
-    left: dict[int, psutil.Process] = {}
-    with suppress(psutil.Error):
-        parent = psutil.Process(launcher.pid)
-        left = {process.pid: process for process in [*parent.children(recursive=True), parent]}
-    for status in read_statuses(run_dir, launch):
-        if process := status.process():
-            left[process.pid] = process
-    for process in left.values():
-        with suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(list(left.values()), timeout=10)
-    launcher.wait()
 
 
 def _await_last_words(run_dir: Path, launch: str, seconds: float) -> None:

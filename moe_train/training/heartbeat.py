@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from moe_train.parallel.collectives import LastCollective
-from moe_train.training.worker_status import files_of
+from moe_train.training.worker_status import files_of, write_sign
 
 INTERVAL = 1.0
 _PACKAGE = f"{os.sep}moe_train{os.sep}"
@@ -101,14 +101,12 @@ class Heartbeat:
             try:
                 self._write()
             except OSError:
-                pass  # a full disk is not the heart's to report
+                pass  # a disk that is away is not the heart's to report
 
     def _write(self) -> None:
         assert self.path is not None
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".beat.tmp")
-        temporary.write_text(json.dumps(asdict(self.now())), encoding="utf-8")
-        temporary.replace(self.path)
+        write_sign(self.path, json.dumps(asdict(self.now())))
 
 
 def _stack(frame: FrameType | None) -> list[tuple[int, int]]:

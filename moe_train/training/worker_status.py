@@ -20,7 +20,7 @@ import psutil
 FOLDER = "processes"
 _ROOM = 4096
 """Bytes of a status with spaces behind."""
-_SHORT = 300
+_SHORT = 600
 """Characters of an error that fit in, whatever they are."""
 
 
@@ -86,34 +86,51 @@ class StatusFile:
         try:
             self._write()
         except OSError:
-            # A full disk may be why we end. Without a word we would count as killed, and be started again.
-            with suppress(OSError):
-                self._write_in_place()
+            pass  # the disk may be why we end; the exit code of the process says the same
 
     def _write(self) -> None:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        try:
-            temporary.write_bytes(_content(self.status))
-            temporary.replace(self.path)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-
-    def _write_in_place(self) -> None:
-        """Over what ``start`` has written, which takes no new space on most disks."""
-        if self.path is not None:
-            short = replace(self.status, error=self.status.error and self.status.error[:_SHORT])
-            with open(self.path, "r+b", buffering=0) as file:
-                file.write(_content(short))
+        short = replace(self.status, error=self.status.error and self.status.error[:_SHORT])
+        write_sign(self.path, _content(self.status), _content(short))
 
 
-def _content(status: WorkerStatus) -> bytes:
+def _content(status: WorkerStatus) -> str:
     """As JSON, with room for what there is to say at the end."""
-    return json.dumps(asdict(status)).encode().ljust(_ROOM)
+    return json.dumps(asdict(status)).ljust(_ROOM)
+
+
+def write_sign(path: Path, text: str, short: str | None = None) -> None:
+    """Replaces the file; where a disk that is full takes no new one, what is there is written over (with ``short`` in
+    place of the text): whoever watches over the launch must not take the process for dead, nor for killed when it ends.
+    OSError where neither can be done."""
+    temporary = path.with_suffix(f"{path.suffix}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        if not path.is_file():
+            raise
+        # One call, of the file's length: a shorter text would end in what is left of the old one. Who reads half of
+        # each looks again.
+        with path.open("r+b", buffering=0) as file:
+            file.write((text if short is None else short).encode().ljust(path.stat().st_size))
+
+
+def cannot_write(run_dir: Path) -> str:
+    """Why a file cannot be written where those of launches lie; empty where it can."""
+    path = run_dir / FOLDER / f"{socket.gethostname()}.{os.getpid()}.probe"
+    try:
+        path.write_bytes(bytes(4096))
+        return ""
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        with suppress(OSError):
+            path.unlink()
 
 
 def read_statuses(run_dir: Path, launch: str) -> list[WorkerStatus]:

@@ -16,6 +16,7 @@ from moe_train.lab.results import (
     read_result,
 )
 from moe_train.lab.runner import execute
+from moe_train.launch.ending import NOT_SAVED
 from tests.unit.lab.experiments import FakeRunner, planned, save
 
 
@@ -39,6 +40,10 @@ def test_a_stop_ends_and_the_next_call_goes_on(tmp_path: Path) -> None:
     assert run_all(runs, FakeRunner([0, 130])) == (1, [], 130)
     assert run_all(runs, again := FakeRunner()) == (4, [], 0)
     assert again.trained == [run.name for run in runs[1:]]
+
+
+def test_a_stop_that_was_not_waited_for_ends_as_well(tmp_path: Path) -> None:
+    assert run_all(planned(tmp_path), FakeRunner([0, NOT_SAVED])) == (1, [], NOT_SAVED)
 
 
 def test_a_failure_does_not_keep_the_others_and_is_tried_again(tmp_path: Path) -> None:

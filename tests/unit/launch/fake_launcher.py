@@ -1,6 +1,7 @@
 """Behaves as launchers do, without their start-up time: python fake_launcher.py N MODULE ARGUMENTS...
 
 Starts N workers; kills them all at once when it is signalled, or when one of them fails, and passes its code on.
+FAKE_LAUNCHER says what it does otherwise: "waits" for the others, "dies" itself, "starts again" workers that finish.
 """
 
 from __future__ import annotations
@@ -30,11 +31,16 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, kill)
     signal.signal(signal.SIGINT, kill)
+    if os.environ.get("FAKE_LAUNCHER") == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
     while None in [worker.poll() for worker in workers]:
         failed = [worker.returncode for worker in workers if worker.returncode]
         if failed and os.environ.get("FAKE_LAUNCHER") != "waits":
             for worker in workers:
                 worker.kill()
+            if os.environ.get("FAKE_LAUNCHER") == "starts again":
+                os.environ |= {"FAKE_WORKER": "finish", "FAKE_LAUNCHER": ""}
+                return main()
             return failed[0] % 256
         time.sleep(0.02)
     return max(worker.returncode % 256 for worker in workers)

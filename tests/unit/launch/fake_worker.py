@@ -26,6 +26,8 @@ def main() -> int:
     folder = arguments.run_dir
     if behaviour == "silent":
         return 0
+    if behaviour == "registers late":
+        time.sleep(1.0)
     status = StatusFile(folder, arguments.status, rank)
     status.start()
     (folder / f"started_{rank}").write_text(" ".join(sys.argv[1:]) + f" world {os.environ['WORLD_SIZE']}")
@@ -46,6 +48,11 @@ def main() -> int:
                 beat.note("train", step)
                 time.sleep(0.05)
         wait_for_ever()
+    if behaviour == "works without heartbeats":
+        beat = Heartbeat(status.beat_path, rank)
+        beat._write()
+        time.sleep(4.0)
+        stop.signal = signal.SIGUSR1
     if behaviour == "killed" and rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     if behaviour == "fails" and rank == 1:

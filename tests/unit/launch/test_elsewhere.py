@@ -50,5 +50,41 @@ def test_a_network_disk_may_show_the_end_late(tmp_path: Path) -> None:
     timer.join()
 
 
+@dataclasses.dataclass
+class Hosts:
+    """What other machines answer."""
+
+    workers: bool
+    swept: int = 0
+
+    def tell(self) -> None:
+        pass
+
+    def run(self) -> bool:
+        return self.workers
+
+    def sweep(self) -> None:
+        self.swept += 1
+
+
+@pytest.mark.parametrize("workers", [True, False])
+def test_workers_that_nobody_sees(tmp_path: Path, workers: bool) -> None:
+    """They may run on hosts whose disk is another; where there are none, pdsh is stuck."""
+    said: list[str] = []
+    hosts = Hosts(workers)
+    ending = supervise(
+        [sys.executable, "-c", "import time; time.sleep(2)"],
+        run_dir=tmp_path,
+        launch="abc",
+        environment=os.environ,
+        local_processes=None,
+        limits=Limits(hang=0.5),
+        elsewhere=hosts,
+        say=said.append,
+    )
+    assert (ending.code, ending.restart) == ((0, False) if workers else (1, True)) and hosts.swept == 1
+    assert ("common disk" in said[0]) == workers and "no worker has started within 0.5 s" in said[0]
+
+
 def test_without_a_common_disk_nobody_is_missed(tmp_path: Path) -> None:
     assert launch(tmp_path, 60.0) == Ending(0)

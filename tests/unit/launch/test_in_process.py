@@ -13,6 +13,7 @@ import pytest
 
 from moe_train import cli
 from moe_train.launch import run as launching
+from moe_train.launch.ending import NOT_SAVED
 from moe_train.launch.live import sign_of_life
 from moe_train.launch.plan import LaunchOptions
 from moe_train.training import worker
@@ -28,12 +29,16 @@ class Training:
     def __init__(self) -> None:
         self.files: list[str] = []
         self.fails = False
+        self.interrupted = False
 
     def __call__(self, config: Any, run_dir: Path, resume: str | None, stop: Any) -> bool:
         assert "workers run on" in sign_of_life(run_dir, 60.0)
         self.files = sorted(path.name for path in (run_dir / FOLDER).iterdir())
         if self.fails:
             raise RuntimeError("broken")
+        if self.interrupted:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
         return True
 
 
@@ -74,6 +79,15 @@ def test_a_task_gives_signs_of_life_and_leaves_those_of_others(training: Trainin
     assert launch(tmp_path, LaunchOptions("srun", tasks=12), **task) == 0
     assert {"slurm-4711-2-0.rank_1.beat", "slurm-4711-2-0.rank_1.json"} <= set(training.files)
     assert sorted((tmp_path / FOLDER).iterdir()) == sorted(others)
+
+
+@pytest.mark.parametrize("rank", [None, "1"])
+def test_a_second_ctrl_c_saves_nothing(training: Training, tmp_path: Path, rank: str | None) -> None:
+    """The code must not say that all is saved."""
+    training.interrupted = True
+    task = {} if rank is None else {**SLURM, "SLURM_PROCID": rank, "RANK": rank, "LOCAL_RANK": "0", "WORLD_SIZE": "12"}
+    options = LaunchOptions("none") if rank is None else LaunchOptions("srun", tasks=12)
+    assert launch(tmp_path, options, **task) == NOT_SAVED
 
 
 def test_an_agent_further_up_is_not_obeyed(training: Training, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def environment(behaviour: str) -> dict[str, str]:
 
 def run(folder: Path, options: LaunchOptions, behaviour: str, meanwhile: Callable[[], None] | None = None) -> int:
     variables = worker_environment(options, environment(behaviour), cpu=True)
-    arguments = worker_arguments(folder, "auto", folder / "config.yaml", "abc")
+    name = uuid.uuid4().hex[:12]
+    arguments = worker_arguments(folder, "auto", folder / "config.yaml", name)
     line = command(options, arguments, scratch=folder, environment=variables, module="fake_worker")
 
     def when_started() -> None:
@@ -43,7 +45,7 @@ def run(folder: Path, options: LaunchOptions, behaviour: str, meanwhile: Callabl
     if meanwhile:
         helper.start()
     ending = supervise(
-        line, run_dir=folder, launch="abc", environment=variables, local_processes=2, limits=Limits(death=20.0)
+        line, run_dir=folder, launch=name, environment=variables, local_processes=2, limits=Limits(death=20.0)
     )
     if meanwhile:
         helper.join()

@@ -105,8 +105,11 @@ def ended(process: subprocess.Popen[str], seconds: float = 30.0) -> int | None:
 
 def test_only_workers_are_asked_to_stop(launch: tuple[str, dict[str, subprocess.Popen[str]]]) -> None:
     name, processes = launch
-    RemoteHosts(("a",)).tell(name, "moe_train.training")
+    hosts = RemoteHosts(("a", "down"))
+    assert hosts.run(name, "moe_train.training") and not hosts.run(name, "moe_train.other")
+    hosts.tell(name, "moe_train.training")
     assert ended(processes["worker"]) == 5
+    assert not hosts.run(name, "moe_train.training"), "its launcher is none"
     time.sleep(0.3)
     assert processes["launcher"].poll() is None and processes["other"].poll() is None
 

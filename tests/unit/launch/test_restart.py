@@ -58,6 +58,14 @@ def test_what_would_fail_again_is_not_tried() -> None:
     assert Run((0, Ending(143))).go(5) == 143, "a run that was stopped stays so"
 
 
+def test_a_launcher_that_started_no_worker_is_tried_again_only_later() -> None:
+    """At the first start it cannot run at all; later the hosts do not answer for a moment."""
+    none = Ending(1, "the launcher failed", began=False)
+    assert Run((-1, none)).go(5) == 1
+    run = Run((10, CRASH), (10, none), (20, Ending(0)))
+    assert run.go(5) == 0 and run.numbers == [0, 1, 2]
+
+
 def test_it_gives_up_when_no_restart_is_left() -> None:
     run = Run(*[(10 * n, CRASH) for n in range(1, 9)])
     assert run.go(3) == 137 and run.numbers == [0, 1, 2, 3]

@@ -9,12 +9,15 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
+from moe_train.launch import supervise as supervise_module
+from moe_train.launch.ending import NOT_SAVED
 from moe_train.launch.run import worker_arguments
 from moe_train.launch.supervise import Limits, supervise
 
@@ -27,6 +30,7 @@ class Launch:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.messages: list[str] = []
+        self.name = uuid.uuid4().hex[:12]  # by which what is left of it is found, also beside other tests
         path = os.pathsep.join([str(HERE), str(HERE.parents[2]), os.environ.get("PYTHONPATH", "")])
         self.environment = os.environ | {"PYTHONPATH": path}
 
@@ -39,14 +43,14 @@ class Launch:
     ) -> int:
         launcher = str(HERE / "fake_launcher.py")
         self.environment["FAKE_WORKER"] = behaviour
-        arguments = worker_arguments(self.folder, None, None, "abc")
+        arguments = worker_arguments(self.folder, None, None, self.name)
         helper = threading.Thread(target=self._when_started, args=(meanwhile,)) if meanwhile else None
         if helper:
             helper.start()
         self.ending = supervise(
             [sys.executable, launcher, "2", "fake_worker", *arguments],
             run_dir=self.folder,
-            launch="abc",
+            launch=self.name,
             environment=self.environment,
             local_processes=2,
             limits=limits or Limits(),
@@ -108,13 +112,13 @@ def test_a_signal_lets_the_workers_save(launch: Launch, number: int, code: int) 
 
 
 def test_a_second_signal_kills(launch: Launch) -> None:
-    assert launch.run("stubborn", meanwhile=signal_self(signal.SIGTERM, times=2)) == 143
+    assert launch.run("stubborn", meanwhile=signal_self(signal.SIGTERM, times=2)) == NOT_SAVED
     assert saved(launch.folder) == 0 and launch.nothing_left()
     assert "--resume auto" in launch.said
 
 
 def test_workers_that_do_not_stop_are_killed_in_time(launch: Launch) -> None:
-    assert launch.run("stubborn", Limits(stop=0.5), meanwhile=signal_self(signal.SIGTERM)) == 143
+    assert launch.run("stubborn", Limits(stop=0.5), meanwhile=signal_self(signal.SIGTERM)) == NOT_SAVED
     assert launch.nothing_left()
 
 
@@ -123,7 +127,7 @@ def test_a_launcher_without_workers_is_not_waited_for(launch: Launch) -> None:
     began = time.monotonic()
     timer = threading.Timer(2.0, signal_self(signal.SIGTERM))
     timer.start()
-    assert launch.run("no workers", Limits(workers=1.0)) == 143
+    assert launch.run("no workers", Limits(workers=1.0)) == NOT_SAVED
     timer.join()
     assert time.monotonic() - began < 60 and launch.nothing_left()
     assert "no worker" in launch.said
@@ -179,6 +183,13 @@ def test_a_killed_launcher_is_no_success(launch: Launch) -> None:
     assert launch.nothing_left()
 
 
+def test_a_launcher_that_dies_before_its_workers_register(launch: Launch) -> None:
+    """They would train with nobody who watches, and hold the lock of the run."""
+    launch.environment["FAKE_LAUNCHER"] = "dies"
+    assert launch.run("registers late") == 128 + signal.SIGKILL
+    assert launch.nothing_left() and launch.ending.restart
+
+
 def test_workers_that_say_nothing_are_no_success(launch: Launch) -> None:
     assert launch.run("silent") == 1
     assert "only 0 of 2 workers" in launch.said
@@ -188,12 +199,12 @@ def test_a_launcher_that_cannot_start(launch: Launch) -> None:
     ending = supervise(
         [sys.executable, "-c", "raise SystemExit(3)"],
         run_dir=launch.folder,
-        launch="abc",
+        launch=launch.name,
         environment=launch.environment,
         local_processes=2,
         say=launch.messages.append,
     )
-    assert ending.code == 3 and not ending.restart
+    assert ending.code == 3 and not ending.restart and not ending.began
     assert "the launcher failed with exit code 3" in launch.said
 
 
@@ -206,11 +217,32 @@ def test_ranks_that_hang_are_killed_and_what_they_did_is_told(launch: Launch) ->
     assert launch.said.count("step 5, train") == 2 and launch.said.count("threading.py") == 2
 
 
+def test_a_launcher_that_starts_no_worker_is_not_waited_for_for_ever(launch: Launch) -> None:
+    """A stuck ssh, or imports from a network disk that is away."""
+    assert launch.run("no workers", Limits(hang=0.5, meeting=0.5)) == 1
+    assert launch.ending.restart and launch.ending.reason == "no worker has started" and launch.nothing_left()
+    assert "no worker has started within 1 s" in launch.said
+
+
+def test_ranks_that_hang_under_a_launcher_that_starts_them_again(launch: Launch) -> None:
+    """As torchrun: only the workers are killed."""
+    launch.environment["FAKE_LAUNCHER"] = "starts again"
+    assert launch.run("hangs", Limits(hang=2.5, restarts_itself=True)) == 0
+    assert launch.said.count("no rank has made progress for 2.5 s; killing all") == 1 and launch.nothing_left()
+
+
+def test_ranks_that_cannot_write_heartbeats_are_not_killed(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full, or gone."""
+    monkeypatch.setattr(supervise_module, "cannot_write", lambda run_dir: "No space left on device")
+    assert launch.run("works without heartbeats", Limits(hang=1.0)) == 0
+    assert launch.said.count("(No space left on device)") == 1 and saved(launch.folder) == 2
+
+
 def test_one_rank_that_works_is_enough(launch: Launch) -> None:
     """The others wait for it: it reads much, say, or builds an index."""
     timer = threading.Timer(6.0, lambda: os.kill(os.getpid(), signal.SIGTERM))
     timer.start()
-    assert launch.run("one works", Limits(hang=2.5, stop=0.5)) == 143
+    assert launch.run("one works", Limits(hang=2.5, stop=0.5)) == NOT_SAVED
     assert "progress" not in launch.said
 
 
@@ -230,7 +262,7 @@ def test_a_rank_that_another_node_has_now_is_no_death(launch: Launch) -> None:
     """torchrun's agents of several nodes may give out ranks anew when they start again."""
     before = {"rank": 5, "pid": 2**22 + 1, "host": socket.gethostname(), "created": 1.0}
     (launch.folder / "processes").mkdir()
-    (launch.folder / "processes" / "abc.rank_5.json").write_text(json.dumps(before))
+    (launch.folder / "processes" / f"{launch.name}.rank_5.json").write_text(json.dumps(before))
     assert launch.run("finish", Limits(restarts_itself=True)) == 0
     assert not (launch.folder / "processes").exists()
 

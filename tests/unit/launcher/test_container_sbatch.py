@@ -51,7 +51,7 @@ FAKES = {
 
 
 @pytest.mark.parametrize(
-    ("code", "requeued"), [("0", False), ("1", False), ("2", False), ("143", True), ("wait", True)]
+    ("code", "requeued"), [("0", False), ("1", False), ("2", False), ("131", True), ("143", True), ("wait", True)]
 )
 def test_sbatch_script(tmp_path: Path, code: str, requeued: bool) -> None:
     for name, script in FAKES.items():
@@ -73,7 +73,7 @@ def test_sbatch_script(tmp_path: Path, code: str, requeued: bool) -> None:
     )
     assert result.returncode == (138 if code == "wait" else int(code)), result.stderr
     lines = calls.read_text().splitlines()
-    assert ("scontrol requeue 1234577" in lines) is (code in ("143", "wait"))
+    assert ("scontrol requeue 1234577" in lines) is (code in ("131", "143", "wait"))
     assert ("USR1" in lines) is (code == "wait"), "the signal goes on to the step"
     assert (
         "--container-image=/shared/image.sqsh" in lines[1] and f"--container-mounts={tmp_path}:/workspace" in lines[1]

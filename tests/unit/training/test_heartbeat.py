@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch.distributed as dist
@@ -13,7 +15,7 @@ import torch.distributed as dist
 from moe_train.parallel.collectives import LastCollective
 from moe_train.training import heartbeat
 from moe_train.training.heartbeat import Heartbeat, describe, read_beats
-from moe_train.training.worker_status import StatusFile
+from moe_train.training.worker_status import StatusFile, cannot_write, read_statuses
 
 
 @pytest.fixture
@@ -96,3 +98,30 @@ def test_collectives_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in before.items():
             setattr(dist, name, value)
     assert seen == [("all_reduce", True)] and not last.inside and last.number == 1
+
+
+def test_a_disk_that_is_full(tmp_path: Path, beat: Heartbeat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file can be made any more: those that are there tell on, of a process that may go on for long."""
+    status = StatusFile(tmp_path, "abc", 3)
+    status.start()
+    beat.note("validate", 1_000_000)
+    beat.start()
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(Path, "write_text", Mock(side_effect=full))
+    for step in (7, 12_345_678_901):
+        beat.note("train", step)
+        wait_for(lambda step=step: [found.step for found in read_beats(tmp_path, "abc")] == [step])
+    beat.close()
+    status.finish(2, "no space is left " * 20)
+    (ended,) = read_statuses(tmp_path, "abc")
+    assert (ended.exit_code, ended.error) == (2, "no space is left " * 20)
+    assert [path.name for path in (tmp_path / "processes").glob("*.tmp")] == []
+    with pytest.raises(OSError, match="No space"):
+        StatusFile(tmp_path, "new", 0).start()
+
+
+def test_whether_a_disk_takes_files(tmp_path: Path) -> None:
+    StatusFile(tmp_path, "abc", 0).start()
+    before = sorted(tmp_path.rglob("*"))
+    assert cannot_write(tmp_path) == "" and sorted(tmp_path.rglob("*")) == before
+    assert cannot_write(tmp_path / "nowhere") == "No such file or directory"
