@@ -6,6 +6,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from moe_train.training.stop import stop_signals
+
 
 class Signals:
     def __init__(self) -> None:
@@ -20,8 +22,7 @@ class Signals:
 @contextmanager
 def caught() -> Iterator[Signals]:
     signals = Signals()
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
-    before = {number: signal.signal(number, signals.handle) for number in numbers}
+    before = {number: signal.signal(number, signals.handle) for number in stop_signals()}
     try:
         yield signals
     finally:

@@ -1,4 +1,4 @@
-"""A polite request to stop, by SIGTERM, SIGUSR1 or Ctrl-C: the loop finishes its step, saves and ends."""
+"""A polite request to stop, by SIGTERM, SIGUSR1, SIGHUP or Ctrl-C: the loop finishes its step, saves and ends."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from types import FrameType
 
 AGENT_SECONDS = 5.0
 """How long after a SIGTERM of an agent a request to stop may arrive."""
+
+
+def stop_signals() -> list[signal.Signals]:
+    """SIGHUP not under nohup, which has it ignored: the run is to outlive its terminal."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, *hangup]
 
 
 class StopRequest:
@@ -33,9 +39,8 @@ class StopRequest:
 
     def install(self) -> StopRequest:
         """Takes over these signals; only in the main thread of a process."""
-        signal.signal(signal.SIGTERM, self._handle)
-        signal.signal(signal.SIGUSR1, self._handle)
-        signal.signal(signal.SIGINT, self._handle)
+        for number in stop_signals():
+            signal.signal(number, self._handle)
         return self
 
     def obey_agent(self) -> StopRequest:
