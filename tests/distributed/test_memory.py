@@ -65,7 +65,9 @@ def _compare(processes: Processes, case: Case, size: int) -> None:
     config = config_of(case, size)
     want, buffers = memory_per_rank(config, size), buffers_per_rank(config, size)
     figures = {"parameters": want.parameters, "gradients": want.gradients, "optimizer": want.optimizer}
-    figures["bucket"] = buffers.bucket
+    # A single rank on the CPU reduces nothing (training/one_rank.py); an accelerator has the bucket all the same.
+    alone = size == 1 and case.zero < 3 and case.precision == "float32"
+    figures["bucket"] = 0 if alone else buffers.bucket
     figures["save_copy"] = host_memory_per_rank(config, size).save_copy
     ranks = processes(size).run(memory.held, case=case)
     for name, bytes_ in figures.items():
@@ -73,8 +75,9 @@ def _compare(processes: Processes, case: Case, size: int) -> None:
         print(f"| {layout} | {name} | {bytes_:,} | {ranks[0][name]:,} |")
         got = [rank[name] for rank in ranks]
         if name == "gradients" and (case.zero, case.precision) == (2, "float32"):
-            # Gradients that the border of a rank's share cuts stay whole: much of a model as small as this.
-            assert all((1 - TOLERANCE) * bytes_ <= x <= 1.5 * bytes_ for x in got), got
+            # Gradients that the border of a rank's share cuts stay whole: much of a model as small as this, and the
+            # more, the smaller the share is.
+            assert all((1 - TOLERANCE) * bytes_ <= x <= (1 + size / 4) * bytes_ for x in got), got
         else:
             assert got == pytest.approx([bytes_] * size, rel=TOLERANCE), name
 
