@@ -33,17 +33,19 @@ def main() -> int:
     signal.signal(signal.SIGINT, kill)
     if os.environ.get("FAKE_LAUNCHER") == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
+    failed: list[int] = []
     while None in [worker.poll() for worker in workers]:
         failed = [worker.returncode for worker in workers if worker.returncode]
         if failed and os.environ.get("FAKE_LAUNCHER") != "waits":
             for worker in workers:
                 worker.kill()
-            if os.environ.get("FAKE_LAUNCHER") == "starts again":
-                os.environ |= {"FAKE_WORKER": "finish", "FAKE_LAUNCHER": ""}
-                return main()
-            return failed[0] % 256
+            break
         time.sleep(0.02)
-    return max(worker.returncode % 256 for worker in workers)
+    codes = [worker.wait() for worker in workers]
+    if any(codes) and os.environ.get("FAKE_LAUNCHER") == "starts again":
+        os.environ |= {"FAKE_WORKER": "finish", "FAKE_LAUNCHER": ""}
+        return main()
+    return failed[0] % 256 if failed else max(code % 256 for code in codes)
 
 
 if __name__ == "__main__":
