@@ -18,9 +18,9 @@ from moe_train.data.files import write_atomically
 ENVIRONMENT = "environment.json"
 PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy", "transformers", "sentencepiece", "pyarrow", "triton")
 _TOKEN = r"(?:auth|access|bearer|secret|hf|hub|gh|github|wandb)[_-]?token"
-_NAME = rf"[\w.-]*(?:api[_-]?key|secret|passw(?:or)?d|credential|{_TOKEN})[\w.-]*|--?token"
-_SECRET = re.compile(rf"(?i)({_NAME})([=:]).*")
-_SECRET_FLAG = re.compile(rf"(?i)-(?:{_NAME})|--?token")
+_NAME = rf"[\w.-]*(?:api[_-]?key|secret|passw(?:or)?d|credential|{_TOKEN})[\w.-]*"
+_SECRET = re.compile(rf"(?i)({_NAME}|^--?token)([=:]).*")
+_SECRET_FLAG = re.compile(rf"(?i)-{_NAME}|--?token")
 _IN_ADDRESS = re.compile(r"(\w://)[^/@\s]+@")
 """Name and password before the host of a URL."""
 
