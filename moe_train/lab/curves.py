@@ -54,6 +54,10 @@ def points(line: Band) -> dict[str, list[float]]:
     return found | {"tokens": [line.tokens[place] for place in shown]}
 
 
+_INSIDE = 7
+"""Names of lines that find room among the lines; more stand beside the axes."""
+
+
 def band_curves(lines: Sequence[Band], y_label: str, *, from_zero: bool = False) -> bytes:
     """SVG: one line for each arm over million tokens, its band behind it where there are several seeds."""
     width, height = WIDE[0], WIDE[1] + 0.9
@@ -70,7 +74,12 @@ def band_curves(lines: Sequence[Band], y_label: str, *, from_zero: bool = False)
             axes.set_ylim(bottom=0)
         finish(axes, "", y_label)
         _million_tokens(axes)
-        axes.legend(loc="best", ncols=1 + len(lines) // 8)
+        if len(lines) > _INSIDE:
+            left, bottom, width, height = axes.get_position().bounds
+            axes.set_position((left, bottom, 0.75 * width, height))
+            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
+        else:
+            axes.legend(loc="best")
         return to_svg(fig)
 
 
