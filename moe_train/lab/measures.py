@@ -36,7 +36,8 @@ def alarms_on_at_end(
     if forgotten and steps - last < window:
         return None
     none = {cause: 0 for _, cause, _ in begun}
-    return none | _layers((cause, layer) for layer, cause, _ in on - forgotten)
+    found = none | _layers((cause, layer) for layer, cause, _ in on - forgotten)
+    return dict(sorted(found.items()))
 
 
 def _begun(records: Sequence[Record]) -> set[tuple[Any, str, int]]:

@@ -128,6 +128,9 @@ def test_alarms_that_are_on_at_the_end() -> None:
     assert alarms_on_at_end(records, {0}, steps=300, window=20) == {"entropy": 0, "load_share": 2}
     assert alarms_on_at_end(records, {0, 300}, steps=300, window=20) == {"entropy": 0, "load_share": 2}
     assert alarms_on_at_end([], {0}, steps=300, window=20) == {}
+    # By name, as a file that is compared with an earlier one needs it: sets have another order in each process.
+    causes = [alarm("began", cause, 0, 120) for cause in ("z_growth", "load_share", "entropy", "dead_experts")]
+    assert list(alarms_on_at_end(causes, {0}, steps=300, window=20) or {}) == sorted(r["cause"] for r in causes)
 
 
 def test_what_was_on_before_the_last_start_counts_only_if_it_was_said_again() -> None:
