@@ -41,17 +41,19 @@ def publish(paths: Iterable[Path]) -> None:
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a small file: readers see the old content or the new one, never a part.
 
-    The temporary name holds the process, so that several may write the same file at once.
+    The temporary name holds the process, so that several may write the same file at once. OSError names the file.
     """
     temporary = path.with_name(f"{path.name}.{process_name()}{PARTIAL_SUFFIX}")
     try:
         temporary.write_bytes(content)
         sync(temporary)
         os.replace(temporary, path)
-    except OSError:
+    except OSError as error:
         # A part of a file has no use, and others may wait for its space.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        # What writing raises names none.
+        error.filename = error.filename or str(path)
         raise
     sync(path.parent)
 

@@ -109,10 +109,11 @@ def write_sign(path: Path, text: str, short: str | None = None) -> None:
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
         with suppress(OSError):
             temporary.unlink()
         if not path.is_file():
+            error.filename = error.filename or str(path)  # what writing raises names none
             raise
         # One call, of the file's length: a shorter text would end in what is left of the old one. Who reads half of
         # each looks again.
