@@ -16,6 +16,7 @@ from moe_train.parallel.collectives import LastCollective
 from moe_train.training import heartbeat
 from moe_train.training.heartbeat import Heartbeat, describe, read_beats
 from moe_train.training.worker_status import StatusFile, cannot_write, read_statuses
+from tests.unit.little_room import little_room
 
 
 @pytest.fixture
@@ -125,3 +126,11 @@ def test_whether_a_disk_takes_files(tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     assert cannot_write(tmp_path) == "" and sorted(tmp_path.rglob("*")) == before
     assert cannot_write(tmp_path / "nowhere") == "No such file or directory"
+
+
+def test_a_worker_that_cannot_say_that_it_is_there_names_the_file(tmp_path: Path) -> None:
+    """As on a disk that is full from the start: no earlier file is there to be written over."""
+    file = StatusFile(tmp_path, "abc", 3)
+    with pytest.raises(OSError, match=f"File too large: '{file.path}'"), little_room(1024):
+        file.start()
+    assert not list((tmp_path / "processes").iterdir())
