@@ -38,5 +38,6 @@ def told(script: str, number: signal.Signals | None) -> tuple[int, str]:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         if number is not None:
             process.send_signal(number)
-        out, _ = process.communicate(timeout=60)
+        # Not communicate: it reads past what the line before has left in the buffer. WAIT bounds the time.
+        out = process.stdout.read()
     return process.returncode, out.strip()
