@@ -23,13 +23,16 @@ def verify(folder: Path) -> int:
     code = 0
     for checkpoint in checkpoints:
         found = list(damages(checkpoint))
+        try:
+            files = read_index(checkpoint).files
+        except (ValueError, OSError) as error:
+            found = found or [str(error)]
         if checkpoint != folder and not checkpoint.is_dir():
             print(f"{checkpoint}: removed meanwhile, as its run keeps fewer")
         elif found:
             code = DAMAGED
             print(f"{checkpoint}: DAMAGED", *(f"  {line}" for line in found), sep="\n")
         else:
-            files = read_index(checkpoint).files
             size = sum(file.bytes for file in files.values())
             print(f"{checkpoint}: {len(files)} files, {size:,} bytes, all as they were written")
     for pointer in (LATEST, BEST):

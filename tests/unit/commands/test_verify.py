@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from moe_train.checkpoint.index import read_index
 from moe_train.checkpoint.streaming import write_weights
 from moe_train.checkpoint.verify import damages
 from moe_train.checkpoint.writing import LazyBox
@@ -44,17 +45,22 @@ def test_a_pointer_that_names_none(run_dir: Path, capsys: pytest.CaptureFixture[
     assert "DAMAGED" in (told := capsys.readouterr().out) and f"{pointer} names step_00000007" in told
 
 
+@pytest.mark.parametrize("before", ["moe_train.checkpoint.verify.damages", "moe_train.checkpoint.index.read_index"])
 def test_a_checkpoint_that_its_run_removes_meanwhile(
-    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, before: str
 ) -> None:
-    def removed_before(directory: Path) -> Iterator[str]:
+    """Before its files are read, or when all are."""
+    read = {"damages": damages, "read_index": read_index}[before.rpartition(".")[2]]
+
+    def removed(directory: Path) -> Any:
         if directory.name.endswith("1"):
             shutil.rmtree(directory)
-        yield from damages(directory)
+        return read(directory)
 
-    monkeypatch.setattr("moe_train.checkpoint.verify.damages", removed_before)
+    monkeypatch.setattr(before, removed)
     assert main(["inspect", str(run_dir), "--verify"]) == 0
-    assert "step_00000001: removed meanwhile" in capsys.readouterr().out
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 2 and "step_00000001: removed meanwhile" in told[0] and "as they were written" in told[1]
 
 
 def test_what_has_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
