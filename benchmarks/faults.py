@@ -38,6 +38,7 @@ from moe_train.checkpoint import store  # noqa: E402
 from moe_train.checkpoint.reading import StoredTensors  # noqa: E402
 from moe_train.checkpoint.verify import damages  # noqa: E402
 from moe_train.data.indexed import IndexedWriter  # noqa: E402
+from moe_train.training.worker_status import files_of  # noqa: E402
 
 VOCAB = 256
 STARTING = 0.15
@@ -122,7 +123,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def beats(run: Path, seen: set[int]) -> list[dict[str, Any]]:
     """Of processes that live, without those that were ``seen`` at an earlier kill."""
-    found = [read_json(path) for path in (run / "processes").glob("*.beat")]
+    found = [read_json(path) for path in files_of(run, "*.beat")]
     live = [beat for beat in found if beat is not None and psutil.pid_exists(beat["pid"])]
     return [beat for beat in live if beat["pid"] not in seen]
 

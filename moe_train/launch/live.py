@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_train.training.heartbeat import read_beats
-from moe_train.training.worker_status import FOLDER, read_statuses
+from moe_train.training.worker_status import files_of, read_statuses
 
 
 def sign_of_life(run_dir: Path, max_age: float, *, host: str | None = None, now: float | None = None) -> str:
@@ -20,7 +20,7 @@ def sign_of_life(run_dir: Path, max_age: float, *, host: str | None = None, now:
     """
     host = socket.gethostname() if host is None else host
     now = time.time() if now is None else now
-    launches = {path.name.split(".rank_")[0] for path in (run_dir / FOLDER).glob("*.rank_*.beat")}
+    launches = {path.name.split(".rank_")[0] for path in files_of(run_dir, "*.rank_*.beat")}
     found = [signs for launch in sorted(launches) if (signs := _signs(run_dir, launch, host))]
     if not found:
         raise ValueError(f"{run_dir}: no worker of {host} has started, or all have ended")

@@ -105,7 +105,6 @@ class Heartbeat:
 
     def _write(self) -> None:
         assert self.path is not None
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         write_sign(self.path, json.dumps(asdict(self.now())))
 
 

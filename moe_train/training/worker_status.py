@@ -91,7 +91,6 @@ class StatusFile:
     def _write(self) -> None:
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         short = replace(self.status, error=self.status.error and self.status.error[:_SHORT])
         write_sign(self.path, _content(self.status), _content(short))
 
@@ -107,7 +106,7 @@ def write_sign(path: Path, text: str, short: str | None = None) -> None:
     OSError where neither can be done."""
     temporary = path.with_suffix(f"{path.suffix}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        _write_new(temporary, text)
         temporary.replace(path)
     except OSError as error:
         with suppress(OSError):
@@ -119,6 +118,18 @@ def write_sign(path: Path, text: str, short: str | None = None) -> None:
         # each looks again.
         with path.open("r+b", buffering=0) as file:
             file.write((text if short is None else short).encode().ljust(path.stat().st_size))
+
+
+def _write_new(path: Path, text: str) -> None:
+    """In a folder that any launch which ends removes if it is empty, also between our making it and the file."""
+    for left in reversed(range(100)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            return
+        except (FileNotFoundError, FileExistsError):  # the latter: mkdir met it, and looked what it is when it was gone
+            if not left:
+                raise
 
 
 def cannot_write(run_dir: Path) -> str:

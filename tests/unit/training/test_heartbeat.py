@@ -15,7 +15,7 @@ import torch.distributed as dist
 from moe_train.parallel.collectives import LastCollective
 from moe_train.training import heartbeat
 from moe_train.training.heartbeat import Heartbeat, describe, read_beats
-from moe_train.training.worker_status import StatusFile, cannot_write, read_statuses
+from moe_train.training.worker_status import StatusFile, cannot_write, forget, read_statuses
 from tests.unit.little_room import little_room
 
 
@@ -134,3 +134,23 @@ def test_a_worker_that_cannot_say_that_it_is_there_names_the_file(tmp_path: Path
     with pytest.raises(OSError, match=f"File too large: '{file.path}'"), little_room(1024):
         file.start()
     assert not list((tmp_path / "processes").iterdir())
+
+
+def test_a_launch_that_ends_removes_the_folder_while_another_begins(tmp_path: Path) -> None:
+    """The last that leaves an empty folder removes it, at the moment at which the first of the next has found it."""
+    done = threading.Event()
+
+    def leave() -> None:
+        while not done.is_set():
+            forget(tmp_path, "before")
+
+    thread = threading.Thread(target=leave)
+    thread.start()
+    try:
+        for _ in range(300):
+            StatusFile(tmp_path, "now", 1).start()
+            assert len(read_statuses(tmp_path, "now")) == 1
+            forget(tmp_path, "now")
+    finally:
+        done.set()
+        thread.join()
