@@ -18,13 +18,15 @@ class Band:
     """One arm: the mean over its seeds and the range between the lowest and the highest."""
 
     label: str
+    number: int
+    """Of the arm in its comparison: an arm has the same colour in every figure, also where others have no curve."""
     tokens: list[float]
     mean: list[float]
     low: list[float]
     high: list[float]
 
 
-def band(label: str, runs: Sequence[Sequence[Record]], key: str) -> Band:
+def band(label: str, number: int, runs: Sequence[Sequence[Record]], key: str) -> Band:
     """``runs``: the records of each seed. Steps that all seeds have recorded; tokens are averaged over the seeds, which
     differ in them where documents are padded."""
     by_step = [{record["step"]: record for record in records if _is_number(record.get(key))} for records in runs]
@@ -33,6 +35,7 @@ def band(label: str, runs: Sequence[Sequence[Record]], key: str) -> Band:
     values = [[float(records[step][key]) for records in by_step] for step in steps]
     return Band(
         label=label,
+        number=number,
         tokens=[sum(records[step]["tokens"] for records in by_step) / len(by_step) for step in steps],
         mean=[sum(found) / len(found) for found in values],
         low=[min(found) for found in values],
@@ -42,7 +45,7 @@ def band(label: str, runs: Sequence[Sequence[Record]], key: str) -> Band:
 
 def bands(labels: Mapping[str, str], records: Mapping[str, Sequence[Sequence[Record]]], key: str) -> dict[str, Band]:
     """One for each arm that has recorded ``key``, by its name."""
-    found = {arm: band(labels[arm], runs, key) for arm, runs in records.items() if runs}
+    found = {arm: band(labels[arm], number, runs, key) for number, (arm, runs) in enumerate(records.items()) if runs}
     return {arm: one for arm, one in found.items() if one.tokens}
 
 
@@ -63,8 +66,8 @@ def band_curves(lines: Sequence[Band], y_label: str, *, from_zero: bool = False)
     width, height = WIDE[0], WIDE[1] + 0.9
     with figure(width, height, constrained=False) as fig:
         axes = one_axes(fig, "", y_label)
-        for number, line in enumerate(lines):
-            colour, style = CYCLE[number % len(CYCLE)], STYLES[number // len(CYCLE) % len(STYLES)]
+        for line in lines:
+            colour, style = CYCLE[line.number % len(CYCLE)], STYLES[line.number // len(CYCLE) % len(STYLES)]
             millions = [count / 1e6 for count in line.tokens]
             if line.low != line.high:
                 axes.fill_between(millions, line.low, line.high, color=colour, alpha=0.15, linewidth=0)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from moe_train.evaluation.heatmaps import load_matrices
+from moe_train.evaluation.plots import CYCLE
 from moe_train.lab.curves import Band, band, points
 from moe_train.lab.experiment import load_experiment
 from moe_train.lab.markdown import PUBLISHED_TITLE, cell
@@ -115,7 +116,7 @@ def test_json_has_the_points_of_the_curves(tmp_path: Path) -> None:
         "low": [9.8, 9.6, 9.4, 9.2],
         "high": [10.8, 10.6, 10.4, 10.2],
     }
-    long = Band("x", [float(n) for n in range(5000)], [1.0] * 5000, [1.0] * 5000, [1 / 3] * 5000)
+    long = Band("x", 0, [float(n) for n in range(5000)], [1.0] * 5000, [1.0] * 5000, [1 / 3] * 5000)
     thinned = points(long)
     assert len(thinned["tokens"]) == len(thinned["high"]) <= 100
     assert (thinned["tokens"][0], thinned["tokens"][-1], thinned["high"][0]) == (0, 4999, 0.333333)
@@ -248,8 +249,19 @@ def test_figures_can_be_drawn(tmp_path: Path) -> None:
     """With a label that matplotlib would take for a formula, and more arms than colours."""
     from moe_train.lab.curves import band_curves
 
-    lines = [band(f"$x_{number}", [[{"step": 1, "tokens": 5, "a": 1.0}]], "a") for number in range(9)]
+    lines = [band(f"$x_{number}", number, [[{"step": 1, "tokens": 5, "a": 1.0}]], "a") for number in range(9)]
     assert band_curves(lines, "y", from_zero=True).startswith(b"<?xml")
+
+
+def test_an_arm_has_the_same_colour_in_every_figure() -> None:
+    """Also where an arm before it has no such curve: a dense model has no Gini."""
+    from moe_train.lab.page import curve_bands, curve_figures
+
+    dense, sparse = ({"step": 1, "tokens": 5, "loss": 2.0}, {"step": 1, "tokens": 5, "loss": 2.0, "balance/gini": 0.1})
+    records = {"dense": [[dense]], "not run yet": [], "sparse": [[sparse]]}
+    loss, gini = curve_figures(curve_bands({arm: arm for arm in records}, records)).values()
+    colours = [set(re.findall(rb"#[0-9a-f]{6}", figure)) & {c.encode() for c in CYCLE} for figure in (loss, gini)]
+    assert colours == [{CYCLE[0].encode(), CYCLE[2].encode()}, {CYCLE[2].encode()}]
 
 
 def test_loads_of_different_models_can_be_drawn_in_one_figure() -> None:
@@ -263,9 +275,10 @@ def test_a_band_is_of_the_steps_that_all_seeds_have() -> None:
 
     found = band(
         "x",
+        0,
         [records((1, 10, 4.0), (2, 20, 3.0), (3, 30, None)), records((1, 12, 2.0), (2, 24, 5.0), (4, 9, 1.0))],
         "loss",
     )
     assert found.tokens == [11.0, 22.0]
     assert (found.mean, found.low, found.high) == ([3.0, 4.0], [2.0, 3.0], [4.0, 5.0])
-    assert band("x", [], "loss").tokens == []
+    assert band("x", 0, [], "loss").tokens == []
