@@ -136,21 +136,24 @@ def test_a_worker_that_cannot_say_that_it_is_there_names_the_file(tmp_path: Path
     assert not list((tmp_path / "processes").iterdir())
 
 
-def test_a_launch_that_ends_removes_the_folder_while_another_begins(tmp_path: Path) -> None:
-    """The last that leaves an empty folder removes it, at the moment at which the first of the next has found it."""
-    done = threading.Event()
+@pytest.mark.parametrize("moment", ["write_text", "is_dir"])
+def test_a_launch_that_ends_removes_the_folder_while_another_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The last that leaves an empty folder removes it: just before a file is made in it, or when mkdir has met it and
+    looks what it is."""
+    StatusFile(tmp_path, "before", 0).start()
+    (tmp_path / "processes" / "before.rank_0.json").unlink()
+    leaving, seen = ["before"], getattr(Path, moment)
 
-    def leave() -> None:
-        while not done.is_set():
-            forget(tmp_path, "before")
+    def at_that_moment(path: Path, *args: object, **options: object) -> object:
+        if leaving:
+            forget(tmp_path, leaving.pop())
+            assert not (tmp_path / "processes").exists()
+        return seen(path, *args, **options)
 
-    thread = threading.Thread(target=leave)
-    thread.start()
-    try:
-        for _ in range(300):
-            StatusFile(tmp_path, "now", 1).start()
-            assert len(read_statuses(tmp_path, "now")) == 1
-            forget(tmp_path, "now")
-    finally:
-        done.set()
-        thread.join()
+    file = StatusFile(tmp_path, "now", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, moment, at_that_moment)
+        file.start()
+    assert not leaving and len(read_statuses(tmp_path, "now")) == 1
